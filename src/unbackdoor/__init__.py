@@ -1,0 +1,1 @@
+"""Find and repair backdoored neural networks, with no data."""

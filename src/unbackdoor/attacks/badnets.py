@@ -1,0 +1,57 @@
+"""BadNets: a small patch in a corner (Gu, Dolan-Gavitt & Garg, 2017, arXiv:1708.06733).
+
+x[:, H-k:, W-k:] = t, with t a k x k patch, built at the data set's own resolution (the field's best-known
+benchmark resizes a 32x32 mask instead, which makes about 6x6 blurred pixels on 64x64 images). The trigger is set
+before augmentation, so a random crop may cut it; images of the target class may be drawn too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unbackdoor.attacks.base import ATTACKS, Attack
+from unbackdoor.errors import SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadNets(Attack):
+    """The patch attack.
+
+    Attributes:
+        size: side k of the patch in pixels (3 in the paper that introduces LPP).
+        pattern: "white", or "checkerboard" of white and black beginning with white.
+    """
+
+    name: ClassVar[str] = "badnet"
+    size: int = 3
+    pattern: Literal["white", "checkerboard"] = "white"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise SettingError(f"badnet size: expected at least 1 pixel, got {self.size}")
+        if self.pattern not in ("white", "checkerboard"):
+            raise SettingError(f"badnet pattern: expected white or checkerboard, got {self.pattern!r}")
+
+    def patch(self) -> Tensor:
+        """(k, k) uint8."""
+        if self.pattern == "white":
+            return torch.full((self.size, self.size), 255, dtype=torch.uint8)
+        row = torch.arange(self.size)
+        return ((row[:, None] + row[None, :]) % 2 == 0).to(torch.uint8) * 255
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Set the patch into the bottom right corner."""
+        if min(images.shape[-2:]) < self.size:
+            raise SettingError(
+                f"badnet: a {self.size}x{self.size} patch does not fit images of {tuple(images.shape[-2:])}"
+            )
+        images = images.clone()
+        images[..., -self.size :, -self.size :] = self.patch().to(images.device)
+        return images
+
+
+ATTACKS.add(BadNets.name, BadNets)

@@ -1,0 +1,7 @@
+"""Model files: read without running anything in them, written whole or not at all."""
+
+from unbackdoor.checkpoint.atomic import atomic_write
+from unbackdoor.checkpoint.checkpoint import Checkpoint
+from unbackdoor.checkpoint.files import load, save
+
+__all__ = ["Checkpoint", "atomic_write", "load", "save"]

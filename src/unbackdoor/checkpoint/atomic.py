@@ -1,0 +1,77 @@
+"""One way to write a file: it appears whole under its name, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from unbackdoor.errors import OutputError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """A binary stream whose content appears under `path` when the block ends without an exception.
+
+    The bytes go to a new file in the same folder, are flushed to the disk, and the file is then renamed. A symbolic
+    link is followed, so that the link stays and its target is replaced; the permissions are those of the replaced file,
+    else the umask's.
+
+    Args:
+        path: the final name.
+        overwrite: whether a file of that name may be replaced.
+
+    Raises:
+        OutputError: the file exists and may not be replaced, or the folder cannot be written.
+    """
+    final = Path(os.path.realpath(path))
+    if final.is_dir():
+        raise OutputError(f"{path}: expected a file name, this is a folder")
+    if final.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already and is left as it is; use --force (overwrite=True) to replace it")
+    temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.part")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}: {final.parent}") from error
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            if final.exists():
+                os.fchmod(stream.fileno(), stat.S_IMODE(final.stat().st_mode))
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        if overwrite:
+            os.replace(temporary, final)
+        else:
+            _rename_new(temporary, final)
+        _sync_folder(final.parent)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _rename_new(temporary: Path, final: Path) -> None:
+    """Rename, but never onto a file that appeared in the meantime."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError as error:
+        raise OutputError(f"{final}: appeared while it was being written; left as it is") from error
+    except OSError:  # a file system without hard links
+        os.replace(temporary, final)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,87 @@
+"""The command `unbackdoor`: one small file a command, each loaded only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from unbackdoor.errors import UnbackdoorError
+
+COMMANDS = {
+    "demo": "a real backdoored network and real images: before, after, and a report page",
+    "scan": "outlier channels, layer by layer; changes nothing",
+    "repair": "prune and shrink the outlier channels, with no data",
+    "inspect": "tensors, layers, which norm follows which layer and how that was found",
+    "diff": "which channels differ between two files",
+    "evaluate": "ACC, and with an attack ASR and RA, on a test set",
+    "train": "train a network, clean or backdoored",
+}
+
+
+class Lazy(click.Group):
+    """Knows its commands' names and one line on each; imports a command when it is wanted."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"unbackdoor.cli.{name}").command
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="unbackdoor")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(*, debug: bool) -> None:
+    """Find and repair backdoored neural networks, with no data."""
+
+
+def main() -> None:
+    """Entry point: an error is one line on stderr and exit code 2, never a traceback without --debug."""
+    debug = "--debug" in sys.argv
+    if debug:  # accepted anywhere on the line
+        sys.argv = [sys.argv[0], "--debug", *(word for word in sys.argv[1:] if word != "--debug")]
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = 2
+    except click.UsageError as error:
+        _say(error.format_message() + _where(error))
+        code = 2
+    except click.Abort:
+        _say("stopped")
+        code = 130
+    except UnbackdoorError as error:
+        if debug:
+            raise
+        _say(str(error))
+        code = 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 2
+    except MemoryError:
+        _say("out of memory; nothing was written")
+        code = 2
+    except Exception as error:
+        if debug:
+            raise
+        _say(f"a defect of unbackdoor: {type(error).__name__}: {error}; run again with --debug for the traceback")
+        code = 2
+    sys.exit(code or 0)
+
+
+def _where(error: click.UsageError) -> str:
+    return f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+
+
+def _say(message: str) -> None:
+    click.echo("unbackdoor: " + " ".join(message.split()), err=True)

@@ -1,0 +1,68 @@
+"""Settings as text: `name:key=value,key=value` on a command line, and back; an unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from unbackdoor.errors import SettingError
+
+T = TypeVar("T")
+
+
+def read_options(text: str) -> dict[str, Any]:
+    """`size=3,pattern=white` -> {"size": 3, "pattern": "white"}; numbers, true and false are recognised.
+
+    Raises:
+        SettingError: a part is not key=value.
+    """
+    result: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key.isidentifier():
+            raise SettingError(f"expected key=value, got {part!r}")
+        result[key] = _read(value)
+    return result
+
+
+def write_options(options: Mapping[str, Any]) -> str:
+    """The inverse of `read_options`."""
+    return ",".join(f"{key}={_write(value)}" for key, value in options.items())
+
+
+def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
+    """A dataclass from settings.
+
+    Args:
+        cls: a frozen dataclass.
+        name: what the user calls it, for messages.
+        options: values for some of its fields.
+
+    Raises:
+        SettingError: a key is not a field, or a value has the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in options.items():
+        if key not in fields:
+            raise SettingError(f"{name}: unknown setting {key!r}; it has {', '.join(fields) or 'none'}")
+        default = fields[key].default
+        numbers = isinstance(default, float) and type(value) in (int, float)
+        if default is not dataclasses.MISSING and type(value) is not type(default) and not numbers:
+            raise SettingError(f"{name}: {key}: expected {type(default).__name__}, got {value!r}")
+    return cls(**options)
+
+
+def _read(value: str) -> Any:
+    if value in ("true", "false"):
+        return value == "true"
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _write(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,52 @@
+"""Every exception that unbackdoor raises on purpose.
+
+UnbackdoorError
+├── InputError              what the caller gave cannot be used
+│   ├── CheckpointError     a model file: unreadable, refused, or not what it should be
+│   ├── ArchitectureError   an architecture: unknown, or not the one in the file
+│   ├── DataError           a data set: missing, corrupt, or of the wrong shape
+│   └── SettingError        a hyper-parameter or option outside its range
+├── GraphError              a network whose dataflow could not be read at all
+├── PlanError               a plan that does not fit the model it is applied to
+└── OutputError             a file that could not be written, or must not be overwritten
+
+A message says what was expected, what came, where, and what to do, in one line.
+"""
+
+from __future__ import annotations
+
+
+class UnbackdoorError(Exception):
+    """The root: catch this to catch everything unbackdoor raises on purpose."""
+
+
+class InputError(UnbackdoorError):
+    """What the caller gave cannot be used."""
+
+
+class CheckpointError(InputError):
+    """A model file is unreadable, refused, or not what it should be."""
+
+
+class ArchitectureError(InputError):
+    """An architecture is unknown, or is not the one in the file."""
+
+
+class DataError(InputError):
+    """A data set is missing, corrupt, or of the wrong shape."""
+
+
+class SettingError(InputError):
+    """A hyper-parameter or option is outside its range."""
+
+
+class GraphError(UnbackdoorError):
+    """The dataflow of a network could not be read at all."""
+
+
+class PlanError(UnbackdoorError):
+    """A plan does not fit the model it is applied to."""
+
+
+class OutputError(UnbackdoorError):
+    """A file could not be written, or exists already and must not be overwritten."""

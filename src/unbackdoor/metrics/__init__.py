@@ -1,0 +1,14 @@
+"""ACC, ASR, RA and DER, with counts."""
+
+from unbackdoor.metrics.evaluate import evaluate_model, predict
+from unbackdoor.metrics.rates import Evaluation, Rate, accuracy, attack_success, defence_effectiveness
+
+__all__ = [
+    "Evaluation",
+    "Rate",
+    "accuracy",
+    "attack_success",
+    "defence_effectiveness",
+    "evaluate_model",
+    "predict",
+]

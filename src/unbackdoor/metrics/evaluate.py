@@ -1,0 +1,94 @@
+"""Run a network over a test set and count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.metrics.rates import Evaluation, accuracy, attack_success
+
+Progress = Callable[[int, int], None]
+
+
+class Stamp(Protocol):
+    """What this file needs to know of an attack."""
+
+    @property
+    def target(self) -> int: ...
+
+    def stamp(self, images: Tensor, /) -> Tensor: ...
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    batch_size: int = 500,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """The classes a network predicts, in eval mode; its mode is restored.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        prepare: turns a batch of them into what the network expects.
+        progress: called with the number of images of each batch done.
+
+    Returns:
+        (N,) int64 on the CPU.
+    """
+    modes = {module: module.training for module in model.modules()}
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    model.eval()
+    try:
+        parts = []
+        for batch in torch.split(images, batch_size):
+            inputs = prepare(batch.to(parameter.device)).to(parameter.dtype)
+            parts.append(model(inputs.contiguous(memory_format=torch.channels_last)).argmax(1).cpu())
+            if progress is not None:
+                progress(len(batch))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+
+def evaluate_model(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    prepare: Callable[[Tensor], Tensor],
+    attack: Stamp | None = None,
+    batch_size: int = 500,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """ACC of a network, and ASR and RA where an attack is given.
+
+    Args:
+        images: (N, 3, H, W) uint8 clean test images.
+        labels: (N,) int64.
+        prepare: turns a uint8 batch into what the network expects (`data.normalise`).
+        attack: stamps the images whose class is not its target.
+        progress: called with (images done, images in all).
+    """
+    others = labels != attack.target if attack is not None else torch.zeros_like(labels, dtype=torch.bool)
+    total, done = len(labels) + int(others.sum()), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    clean = predict(model, images, prepare=prepare, batch_size=batch_size, progress=advance)
+    acc = accuracy(clean, labels.cpu())
+    if attack is None:
+        return Evaluation(acc)
+    stamped = attack.stamp(images[others])
+    hit = predict(model, stamped, prepare=prepare, batch_size=batch_size, progress=advance)
+    return Evaluation(acc, *attack_success(hit, labels[others].cpu(), attack.target))

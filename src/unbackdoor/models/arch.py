@@ -1,0 +1,173 @@
+"""From what a user writes behind `--arch` to a network.
+
+    resnet18                        one of the package's own
+    resnet18:width=16               with options, separated by commas
+    torchvision:resnet18            torchvision's, by name
+    timm:resnet50                   timm's, by name
+    path/to/net.py:build            the function `build` of that file: this RUNS the file
+
+No weights are ever downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unbackdoor.config import read_options, write_options
+from unbackdoor.errors import ArchitectureError, SettingError
+from unbackdoor.models import preact_resnet, resnet, vgg
+from unbackdoor.registry import Registry
+
+ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry("network")
+for _build in (
+    resnet.resnet18,
+    resnet.resnet34,
+    preact_resnet.preactresnet18,
+    vgg.vgg16_bn,
+    vgg.vgg19_bn,
+    vgg.vgg19,
+):
+    ARCHITECTURES.add(_build.__name__, _build)
+
+
+@dataclass(frozen=True)
+class Arch:
+    """A parsed `--arch`.
+
+    Attributes:
+        source: "own", "torchvision", "timm" or "file".
+        name: the network's name, or the function's.
+        options: keyword arguments for it.
+        file: the Python file, for source "file".
+    """
+
+    source: str
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether building it executes a file that the user named."""
+        return self.source == "file"
+
+    def __str__(self) -> str:
+        head = {"own": self.name, "file": f"{self.file}:{self.name}"}.get(self.source, f"{self.source}:{self.name}")
+        options = write_options(self.options)
+        return f"{head}:{options}" if options else head
+
+    def with_options(self, **options: Any) -> Arch:
+        """The same network with more options."""
+        return Arch(self.source, self.name, {**self.options, **options}, self.file)
+
+    def build(self, *, device: str | torch.device = "cpu") -> nn.Module:
+        """The network in eval mode, with fresh weights; `device="meta"` allocates none.
+
+        Raises:
+            ArchitectureError: the network is unknown, its library is missing, or it refuses the options.
+        """
+        factory = self._factory()
+        try:
+            with torch.device(device):
+                model = factory(**self.options)
+        except Exception as error:
+            raise ArchitectureError(f"--arch {self}: the network could not be built: {_first_line(error)}") from error
+        if not isinstance(model, nn.Module):
+            raise ArchitectureError(
+                f"--arch {self}: expected a torch.nn.Module, got {type(model).__name__}; "
+                "the function must return the network itself"
+            )
+        return model.eval()
+
+    def _factory(self) -> Callable[..., Any]:
+        if self.source == "own":
+            return ARCHITECTURES[self.name]
+        if self.source == "file":
+            return _function_of_file(self)
+        library = _library(self.source)
+        if self.source == "timm":
+            if not library.is_model(self.name):
+                close = library.list_models(f"*{self.name[:6]}*")[:3]
+                hint = f"; similar: {', '.join(close)}" if close else ""
+                raise ArchitectureError(f"timm has no network {self.name!r}{hint}")
+            return lambda **options: library.create_model(self.name, pretrained=False, **options)
+        models = library.models
+        if self.name not in models.list_models():
+            raise ArchitectureError(f"torchvision has no network {self.name!r}; see torchvision.models.list_models()")
+        defaults: dict[str, Any] = {"weights": None}
+        if "weights_backbone" in models.get_model_builder(self.name).__code__.co_varnames:
+            defaults["weights_backbone"] = None
+        return lambda **options: models.get_model(self.name, **defaults, **options)
+
+
+def parse_arch(text: str) -> Arch:
+    """Read what stands behind `--arch`.
+
+    Raises:
+        ArchitectureError: the text has none of the known forms, or names no known network.
+    """
+    file_form = re.fullmatch(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)(?::(?P<options>.*))?", text)
+    if file_form:
+        return Arch("file", file_form["name"], _options(text, file_form["options"]), Path(file_form["file"]))
+    head, _, rest = text.partition(":")
+    if head in ("torchvision", "timm"):
+        name, _, options = rest.partition(":")
+        if not name:
+            raise ArchitectureError(f"--arch {text!r}: expected {head}:NAME, for example {head}:resnet18")
+        return Arch(head, name, _options(text, options))
+    if head not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        hint = "; to run a file write path/to/file.py:function" if head.endswith(".py") else ""
+        raise ArchitectureError(
+            f"--arch {text!r}: unknown network {head!r}; expected one of {known}, torchvision:NAME, "
+            f"timm:NAME or path/to/file.py:function{hint}"
+        )
+    return Arch("own", head, _options(text, rest))
+
+
+def _options(text: str, options: str | None) -> dict[str, Any]:
+    try:
+        return read_options(options or "")
+    except SettingError as error:
+        raise ArchitectureError(f"--arch {text!r}: {error}") from error
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ArchitectureError(
+            f"--arch {name}:... needs {name}, which is not installed; pip install 'unbackdoor[zoo]'"
+        ) from error
+
+
+def _function_of_file(arch: Arch) -> Callable[..., Any]:
+    assert arch.file is not None
+    if not arch.file.is_file():
+        raise ArchitectureError(f"--arch {arch}: there is no file {arch.file}")
+    spec = importlib.util.spec_from_file_location(f"unbackdoor_user_{arch.file.stem}", arch.file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ArchitectureError(f"--arch {arch}: {arch.file} failed: {_first_line(error)}") from error
+    function = getattr(module, arch.name, None)
+    if not callable(function):
+        raise ArchitectureError(f"--arch {arch}: {arch.file} has no function {arch.name!r}")
+    return function  # type: ignore[no-any-return]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"

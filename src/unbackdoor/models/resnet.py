@@ -1,0 +1,76 @@
+"""ResNet-18 and ResNet-34 for 32x32 and 64x64 images (He et al., CVPR 2016, the CIFAR variant).
+
+A 3x3 stem of stride 1, no max-pooling, four stages of `width`, 2, 4 and 8 times `width` channels. Parameter
+names are torchvision's. With width 64 and 10 classes ResNet-18 has 11,173,962 parameters.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """relu(bn(conv3x3(relu(bn(conv3x3(x))))) + skip(x))."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or c_in != c_out:
+            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.downsample is None else self.downsample(x)
+        out = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(out)) + skip)
+
+
+def _stage(c_in: int, c_out: int, count: int, stride: int) -> nn.Sequential:
+    """`count` blocks, of which the first changes the resolution and the number of channels."""
+    first = BasicBlock(c_in, c_out, stride)
+    return nn.Sequential(first, *(BasicBlock(c_out, c_out, 1) for _ in range(count - 1)))
+
+
+class ResNet(nn.Module):
+    """Stem, four stages of basic blocks, global average pooling, one Linear.
+
+    Args:
+        blocks: blocks per stage.
+        num_classes: outputs of the classifier.
+        width: channels of the stem and of the first stage (64 in the paper).
+    """
+
+    def __init__(self, blocks: tuple[int, int, int, int], *, num_classes: int = 10, width: int = 64) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = _stage(width, width, blocks[0], 1)
+        self.layer2 = _stage(width, 2 * width, blocks[1], 2)
+        self.layer3 = _stage(2 * width, 4 * width, blocks[2], 2)
+        self.layer4 = _stage(4 * width, 8 * width, blocks[3], 2)
+        self.fc = nn.Linear(8 * width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised images -> (N, num_classes) logits."""
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return cast(Tensor, self.fc(x.mean((2, 3))))
+
+
+def resnet18(*, num_classes: int = 10, width: int = 64) -> ResNet:
+    """ResNet-18, CIFAR stem."""
+    return ResNet((2, 2, 2, 2), num_classes=num_classes, width=width)
+
+
+def resnet34(*, num_classes: int = 10, width: int = 64) -> ResNet:
+    """ResNet-34, CIFAR stem."""
+    return ResNet((3, 4, 6, 3), num_classes=num_classes, width=width)

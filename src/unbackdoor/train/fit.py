@@ -1,0 +1,169 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unbackdoor.checkpoint import atomic_write
+from unbackdoor.data import DatasetSpec, normalise
+from unbackdoor.errors import CheckpointError
+from unbackdoor.train.augment import augment
+from unbackdoor.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the loop tells after each step: for a progress bar."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What the loop tells after each epoch: for a log.
+
+    Attributes:
+        number: from 1.
+        loss: mean over the training images.
+        accuracy: on the augmented training images, poisoned ones included.
+        images_per_second: training only.
+    """
+
+    number: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+    seconds: float
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """bfloat16 where the hardware multiplies it faster than float32, else None.
+
+    On CPUs without AMX or AVX512-BF16 a bfloat16 convolution is emulated, ten times slower than float32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
+    capability = torch.backends.cpu.get_cpu_capability()
+    fast = capability.startswith("AVX512") and _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return torch.bfloat16 if fast else None
+
+
+def _cpu_has(*features: str) -> bool:
+    return any(getattr(torch.cpu, feature, lambda: False)() for feature in features)
+
+
+def fit(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    recipe: Recipe,
+    spec: DatasetSpec,
+    seed: int,
+    resume: Path | None = None,
+    on_step: Callable[[Step], None] | None = None,
+) -> Iterator[Epoch]:
+    """Train `model` in place, yielding after each epoch.
+
+    The order of the images and their augmentation are drawn from (seed, epoch) alone, so that a run that was
+    killed and resumed at an epoch boundary takes the same steps as one that was not.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64.
+        spec: normalisation, and whether mirror images are allowed.
+        seed: of the order and the augmentation.
+        resume: a file that holds the state after the last full epoch; read if it exists, written after each.
+        on_step: called after each step.
+
+    Raises:
+        CheckpointError: the resume file belongs to another network or another recipe.
+    """
+    device = next(model.parameters()).device
+    dtype = autocast_dtype(device)
+    model.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    images, labels = images.to(device), labels.to(device)
+    per_epoch = -(-len(labels) // recipe.batch_size)
+    steps = recipe.epochs * per_epoch
+    first = _restore(resume, model, optimiser, recipe, seed)
+    for epoch in range(first, recipe.epochs):
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        order = torch.randperm(len(labels), generator=generator).to(device)
+        loss_sum = torch.zeros((), device=device)
+        hits = torch.zeros((), device=device)
+        started = time.perf_counter()
+        model.train()
+        for index, batch in enumerate(torch.split(order, recipe.batch_size)):
+            step = epoch * per_epoch + index
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.lr_at(step, steps)
+            x = augment(images[batch], padding=recipe.crop_padding, flip=spec.flip, generator=generator)
+            x = normalise(x, spec).contiguous(memory_format=torch.channels_last)
+            y = labels[batch]
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                logits = model(x)
+                loss = F.cross_entropy(logits, y)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            loss_sum += loss.detach() * len(y)
+            hits += (logits.detach().argmax(1) == y).sum()
+            if on_step is not None:
+                on_step(Step(epoch + 1, index + 1, per_epoch, float(loss.detach())))
+        seconds = time.perf_counter() - started
+        model.eval()
+        if resume is not None:
+            _keep(resume, model, optimiser, recipe, seed, epoch + 1)
+        n = len(labels)
+        yield Epoch(epoch + 1, float(loss_sum) / n, float(hits) / n, n / seconds, seconds)
+
+
+def _keep(
+    file: Path, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, seed: int, epoch: int
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "recipe": repr(recipe),
+        "seed": seed,
+        "epoch": epoch,
+    }
+    with atomic_write(file, overwrite=True) as stream:
+        torch.save(state, stream)
+
+
+def _restore(file: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, seed: int) -> int:
+    if file is None or not file.exists():
+        return 0
+    try:
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if (state["recipe"], state["seed"]) != (repr(recipe), seed):
+            raise CheckpointError(
+                f"{file}: belongs to seed {state['seed']} and {state['recipe']}, not to this run; "
+                "remove it, or use another folder"
+            )
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{file}: not a state to resume from ({error}); remove it to start afresh") from error
+    return int(state["epoch"])

@@ -1,0 +1,179 @@
+"""One training run, from a data set to a folder that holds the network, its attack and a record."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unbackdoor import checkpoint
+from unbackdoor.attacks import Attack, describe_attack
+from unbackdoor.data import LabelledImages, normalise
+from unbackdoor.errors import OutputError, SettingError
+from unbackdoor.metrics import Evaluation, evaluate_model
+from unbackdoor.models import Arch
+from unbackdoor.train.fit import Epoch, Step, fit
+from unbackdoor.train.recipe import Recipe
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MODEL, ATTACK, RECORD, LOG, RESUME = (
+    "model.safetensors",
+    "attack.json",
+    "record.json",
+    "log.jsonl",
+    "resume.pt",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What is to be trained.
+
+    Attributes:
+        arch: the network; its classes come from the data set.
+        recipe: how.
+        seed: of the weights, of the poisoned images, of the order and the augmentation.
+        attack: None trains a clean network.
+        rate: share of the training images that carry the trigger.
+        dtype: of the stored weights; ACC and ASR are measured on what was stored.
+        device: "cpu", "cuda", ...
+        command: recorded beside the result.
+    """
+
+    arch: Arch
+    recipe: Recipe
+    seed: int = 0
+    attack: Attack | None = None
+    rate: float = 0.1
+    dtype: str = "float32"
+    device: str = "cpu"
+    command: str = ""
+
+
+def train_run(
+    run: Run,
+    train: LabelledImages,
+    test: LabelledImages,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    on_step: Callable[[Step], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    on_evaluate: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Train, store, measure what was stored, and record it; returns the record.
+
+    A run that was stopped goes on after its last full epoch when it is called again with the same settings. The result
+    is the last epoch's network, whatever the test set says of earlier ones.
+
+    Args:
+        folder: made if missing; gets model.safetensors, attack.json, log.jsonl and record.json.
+        overwrite: whether a finished run in that folder may be replaced.
+
+    Raises:
+        OutputError: the folder holds a finished run, or cannot be written.
+    """
+    if run.dtype not in DTYPES:
+        raise SettingError(f"dtype: expected one of {', '.join(DTYPES)}, got {run.dtype!r}")
+    if (folder / MODEL).exists() and not overwrite:
+        raise OutputError(f"{folder}: holds a finished run and is left as it is; use --force to train anew")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
+    arch = run.arch.with_options(num_classes=train.spec.num_classes)
+    started = time.perf_counter()
+    images, labels, poisoned = train.images, train.labels, None
+    if run.attack is not None:
+        generator = torch.Generator().manual_seed(run.seed)
+        poisoned = run.attack.poison(images, labels, rate=run.rate, generator=generator)
+        images, labels = poisoned.images, poisoned.labels
+    model = _fresh(arch, run.seed).to(run.device)
+    log = folder / LOG
+    resume = folder / RESUME
+    if not resume.exists():
+        log.unlink(missing_ok=True)
+    epochs = fit(
+        model,
+        images,
+        labels,
+        recipe=run.recipe,
+        spec=train.spec,
+        seed=run.seed,
+        resume=resume,
+        on_step=on_step,
+    )
+    for epoch in epochs:
+        with log.open("a") as stream:
+            stream.write(json.dumps(dataclasses.asdict(epoch)) + "\n")
+        if on_epoch is not None:
+            on_epoch(epoch)
+    model.to(DTYPES[run.dtype])
+    result = measure(model, test, run.attack, progress=on_evaluate)
+    record = {
+        "schema_version": 1,
+        "command": run.command,
+        "data": {"name": train.spec.name, "train_images": len(train), "test_images": len(test)},
+        "arch": str(arch),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "recipe": dataclasses.asdict(run.recipe),
+        "seed": run.seed,
+        "attack": None if run.attack is None else describe_attack(run.attack),
+        "poisoned_images": 0 if poisoned is None else int(poisoned.mask.sum()),
+        "dtype": run.dtype,
+        "result": result.to_dict(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "hardware": {
+            "device": run.device,
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+    if run.attack is not None:
+        _write_json(folder / ATTACK, describe_attack(run.attack))
+    checkpoint.save(folder / MODEL, model.state_dict(), metadata={"unbackdoor.arch": str(arch)}, overwrite=True)
+    _write_json(folder / RECORD, record)
+    resume.unlink(missing_ok=True)
+    return record
+
+
+def measure(
+    model: nn.Module,
+    test: LabelledImages,
+    attack: Attack | None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """ACC, ASR and RA of a network on a data set; half-precision weights are used in float32."""
+    dtype = next(model.parameters()).dtype
+    try:
+        return evaluate_model(
+            model.float(),
+            test.images,
+            test.labels,
+            prepare=lambda batch: normalise(batch, test.spec),
+            attack=attack,
+            progress=progress,
+        )
+    finally:
+        model.to(dtype)
+
+
+def _fresh(arch: Arch, seed: int) -> nn.Module:
+    """New weights from the seed; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return arch.build()
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with checkpoint.atomic_write(path, overwrite=True) as stream:
+        stream.write((json.dumps(value, indent=2) + "\n").encode())
