@@ -15,13 +15,15 @@ def read_options(text: str) -> dict[str, Any]:
     """`size=3,pattern=white` -> {"size": 3, "pattern": "white"}; numbers, true and false are recognised.
 
     Raises:
-        SettingError: a part is not key=value.
+        SettingError: a part is not key=value, or a key comes twice.
     """
     result: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
         if not equals or not key.isidentifier():
             raise SettingError(f"expected key=value, got {part!r}")
+        if key in result:
+            raise SettingError(f"{key} is given twice")
         result[key] = _read(value)
     return result
 

@@ -26,12 +26,14 @@ def atomic_write(path: str | Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         overwrite: whether a file of that name may be replaced.
 
     Raises:
-        OutputError: the file exists and may not be replaced, or the folder cannot be written.
+        OutputError: the file exists and may not be replaced, is no regular file, or cannot be written.
     """
     final = Path(os.path.realpath(path))
-    if final.is_dir():
-        raise OutputError(f"{path}: expected a file name, this is a folder")
-    if final.exists() and not overwrite:
+    there = os.path.exists(final)  # unlike Path.exists, never an OSError
+    if there and not final.is_file():
+        what = "folder" if final.is_dir() else "device or a pipe"
+        raise OutputError(f"{path}: expected a file name, this is a {what}")
+    if there and not overwrite:
         raise OutputError(f"{path}: exists already and is left as it is; use --force (overwrite=True) to replace it")
     temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.part")
     try:
@@ -52,6 +54,10 @@ def atomic_write(path: str | Path, *, overwrite: bool) -> Iterator[BinaryIO]:
         _sync_folder(final.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except RuntimeError as error:  # torch.save hides the system's error behind one of its own
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise OutputError(f"{path}: cannot be written: {error.__context__.strerror}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,12 +40,13 @@ def load(path: str | Path, *, key: str | None = None) -> Checkpoint:
             head = stream.read(9)
         if not head:
             raise CheckpointError(f"{path}: the file is empty")
-        if zipfile.is_zipfile(path) or head[:1] == b"\x80":
-            checkpoint = torch_file.load(path, key)
-        elif head[8:9] == b"{":
+        # safetensors first: the length in front of its header may begin with the byte that begins a pickle.
+        if head[8:9] == b"{":
             if key is not None:
                 raise CheckpointError(f"{path}: --key {key}: a safetensors file holds one state dict only")
             checkpoint = safetensors_file.load(path)
+        elif head[:2] == b"PK" or head[:1] == b"\x80":
+            checkpoint = torch_file.load(path, key)
         else:
             raise CheckpointError(
                 f"{path}: neither a safetensors file nor a PyTorch one (its first bytes are {head!r})"

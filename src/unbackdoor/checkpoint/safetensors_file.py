@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,7 +14,10 @@ from torch import Tensor
 
 from unbackdoor.checkpoint.atomic import atomic_write
 from unbackdoor.checkpoint.checkpoint import Checkpoint, strip_prefix
-from unbackdoor.errors import CheckpointError
+from unbackdoor.errors import CheckpointError, OutputError
+
+#: Bytes; the header of a network of ten thousand tensors has about one million.
+MAX_HEADER = 16 * 1024 * 1024
 
 
 def load(path: Path) -> Checkpoint:
@@ -22,13 +27,40 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: it is not a safetensors file, or a damaged one.
     """
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
     names, prefix = strip_prefix(tensors)
     return Checkpoint(path, "safetensors", names, prefix=prefix, metadata=metadata)
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what the format's own reader takes: a header that is huge, or names a tensor twice (ValueError)."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > MAX_HEADER:
+            raise ValueError(f"its header claims {length} bytes, more than {MAX_HEADER}")
+        json.loads(stream.read(length), object_pairs_hook=_without_repeats)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a name stands twice in its header")
+    return result
+
+
+def _in_order(data: bytes) -> tuple[bytes, memoryview]:
+    """A file's header with its strings sorted, and its body: the library writes the strings in a random order."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the body stays aligned
+    return len(text).to_bytes(8, "little") + text, memoryview(data)[end:]
 
 
 def save(
@@ -48,6 +80,11 @@ def save(
             tensor = tensor.clone(memory_format=torch.contiguous_format)
         seen.add(pointer)
         plain[name] = tensor
-    data = _to_bytes(plain, metadata={"format": "pt", **(metadata or {})})
+    try:
+        data = _to_bytes(plain, metadata={"format": "pt", **(metadata or {})})
+    except Exception as error:
+        raise OutputError(f"{path}: safetensors cannot hold these tensors: {error}; write a .pt file") from error
+    header, body = _in_order(data)
     with atomic_write(path, overwrite=overwrite) as stream:
-        stream.write(data)
+        stream.write(header)
+        stream.write(body)

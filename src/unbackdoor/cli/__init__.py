@@ -46,9 +46,12 @@ def cli(*, debug: bool) -> None:
 
 def main() -> None:
     """Entry point: an error is one line on stderr and exit code 2, never a traceback without --debug."""
-    debug = "--debug" in sys.argv
-    if debug:  # accepted anywhere on the line
-        sys.argv = [sys.argv[0], "--debug", *(word for word in sys.argv[1:] if word != "--debug")]
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    debug = "--debug" in words[:end]
+    if debug:  # accepted anywhere among the options
+        sys.argv[1:] = ["--debug", *(word for word in words[:end] if word != "--debug"), *words[end:]]
+    stdout = sys.stdout
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -65,11 +68,16 @@ def main() -> None:
             raise
         _say(str(error))
         code = 2
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 2
+    except SystemExit as error:
+        # When its reader went away click replaces stdout and leaves with 1, which would mean "findings".
+        code = error.code if sys.stdout is stdout else 2
     except MemoryError:
         _say("out of memory; nothing was written")
+        code = 2
+    except OSError as error:
+        if debug:
+            raise
+        _say(f"{error.filename or 'the system'}: {error.strerror or error}")
         code = 2
     except Exception as error:
         if debug:
@@ -84,4 +92,6 @@ def _where(error: click.UsageError) -> str:
 
 
 def _say(message: str) -> None:
-    click.echo("unbackdoor: " + " ".join(message.split()), err=True)
+    line = " ".join(message.split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    click.echo("unbackdoor: " + shown, err=True)

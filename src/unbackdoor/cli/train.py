@@ -53,9 +53,9 @@ def command(
     """
     from unbackdoor.attacks import parse_attack
     from unbackdoor.cli.progress import bar
-    from unbackdoor.data import load_dataset
+    from unbackdoor.data import DATASETS, load_dataset
     from unbackdoor.models import parse_arch
-    from unbackdoor.train import RECIPES, Epoch, Run, Step, train_run
+    from unbackdoor.train import RECIPES, Epoch, Run, Step, check_run, train_run
 
     recipe = RECIPES[recipe_name]
     if epochs is not None:
@@ -70,6 +70,7 @@ def command(
         device=device,
         command=shlex.join(["unbackdoor", *_without_paths(sys.argv[1:])]),
     )
+    check_run(run, DATASETS[data], output, overwrite=force)
     with bar(f"reading {data}", quiet=quiet) as update:
         train = load_dataset(data, "train", data_dir, progress=update)
         test = load_dataset(data, "test", data_dir, progress=update)

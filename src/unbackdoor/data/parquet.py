@@ -30,7 +30,8 @@ def read(folder: Path, split: str, spec: DatasetSpec, progress: Progress | None 
         progress: called with (images done, images in all).
 
     Raises:
-        DataError: a library is missing, a column is missing, or an image cannot be decoded or has another size.
+        DataError: a library is missing, a column is missing, a label is no whole number, there are no images, or one
+            cannot be decoded or has another size.
     """
     try:
         import pyarrow.parquet as pq
@@ -42,27 +43,35 @@ def read(folder: Path, split: str, spec: DatasetSpec, progress: Progress | None 
         tables = [pq.read_table(file) for file in files]
     except Exception as error:
         raise DataError(f"{folder}: a {split} file is not readable parquet: {error}") from error
-    names = tables[0].column_names
-    column = next((name for name in spec.columns if name in names), None)
-    if column is None or "label" not in names:
-        raise DataError(
-            f"{files[0]}: expected the columns {' or '.join(spec.columns)} and label, got {', '.join(names)}"
-        )
+    for file, table in zip(files, tables, strict=True):
+        if "label" not in table.column_names or not set(spec.columns) & set(table.column_names):
+            raise DataError(
+                f"{file}: expected the columns {' or '.join(spec.columns)} and label, "
+                f"got {', '.join(table.column_names)}"
+            )
+    try:
+        labels = np.concatenate([table["label"].cast("int64", safe=True).to_numpy() for table in tables])
+        if labels.dtype != np.int64:
+            raise ValueError("some are missing")
+    except Exception as error:
+        raise DataError(f"{folder}: the labels of {split} are not whole numbers: {error}") from error
     total = sum(table.num_rows for table in tables)
+    if total == 0:
+        raise DataError(f"{folder}: the {split} files hold no images")
     images = np.empty((total, spec.size, spec.size, 3), np.uint8)
-    labels = np.concatenate([table["label"].to_numpy() for table in tables]).astype(np.int64)
     row = 0
     for table in tables:
+        column = next(name for name in spec.columns if name in table.column_names)
         for cell in table[column]:
             try:
-                picture = Image.open(io.BytesIO(cell["bytes"].as_py())).convert("RGB")
-                pixels = np.asarray(picture)
+                picture = Image.open(io.BytesIO(cell["bytes"].as_py()))
+                size = picture.size  # known before the pixels are decoded
+                pixels = np.asarray(picture.convert("RGB")) if size == (spec.size, spec.size) else None
             except Exception as error:
                 raise DataError(f"{folder}: row {row} of {split} cannot be decoded: {error}") from error
-            if pixels.shape != images.shape[1:]:
+            if pixels is None:
                 raise DataError(
-                    f"{folder}: row {row} of {split}: expected {spec.size}x{spec.size} pixels, "
-                    f"got {pixels.shape[1]}x{pixels.shape[0]}"
+                    f"{folder}: row {row} of {split}: expected {spec.size}x{spec.size} pixels, got {size[0]}x{size[1]}"
                 )
             images[row] = pixels
             row += 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unbackdoor.metrics.rates import Evaluation, accuracy, attack_success
 
 Progress = Callable[[int, int], None]
+NO_CLASS = -1
 
 
 class Stamp(Protocol):
@@ -39,7 +40,7 @@ def predict(
         progress: called with the number of images of each batch done.
 
     Returns:
-        (N,) int64 on the CPU.
+        (N,) int64 on the CPU; NO_CLASS where a logit is not a number (argmax would call that a class).
     """
     modes = {module: module.training for module in model.modules()}
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -48,7 +49,8 @@ def predict(
         parts = []
         for batch in torch.split(images, batch_size):
             inputs = prepare(batch.to(parameter.device)).to(parameter.dtype)
-            parts.append(model(inputs.contiguous(memory_format=torch.channels_last)).argmax(1).cpu())
+            logits = model(inputs.contiguous(memory_format=torch.channels_last))
+            parts.append(logits.argmax(1).masked_fill(logits.isnan().any(1), NO_CLASS).cpu())
             if progress is not None:
                 progress(len(batch))
     finally:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,11 +76,12 @@ class Arch:
         Raises:
             ArchitectureError: the network is unknown, its library is missing, or it refuses the options.
         """
+        self._check_options()
         factory = self._factory()
         try:
             with torch.device(device):
                 model = factory(**self.options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ArchitectureError(f"--arch {self}: the network could not be built: {_first_line(error)}") from error
         if not isinstance(model, nn.Module):
             raise ArchitectureError(
@@ -87,6 +89,14 @@ class Arch:
                 "the function must return the network itself"
             )
         return model.eval()
+
+    def _check_options(self) -> None:
+        """The package's own networks take positive whole numbers; no library may fetch or read weights."""
+        for key, value in self.options.items():
+            if self.source == "own" and (type(value) is not int or value < 1):
+                raise ArchitectureError(f"--arch {self}: {key}: expected a whole number from 1, got {value!r}")
+            if self.source in ("torchvision", "timm") and key.startswith(("weights", "pretrained", "checkpoint")):
+                raise ArchitectureError(f"--arch {self}: {key}: networks are built with fresh weights only")
 
     def _factory(self) -> Callable[..., Any]:
         if self.source == "own":
@@ -104,7 +114,7 @@ class Arch:
         if self.name not in models.list_models():
             raise ArchitectureError(f"torchvision has no network {self.name!r}; see torchvision.models.list_models()")
         defaults: dict[str, Any] = {"weights": None}
-        if "weights_backbone" in models.get_model_builder(self.name).__code__.co_varnames:
+        if "weights_backbone" in inspect.signature(models.get_model_builder(self.name)).parameters:
             defaults["weights_backbone"] = None
         return lambda **options: models.get_model(self.name, **defaults, **options)
 
@@ -160,7 +170,7 @@ def _function_of_file(arch: Arch) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ArchitectureError(f"--arch {arch}: {arch.file} failed: {_first_line(error)}") from error
     function = getattr(module, arch.name, None)
     if not callable(function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from unbackdoor.checkpoint import atomic_write
 from unbackdoor.data import DatasetSpec, normalise
-from unbackdoor.errors import CheckpointError
+from unbackdoor.errors import CheckpointError, SettingError
 from unbackdoor.train.augment import augment
 from unbackdoor.train.recipe import Recipe
 
@@ -88,7 +89,8 @@ def fit(
         on_step: called after each step.
 
     Raises:
-        CheckpointError: the resume file belongs to another network or another recipe.
+        CheckpointError: the resume file belongs to another network, recipe, seed or training set.
+        SettingError: the loss is no longer a finite number.
     """
     device = next(model.parameters()).device
     dtype = autocast_dtype(device)
@@ -100,10 +102,11 @@ def fit(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
+    identity = "" if resume is None else f"seed {seed}, {recipe}, images {_fingerprint(images, labels)}"
     images, labels = images.to(device), labels.to(device)
     per_epoch = -(-len(labels) // recipe.batch_size)
     steps = recipe.epochs * per_epoch
-    first = _restore(resume, model, optimiser, recipe, seed)
+    first = _restore(resume, model, optimiser, identity)
     for epoch in range(first, recipe.epochs):
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
         order = torch.randperm(len(labels), generator=generator).to(device)
@@ -130,34 +133,43 @@ def fit(
                 on_step(Step(epoch + 1, index + 1, per_epoch, float(loss.detach())))
         seconds = time.perf_counter() - started
         model.eval()
+        if not torch.isfinite(loss_sum):
+            raise SettingError(
+                f"training diverged in epoch {epoch + 1}: the loss is {float(loss_sum)}; use a smaller lr"
+            )
         if resume is not None:
-            _keep(resume, model, optimiser, recipe, seed, epoch + 1)
+            _keep(resume, model, optimiser, identity, epoch + 1)
         n = len(labels)
         yield Epoch(epoch + 1, float(loss_sum) / n, float(hits) / n, n / seconds, seconds)
 
 
-def _keep(
-    file: Path, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, seed: int, epoch: int
-) -> None:
+def _fingerprint(images: Tensor, labels: Tensor) -> str:
+    """Of a training set, poisoned images and all."""
+    digest = hashlib.sha256()
+    for tensor in (images, labels):
+        digest.update(tensor.contiguous().cpu().numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _keep(file: Path, model: nn.Module, optimiser: torch.optim.Optimizer, identity: str, epoch: int) -> None:
     state = {
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
-        "recipe": repr(recipe),
-        "seed": seed,
+        "identity": identity,
         "epoch": epoch,
     }
     with atomic_write(file, overwrite=True) as stream:
         torch.save(state, stream)
 
 
-def _restore(file: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, seed: int) -> int:
+def _restore(file: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, identity: str) -> int:
     if file is None or not file.exists():
         return 0
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        if (state["recipe"], state["seed"]) != (repr(recipe), seed):
+        if state["identity"] != identity:
             raise CheckpointError(
-                f"{file}: belongs to seed {state['seed']} and {state['recipe']}, not to this run; "
+                f"{file}: belongs to another run ({state['identity']}), not to this one ({identity}); "
                 "remove it, or use another folder"
             )
         model.load_state_dict(state["model"])

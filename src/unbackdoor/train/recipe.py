@@ -40,6 +40,10 @@ class Recipe:
             raise SettingError(f"epochs: expected at least 1, got {self.epochs}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise SettingError(f"lr: expected a positive number, got {self.lr}")
+        if self.schedule not in ("cosine", "onecycle"):
+            raise SettingError(f"schedule: expected cosine or onecycle, got {self.schedule!r}")
+        if self.crop_padding < 0:
+            raise SettingError(f"crop padding: expected 0 pixels or more, got {self.crop_padding}")
         if self.batch_size < 2:
             raise SettingError(f"batch size: expected at least 2, got {self.batch_size}")
 

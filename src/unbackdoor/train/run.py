@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import nn
 
 from unbackdoor import checkpoint
 from unbackdoor.attacks import Attack, describe_attack
-from unbackdoor.data import LabelledImages, normalise
+from unbackdoor.data import DatasetSpec, LabelledImages, normalise
 from unbackdoor.errors import OutputError, SettingError
 from unbackdoor.metrics import Evaluation, evaluate_model
 from unbackdoor.models import Arch
@@ -23,6 +24,7 @@ from unbackdoor.train.fit import Epoch, Step, fit
 from unbackdoor.train.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_SEED = 2**32
 MODEL, ATTACK, RECORD, LOG, RESUME = (
     "model.safetensors",
     "attack.json",
@@ -78,16 +80,11 @@ def train_run(
         overwrite: whether a finished run in that folder may be replaced.
 
     Raises:
+        InputError: a setting that `check_run` refuses.
         OutputError: the folder holds a finished run, or cannot be written.
     """
-    if run.dtype not in DTYPES:
-        raise SettingError(f"dtype: expected one of {', '.join(DTYPES)}, got {run.dtype!r}")
-    if (folder / MODEL).exists() and not overwrite:
-        raise OutputError(f"{folder}: holds a finished run and is left as it is; use --force to train anew")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made: {error.strerror}") from error
+    check_run(run, train.spec, folder, overwrite=overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
     arch = run.arch.with_options(num_classes=train.spec.num_classes)
     started = time.perf_counter()
     images, labels, poisoned = train.images, train.labels, None
@@ -137,12 +134,51 @@ def train_run(
         },
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
+    (folder / RECORD).unlink(missing_ok=True)  # never an old record beside a new network
+    (folder / ATTACK).unlink(missing_ok=True)
     if run.attack is not None:
         _write_json(folder / ATTACK, describe_attack(run.attack))
     checkpoint.save(folder / MODEL, model.state_dict(), metadata={"unbackdoor.arch": str(arch)}, overwrite=True)
     _write_json(folder / RECORD, record)
     resume.unlink(missing_ok=True)
     return record
+
+
+def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = False) -> None:
+    """Refuse what would fail later, before data are read and hours are spent.
+
+    Raises:
+        SettingError: a setting is outside its range, or does not fit the data set.
+        ArchitectureError: the network cannot be built.
+        OutputError: the folder holds a finished run, or cannot be written.
+    """
+    if run.dtype not in DTYPES:
+        raise SettingError(f"dtype: expected one of {', '.join(DTYPES)}, got {run.dtype!r}")
+    if not 0 <= run.seed < MAX_SEED:
+        raise SettingError(f"seed: expected 0 to {MAX_SEED - 1}, got {run.seed}")
+    if not 0 <= run.rate <= 1:
+        raise SettingError(f"poison rate: expected a share between 0 and 1, got {run.rate}")
+    try:
+        torch.empty(1, device=run.device).item()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingError(f"device {run.device!r} cannot be used here: {reason}") from error
+    if run.attack is not None:
+        if not 0 <= run.attack.target < spec.num_classes:
+            raise SettingError(
+                f"target: {spec.title} has the classes 0 to {spec.num_classes - 1}, got {run.attack.target}"
+            )
+        run.attack.stamp(torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8))
+    classes = run.arch.options.get("num_classes", spec.num_classes)
+    if classes != spec.num_classes:
+        raise SettingError(f"--arch {run.arch}: {spec.title} has {spec.num_classes} classes, not {classes}")
+    _fresh(run.arch.with_options(num_classes=spec.num_classes), run.seed)
+    finished = (folder / RECORD).exists() or ((folder / MODEL).exists() and not (folder / RESUME).exists())
+    if finished and not overwrite:
+        raise OutputError(f"{folder}: holds a finished run and is left as it is; use --force to train anew")
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise OutputError(f"{folder}: cannot be made or written: {nearest} is no folder that may be written to")
 
 
 def measure(

@@ -1,0 +1,1 @@
+"""Backdoor defences: one file each."""

@@ -1,0 +1,77 @@
+"""What every defence returns, and the table of defences."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from unbackdoor.errors import SettingError
+from unbackdoor.graph import LayerGraph
+from unbackdoor.prune import Plan, copy_model
+from unbackdoor.registry import Registry
+from unbackdoor.report import Report
+
+DEFENCES: Registry[type[DataFree]] = Registry("method")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A repaired network.
+
+    Attributes:
+        model: a copy: same class, same state-dict keys and shapes, same dtype and device, same modes.
+        report: what was read, scored, pruned, scaled, left alone, and why.
+    """
+
+    model: nn.Module
+    report: Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFree(ABC):
+    """A defence that needs nothing but the network; its fields are its hyper-parameters."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def plan(self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None) -> Plan:
+        """What the method would do; nothing is changed.
+
+        Args:
+            model: a network, or its tensors by name (then `graph` is needed).
+            graph: its layer graph, if it has been read already.
+
+        Raises:
+            GraphError: the network could not be read at all.
+            SettingError: tensors came without a graph.
+        """
+
+    def __call__(self, model: nn.Module, *, graph: LayerGraph | None = None) -> Outcome:
+        """A repaired copy; the network itself is never changed."""
+        plan = self.plan(model, graph=graph)
+        repaired = copy_model(model)
+        plan.apply_(repaired)
+        return Outcome(repaired, plan.report(action="repair"))
+
+    def settings(self) -> dict[str, Any]:
+        """Every hyper-parameter by name."""
+        return dataclasses.asdict(self)
+
+
+def check_number(name: str, value: object, *, least: float, most: float = math.inf) -> None:
+    """SettingError unless `value` is a number in [least, most]; infinities count where the range allows them."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not least <= value <= most:  # type: ignore[operator]
+        raise SettingError(f"{name}: expected a number from {least:g} to {most:g}, got {value!r}")
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """SettingError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise SettingError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")

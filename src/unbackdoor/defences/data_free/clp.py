@@ -1,0 +1,97 @@
+"""CLP, Channel Lipschitzness Pruning (Zheng, Tang, Li & Liu, "Data-free Backdoor Removal based on Channel
+Lipschitzness", ECCV 2022).
+
+Symbols, per layer:
+    sigma(w_j)   largest singular value of filter j reshaped to (c_in, k*k)
+    UCLC_j       upper bound of channel j's Lipschitz constant: sigma(w_j) * |gamma_j| / sqrt(var_j)
+    u            channels with UCLC_j > mean + u * std (sample) are pruned: gamma_j = beta_j = 0
+
+Where this code departs from the authors' published code (`CLP.as_published()` restores what a setting can restore):
+    1. Pairs come from the dataflow. Theirs takes the convolution registered last before each BatchNorm, which on
+       pre-activation networks is another one.
+    2. eps stays in the factor. Without it a channel with var = 0 scores infinity or NaN, which poisons mean and std
+       and silently switches pruning off for its layer.
+    3. Layers without a BatchNorm are scored by sigma(w_j) and pruned in the filter; theirs returns such networks
+       unchanged without a word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from unbackdoor.defences.base import DEFENCES, DataFree, check_choice, check_number
+from unbackdoor.graph import Layer, LayerGraph
+from unbackdoor.lipschitz import NormFactor, Tensors, graph_of, scores_of
+from unbackdoor.prune import Editor, Plan, eligible, select
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLP(DataFree):
+    """Prune channels whose largest singular value stands out.
+
+    Attributes:
+        u: the cut, in standard deviations above the layer's mean; inf switches it off.
+        norm_factor: how a BatchNorm enters the score: "folded", or "no_eps" as published.
+        only_with_norm: whether layers without a BatchNorm are left alone, as in the published code.
+        correction: 1 divides the variance by c - 1 (published), 0 by c.
+    """
+
+    name: ClassVar[str] = "clp"
+    u: float = 3.0
+    norm_factor: NormFactor = "folded"
+    only_with_norm: bool = False
+    correction: int = 1
+
+    def __post_init__(self) -> None:
+        check_number("u", self.u, least=0)
+        check_choice("norm_factor", self.norm_factor, ("folded", "no_eps", "printed", "none"))
+        check_choice("correction", self.correction, (0, 1))
+
+    @classmethod
+    def as_published(cls) -> CLP:
+        """The authors' formula: no eps, BatchNormed convolutions only."""
+        return cls(norm_factor="no_eps", only_with_norm=True)
+
+    def plan(self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None) -> Plan:
+        """Score by sigma, prune above the cut."""
+        graph = graph or graph_of(model)
+        tensors = Tensors(model)
+        editor = Editor(tensors, graph, "gamma")
+        layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
+        scores = scores_of(tensors, layers, graph, norm="spectral", factor=self.norm_factor)
+        selections = select(
+            layers,
+            scores,
+            lower=-math.inf,
+            upper=self.u,
+            band=0,
+            shrink_to="edge",
+            upscale=False,
+            correction=self.correction,
+        )
+        selections = [editor.layer(selection) for selection in selections]
+        return Plan(
+            method=self.name,
+            settings={**self.settings(), "upper": self.u},
+            graph=graph,
+            selections=tuple(selections),
+            classifier=None,
+            edits=tuple(editor.edits),
+            not_covered=tuple(not_covered),
+            left_alone=tuple(left_alone + editor.left_alone),
+        )
+
+    def _refuse(self, layer: Layer, weight: Tensor) -> str | None:
+        if layer.norm is not None:
+            return None
+        if weight.ndim < 3:
+            return "CLP scores convolutions"
+        return "CLP as published scores convolutions with a BatchNorm" if self.only_with_norm else None
+
+
+DEFENCES.add(CLP.name, CLP)

@@ -1,0 +1,184 @@
+"""LPP, Lipschitzness Precise Pruning ("Lipschitzness Precise Pruning", submitted to ICLR 2025).
+
+Symbols, per layer l with c output channels:
+    LC_j     score of channel j: |w_j|_2, times |gamma_j| / sqrt(var_j + eps) where a BatchNorm follows   (Sec. 3.3)
+    mu, s    mean and population standard deviation of LC over the layer's channels                 (Algorithm 1)
+    u1, u2   lower and upper limit in units of s: `lower`, `upper`                                 (Appendix C.3)
+    b        width of the band of near outliers, 1.5: `band`                                              (Eq. 8)
+    k        number of classifier weights to cut: `fc_weights`                                    (Algorithm 1)
+
+Where this code departs from the printed text, and why (`LPP.as_printed()` is the text to the letter):
+    1. BatchNorm factor. Printed as sigma/gamma, the reciprocal of what the network multiplies with: rescaling a
+       convolution and its statistics by a, which changes nothing, would change its score by a^2. Here: gamma/sigma.
+    2. Where near outliers go. Eq. 9 brings a channel from just inside the band (mu + 1.5 s) down to the mean, below
+       channels just outside it, which keep their score: among Gaussian scores 6.5 % of all channels of *any* network
+       are so cut. Here they go to the band's lower edge: continuous, order-preserving, and the smallest change that
+       leaves no near outlier. `shrink_to="mean"` is Eq. 9. The evidence (clean networks, training images) is in docs.
+    3. What is scaled. Eq. 9 scales w_j and leaves the BatchNorm: the slope is right, but the output shifts by
+       gamma m (a - 1) / sigma. Here gamma_j is scaled: same slope, no shift. `scale="weight"` is Eq. 9.
+    4. u and k have no printed value. u1 = -3 and u2 = 3 are the usual three standard deviations (and CLP's default);
+       k is 1 % of the classifier's input features.
+    5. Algorithm 1, line 14 says "convolutional" of the classifier step, and line 17 removes "top_k" instead of T;
+       read as the fully connected layer, and the weights W[maxId, T].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.defences.base import DEFENCES, DataFree, check_choice, check_number
+from unbackdoor.graph import Layer, LayerGraph
+from unbackdoor.lipschitz import NormFactor, NormKind, Tensors, graph_of, scores_of
+from unbackdoor.prune import Editor, Plan, eligible, select
+from unbackdoor.report import ClassifierReport, Remark
+
+
+@dataclass(frozen=True, kw_only=True)
+class LPP(DataFree):
+    """Prune outlier channels on both sides, shrink near outliers, cut the most suspicious classifier weights.
+
+    Attributes:
+        lower: channels with a score below mean + lower * std are pruned; -inf switches this off.
+        upper: channels with a score above mean + upper * std are pruned; inf switches this off, and the band.
+        band: near outliers begin this many standard deviations below the upper cut (Eq. 8); 0 switches it off.
+        fc_weights: classifier weights to cut: a share of its input features below 1, else a count; 0 cuts none.
+        norm_factor: how a BatchNorm enters the score: "folded", "no_eps", "printed" or "none".
+        norm: "l2" (Algorithm 1), "l2sq" (the other reading of Sec. 3.3) or "spectral" (CLP's).
+        scale: what shrinking scales: "gamma", or "weight" (Eq. 9 as printed).
+        shrink_to: where near outliers go: the band's lower "edge", or the layer's "mean" (Eq. 9 as printed).
+        upscale: whether a band that reaches below the mean (upper < band) may enlarge channels, as printed.
+        layers: "conv" scores convolutions, and Linear layers with a BatchNorm, which are 1x1 convolutions; "all" also
+            other hidden Linear layers and attention projections, of which the paper says nothing.
+        correction: 0 divides the variance by c (Algorithm 1, line 8), 1 by c - 1.
+    """
+
+    name: ClassVar[str] = "lpp"
+    lower: float = -3.0
+    upper: float = 3.0
+    band: float = 1.5
+    fc_weights: float = 0.01
+    norm_factor: NormFactor = "folded"
+    norm: NormKind = "l2"
+    scale: Literal["gamma", "weight"] = "gamma"
+    shrink_to: Literal["edge", "mean"] = "edge"
+    upscale: bool = False
+    layers: Literal["conv", "all"] = "conv"
+    correction: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("lower", self.lower, least=-math.inf, most=0)
+        check_number("upper", self.upper, least=0)
+        check_number("band", self.band, least=0, most=1e6)
+        check_number("fc_weights", self.fc_weights, least=0, most=1e9)
+        check_choice("norm_factor", self.norm_factor, ("folded", "no_eps", "printed", "none"))
+        check_choice("norm", self.norm, ("l2", "l2sq", "spectral"))
+        check_choice("scale", self.scale, ("gamma", "weight"))
+        check_choice("shrink_to", self.shrink_to, ("edge", "mean"))
+        check_choice("layers", self.layers, ("conv", "all"))
+        check_choice("correction", self.correction, (0, 1))
+
+    @classmethod
+    def as_printed(cls) -> LPP:
+        """The paper to the letter: inverted BatchNorm factor, weights scaled, near outliers to the mean."""
+        return cls(norm_factor="printed", scale="weight", shrink_to="mean", upscale=True)
+
+    def plan(self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None) -> Plan:
+        """Algorithm 1, up to the point where weights would change."""
+        graph = graph or graph_of(model)
+        tensors = Tensors(model)
+        editor = Editor(tensors, graph, self.scale)
+        layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
+        scores = scores_of(tensors, layers, graph, norm=self.norm, factor=self.norm_factor)  # line 5
+        selections = select(  # lines 7 to 13
+            layers,
+            scores,
+            lower=self.lower,
+            upper=self.upper,
+            band=self.band,
+            shrink_to=self.shrink_to,
+            upscale=self.upscale,
+            correction=self.correction,
+        )
+        selections = [editor.layer(selection) for selection in selections]
+        classifier = self._cut_classifier(tensors, graph, editor)  # lines 14 to 18
+        return Plan(
+            method=self.name,
+            settings=self.settings(),
+            graph=graph,
+            selections=tuple(selections),
+            classifier=classifier,
+            edits=tuple(editor.edits),
+            not_covered=tuple(not_covered),
+            left_alone=tuple(left_alone + editor.left_alone),
+        )
+
+    def _refuse(self, layer: Layer, weight: Tensor) -> str | None:
+        if self.layers == "all" or layer.norm is not None or weight.ndim >= 3:
+            return None
+        return 'LPP scores convolutions; layers="all" (--layers all) scores this too'
+
+    def _cut_classifier(self, tensors: Tensors, graph: LayerGraph, editor: Editor) -> ClassifierReport | None:
+        """Lines 14 to 18: cut the suspected target class's k weights furthest above the other classes'."""
+        if self.fc_weights == 0:
+            return None
+        if graph.classifier is None:
+            heads = ", ".join(graph.outputs) or "no single layer makes the output"
+            editor.left_alone.append(Remark("*", "classifier", f"the classifier step was left out: {heads}"))
+            return None
+        layer = graph[graph.classifier]
+        weight = tensors[layer.weight].detach()
+        reason = _no_classifier(layer, weight)
+        if reason is not None:
+            editor.left_alone.append(Remark(layer.path, layer.kind, f"the classifier step was left out: {reason}"))
+            return None
+        matrix = weight.flatten(1).to("cpu", torch.float32 if weight.element_size() <= 4 else torch.float64)
+        features = matrix.shape[1]
+        means = matrix.mean(1)
+        suspect = int(means.argmax())
+        gaps = suspicion(matrix, suspect)
+        count = max(1, round(self.fc_weights * features)) if self.fc_weights < 1 else round(self.fc_weights)
+        cut = torch.sort(gaps, descending=True, stable=True).indices[: min(count, features)]
+        editor.zero(layer.weight, (torch.full_like(cut, suspect), cut))
+        return ClassifierReport(
+            path=layer.path,
+            guessed_class=suspect,
+            features=features,
+            cut=tuple(cut.tolist()),
+            gaps=tuple(gaps[cut].tolist()),
+            class_means=tuple(means.tolist()),
+        )
+
+
+def suspicion(weight: Tensor, suspect: int) -> Tensor:
+    """Line 16: (F,) by how much the suspect's weights lie above the mean of the other classes'.
+
+    Args:
+        weight: (K, F), one row a class.
+        suspect: a row.
+    """
+    others = (weight.sum(0) - weight[suspect]) / (len(weight) - 1)
+    return weight[suspect] - others
+
+
+def _no_classifier(layer: Layer, weight: Tensor) -> str | None:
+    """Why a layer cannot take the classifier step, if so."""
+    if layer.parametrization is not None:
+        return "its weight is computed by a parametrization"
+    if layer.tied:
+        return "its weight is shared with another layer"
+    if weight.ndim > 2 and max(weight.shape[2:]) > 1:
+        return "its output is a map, not one number a class"
+    if len(weight) < 2:
+        return "it has a single row, so that no class can stand out"
+    if not weight.is_floating_point() or not bool(torch.isfinite(weight).all()):
+        return "its weights are not all finite numbers"
+    return None
+
+
+DEFENCES.add(LPP.name, LPP)

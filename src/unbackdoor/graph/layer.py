@@ -1,0 +1,106 @@
+"""The answer to "which norm follows which layer", as a value: names only, no tensors and no modules.
+
+Because it holds names alone, the same graph serves a network in memory and the tensors of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from unbackdoor.report import Remark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A convolution or Linear whose weight can be read.
+
+    Attributes:
+        path: its name in the network.
+        kind: its type, for example "Conv2d", "ConvTranspose2d", "Linear", "MultiheadAttention".
+        out_channels: number of output channels.
+        norm: path of the BatchNorm that alone consumes its output, or None.
+        rule: how that was found: "fx", "export", "arch" or "names".
+        weight, bias: names of its tensors; the bias may be None.
+        groups: of a grouped convolution.
+        transposed: whether the weight is (in, out / groups, ...), as transposed convolutions keep it.
+        blocks: number of equal parts of the output that mean different things: 3 for packed query, key and value.
+        parametrization: "weight_norm" (`weight` is its direction, `gain` its length), "other" (the weight is computed
+            and cannot be edited), or None.
+        gain: name of the length tensor of weight_norm.
+        tied: whether another layer uses the same weight tensor.
+        note: what a reader of its scores should know.
+    """
+
+    path: str
+    kind: str
+    out_channels: int
+    norm: str | None = None
+    rule: str
+    weight: str
+    bias: str | None = None
+    groups: int = 1
+    transposed: bool = False
+    blocks: int = 1
+    parametrization: str | None = None
+    gain: str | None = None
+    tied: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm:
+    """A BatchNorm with running statistics, which at test time is an affine map a channel.
+
+    Attributes:
+        path: its name in the network.
+        channels: number of channels.
+        weight, bias: names of gamma and beta; None without affine parameters.
+        mean, var: names of the running statistics.
+        eps: added to the variance.
+    """
+
+    path: str
+    channels: int
+    weight: str | None
+    bias: str | None
+    mean: str
+    var: str
+    eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGraph:
+    """The layers of a network and the norm that follows each.
+
+    Attributes:
+        layers: in the order in which the network calls them.
+        norms: every norm with running statistics, by path.
+        unpaired_norms: paths of those that no single layer feeds.
+        classifier: path of the layer whose result is the network's output, where there is exactly one.
+        outputs: paths of every such layer: their rows are answers, not hidden channels.
+        uncovered: layers and norms that could not be read or paired, and why.
+        aside: what was read and plays no part (parameters outside every layer, modules that eval mode never calls).
+        aliases: tensor name -> other names of the same tensor.
+    """
+
+    layers: tuple[Layer, ...]
+    norms: Mapping[str, Norm]
+    unpaired_norms: tuple[str, ...]
+    classifier: str | None = None
+    outputs: tuple[str, ...] = ()
+    uncovered: tuple[Remark, ...] = ()
+    aside: tuple[Remark, ...] = ()
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __getitem__(self, path: str) -> Layer:
+        """The layer called `path`; KeyError if there is none."""
+        for layer in self.layers:
+            if layer.path == path:
+                return layer
+        raise KeyError(path)
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """Layer path -> norm path, for the layers that have one."""
+        return {layer.path: layer.norm for layer in self.layers if layer.norm is not None}

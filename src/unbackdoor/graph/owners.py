@@ -1,0 +1,210 @@
+"""From a tensor in a traced call back to the module that owns it, and from there to a layer or norm of the dataflow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable
+
+from torch import nn
+
+from unbackdoor.graph.dataflow import Dataflow
+from unbackdoor.graph.layer import Layer
+from unbackdoor.graph.modules import (
+    is_batch_norm,
+    is_layer,
+    is_unreadable,
+    join,
+    read_attention,
+    read_layer,
+    read_norm,
+)
+from unbackdoor.report import Remark
+
+#: Functions that multiply by a matrix: a bare parameter in one of them is a layer's weight in all but name.
+_PRODUCTS = frozenset(
+    ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot", "inner", "mv", "dot", "bilinear")
+)
+
+
+class Owners:
+    """The modules and tensors of one network, by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.tensors = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        names: dict[int, list[str]] = defaultdict(list)
+        for name, tensor in self.tensors.items():
+            names[id(tensor)].append(name)
+        self.aliases = {
+            name: tuple(other for other in group if other != name)
+            for group in names.values()
+            if len(group) > 1
+            for name in group
+        }
+
+    def call_layer(self, flow: Dataflow, path: str, inputs: tuple[int, ...]) -> int:
+        """A call of the convolution or Linear at `path`."""
+        if path not in flow.layers:
+            flow.layers[path] = self._tie(read_layer(self.modules[path], path, flow.rule))
+        return flow.add("layer", inputs, path)
+
+    def call_norm(self, flow: Dataflow, path: str, inputs: tuple[int, ...]) -> int:
+        """A call of the BatchNorm at `path`."""
+        norm = read_norm(self.modules[path], path)
+        if norm is None:
+            return flow.add("input_norm", inputs, "BatchNorm without running statistics")
+        flow.norms[path] = norm
+        return flow.add("norm", inputs, path)
+
+    def call_opaque(self, flow: Dataflow, path: str, inputs: tuple[int, ...]) -> int:
+        """A call of a module that is not looked into: its layers are scored by themselves, if no norm hides there."""
+        module = self.modules[path]
+        inside = [(join(path, name) if name else path, m) for name, m in module.named_modules()]
+        if any(is_batch_norm(m) for _, m in inside):
+            for inner, m in inside:
+                if is_layer(m):
+                    flow.refuse(inner, type(m).__name__, f"inside {type(module).__name__}, which could not be traced")
+            return flow.add("other", inputs)
+        found: list[Layer] = []
+        for inner, m in inside:
+            if isinstance(m, nn.MultiheadAttention):
+                found += read_attention(m, inner, flow.rule)
+            elif is_unreadable(m):
+                flow.refuse(inner, type(m).__name__, "weights of this kind are not scored")
+            elif is_layer(m) and not any(layer.path == inner for layer in found):
+                found.append(read_layer(m, inner, flow.rule))
+        return flow.add("other", inputs + self._inside(flow, found, inputs))
+
+    def call_weight(
+        self,
+        flow: Dataflow,
+        inputs: tuple[int, ...],
+        *,
+        weight: str | None,
+        bias: str | None,
+        made_of: frozenset[str],
+        function: str,
+        groups: int,
+        transposed: bool,
+    ) -> int:
+        """A convolution or linear function with a weight of the network's.
+
+        Args:
+            weight, bias: names of its tensors; the weight's is None where it is computed.
+            made_of: every tensor that weight and bias are made of.
+            function: its name, for example "conv2d".
+            groups, transposed: how the weight is laid out.
+        """
+        if weight is None or not made_of <= {weight, bias}:
+            path = self._parametrized(made_of)
+            if path is not None:
+                return self.call_layer(flow, path, inputs)
+            for name in sorted(made_of):
+                path, _, attribute = name.rpartition(".")
+                flow.refuse(path or attribute, function, "its weight or bias is computed during the forward pass")
+            return flow.add("other", inputs)
+        path, _, attribute = weight.rpartition(".")
+        owner = self.modules.get(path)
+        if owner is not None and is_layer(owner) and attribute == "weight":
+            return self.call_layer(flow, path, inputs)
+        if isinstance(owner, nn.MultiheadAttention):
+            (layer, *_) = [x for x in read_attention(owner, path, flow.rule) if x.weight == weight]
+        else:
+            shape = self.tensors[weight].shape
+            layer = Layer(
+                path=path if attribute == "weight" else weight,
+                kind=function,
+                out_channels=shape[1] * groups if transposed else shape[0],
+                rule=flow.rule,
+                weight=weight,
+                bias=bias,
+                groups=groups,
+                transposed=transposed,
+            )
+        flow.layers[layer.path] = self._tie(layer)
+        return flow.add("layer", inputs, layer.path)
+
+    def call_function(
+        self, flow: Dataflow, inputs: tuple[int, ...], *, exact: Iterable[str], made_of: Iterable[str], function: str
+    ) -> int:
+        """Any other function that reads tensors of the network.
+
+        Args:
+            exact: those that it is given as they are.
+            made_of: those that others of its arguments are computed from.
+            function: its name.
+        """
+        layers, refused = [], []
+        for name in exact:
+            path, _, attribute = name.rpartition(".")
+            owner = self.modules.get(path)
+            if owner is not None and is_layer(owner) and attribute == "weight":
+                layers.append(read_layer(owner, path, flow.rule))
+            elif owner is not None and is_batch_norm(owner):
+                refused.append(path)
+        for name in {*exact, *made_of} if function in _PRODUCTS else ():
+            if not any(name in (layer.weight, layer.bias) for layer in layers):
+                refused.append(name)
+        for path in refused:
+            flow.refuse(
+                path, "parameter", f"multiplied with the data by {function}, outside every convolution and Linear"
+            )
+        if refused:
+            for layer in layers:
+                flow.refuse(layer.path, layer.kind, f"used by {function} together with {refused[0]}")
+        return flow.add("other", inputs + self._inside(flow, layers, inputs))
+
+    def remarks(self, flow: Dataflow) -> tuple[Remark, ...]:
+        """What plays no part: modules that are never called, parameters outside every layer and norm."""
+        known = {name for layer in flow.layers.values() for name in (layer.weight, layer.bias, layer.gain)}
+        result, idle = [], set()
+        for path, module in self.modules.items():
+            called = path in flow.layers or path in flow.norms or path in flow.uncovered
+            if (is_layer(module) or (is_batch_norm(module) and read_norm(module, path))) and not called:
+                if any(layer.weight.startswith(path + ".") for layer in flow.layers.values()):
+                    continue  # called under another name
+                result.append(Remark(path, type(module).__name__, "never called in eval mode"))
+                idle.add(path)
+        for name, tensor in self.tensors.items():
+            owner = name.rpartition(".")[0]
+            module = self.modules.get(owner)
+            layer = module is not None and (is_layer(module) or is_batch_norm(module) or is_unreadable(module))
+            inside = any(owner == path or owner.startswith(path + ".") for path in (*idle, *flow.layers))
+            told = inside or name in known or name in flow.uncovered or owner in flow.uncovered
+            if isinstance(tensor, nn.Parameter) and tensor.ndim >= 2 and not layer and not told:
+                result.append(Remark(name, "parameter", "outside every convolution, Linear and BatchNorm"))
+        return tuple(result)
+
+    def _parametrized(self, made_of: frozenset[str]) -> str | None:
+        """The layer whose parametrization (weight_norm, spectral_norm) the tensors belong to."""
+        paths = {name.partition(".parametrizations.")[0] for name in made_of}
+        paths = {path if path in self.modules else path.rpartition(".")[0] for path in paths}
+        if len(paths) != 1:
+            return None
+        (path,) = paths
+        module = self.modules[path]
+        if not is_layer(module) or read_layer(module, path, "").parametrization is None:
+            return None
+        return path
+
+    def _inside(self, flow: Dataflow, layers: list[Layer], inputs: tuple[int, ...]) -> tuple[int, ...]:
+        """Enter layers that run inside something opaque; returns their numbers."""
+        numbers = []
+        for layer in layers:
+            flow.layers[layer.path] = self._tie(layer)
+            numbers.append(flow.add("layer", inputs, layer.path))
+        return tuple(numbers)
+
+    def _tie(self, layer: Layer) -> Layer:
+        """Mark a layer whose weight another layer uses too."""
+        others = [name for name in self.aliases.get(layer.weight, ()) if name.rpartition(".")[0] != layer.path]
+        # One module under two names is one layer, not two.
+        mine = self.modules.get(layer.path)
+        others = [name for name in others if self.modules.get(name.rpartition(".")[0]) is not mine]
+        if not others:
+            return layer
+        return dataclasses.replace(layer, tied=True, note=f"shares its weight with {', '.join(others)}")

@@ -1,0 +1,239 @@
+"""One Lipschitz constant an output channel, from the weights alone.
+
+A channel of a convolution is a dot product of its filter w_j with a patch x, so |f_j(x) - f_j(x')| <= |w_j| |x - x'|,
+with equality possible: its constant is |w_j|_2 exactly (LPP, Sec. 3.3). A BatchNorm behind it multiplies by
+gamma_j / sqrt(var_j + eps) at test time and shifts; folding that factor in gives the constant of the pair.
+
+CLP (Zheng et al., ECCV 2022) takes the largest singular value of the filter reshaped to (c_in, k*k) instead:
+sigma <= |w_j|_2 <= sqrt(min(c_in, k*k)) sigma, and the two agree on 1x1 convolutions and Linear layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.errors import SettingError
+from unbackdoor.graph import Layer, LayerGraph, Norm, layer_graph
+from unbackdoor.graph.modules import effective_weight
+
+NormKind = Literal["l2", "l2sq", "spectral"]
+NormFactor = Literal["folded", "no_eps", "printed", "none"]
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of a network or of a file by name, and the weight that each layer computes with.
+
+    Args:
+        source: a module, or name -> tensor.
+    """
+
+    def __init__(self, source: nn.Module | Mapping[str, Tensor]) -> None:
+        self.module = source if isinstance(source, nn.Module) else None
+        if isinstance(source, nn.Module):
+            self._tensors: Mapping[str, Tensor] = {
+                **dict(source.named_parameters(remove_duplicate=False)),
+                **dict(source.named_buffers(remove_duplicate=False)),
+            }
+        else:
+            self._tensors = source
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def weight(self, layer: Layer) -> Tensor | None:
+        """What a forward pass multiplies with; None where only the module could compute it and there is none."""
+        if layer.parametrization is None:
+            return self._tensors[layer.weight].detach()
+        if self.module is not None:
+            weight: Tensor = effective_weight(self.module.get_submodule(layer.path))
+            return weight.detach()
+        if layer.parametrization == "weight_norm" and layer.gain is not None:
+            direction = self._tensors[layer.weight].detach()
+            return torch._weight_norm(direction, self._tensors[layer.gain].detach(), 0)
+        return None
+
+
+def filters(weight: Tensor, layer: Layer) -> Tensor:
+    """(C_out, fan-in channels, kernel positions): one matrix an output channel.
+
+    Args:
+        weight: (C_out, C_in / groups, *kernel), or (C_in, C_out / groups, *kernel) if transposed.
+        layer: says which.
+    """
+    if layer.transposed:
+        c_in, c_out = weight.shape[:2]
+        grouped = weight.reshape(layer.groups, c_in // layer.groups, c_out, -1)
+        return grouped.transpose(1, 2).reshape(layer.groups * c_out, c_in // layer.groups, -1)
+    return weight.reshape(len(weight), -1, 1) if weight.ndim == 2 else weight.flatten(2)
+
+
+def l2_norms(weight: Tensor, layer: Layer) -> Tensor:
+    """(C_out,): |w_j|_2, the constant of LPP."""
+    if not layer.transposed:  # no reshaping: any memory format is read in place
+        return _length(weight, tuple(range(1, weight.ndim)))
+    return _length(filters(weight, layer), (1, 2))
+
+
+def spectral_norms(weight: Tensor, layer: Layer) -> Tensor:
+    """(C_out,): the largest singular value of each (c_in, k*k) filter, the constant of CLP, exactly.
+
+    The root of the largest eigenvalue of the smaller Gram matrix, all filters at once.
+    """
+    matrices = filters(weight, layer)
+    if min(matrices.shape[1:]) == 1:
+        return _length(matrices, (1, 2))
+    if matrices.shape[1] > matrices.shape[2]:
+        matrices = matrices.transpose(1, 2)
+    # Scaled to length one, so that squaring neither overflows nor underflows; zero and broken filters stay as they are.
+    length = _length(matrices, (1, 2))
+    usable = torch.isfinite(length) & (length > 0)
+    matrices = (matrices / torch.where(usable, length, torch.ones_like(length))[:, None, None]).contiguous()
+    gram = torch.where(usable[:, None, None], matrices @ matrices.transpose(1, 2), 0)
+    largest = torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt()
+    return torch.where(usable, largest * length, length)
+
+
+_NORMS: dict[str, Callable[[Tensor, Layer], Tensor]] = {
+    "l2": l2_norms,
+    "l2sq": lambda weight, layer: l2_norms(weight, layer) ** 2,
+    "spectral": spectral_norms,
+}
+
+
+def fold_factors(gamma: Tensor, var: Tensor, eps: Tensor, factor: NormFactor) -> Tensor:
+    """(C,): what a BatchNorm multiplies its channels with.
+
+    "folded" is |gamma| / sqrt(var + eps), the factor that the network applies. "no_eps" leaves eps out, as CLP's
+    published code does, and is infinite at var = 0. "printed" is sqrt(var) / gamma as LPP's paper prints it: the
+    reciprocal of the right one, under which rescaling a convolution changes its score by the square.
+    """
+    if factor == "none":
+        return torch.ones_like(gamma)
+    if factor == "printed":
+        return var.sqrt() / gamma.abs()
+    return gamma.abs() / ((var + eps).sqrt() if factor == "folded" else var.sqrt())
+
+
+def scores_of(
+    tensors: Tensors, layers: Sequence[Layer], graph: LayerGraph, *, norm: NormKind, factor: NormFactor
+) -> list[Tensor]:
+    """The constants of several layers, (C_out,) each, float64 on the CPU.
+
+    Every weight is read once; folding is done for all layers at once, since small operations cost more than their
+    arithmetic.
+
+    Raises:
+        SettingError: the norm or the factor is unknown.
+    """
+    if norm not in _NORMS:
+        raise SettingError(f"norm: expected one of {', '.join(_NORMS)}, got {norm!r}")
+    if factor not in ("folded", "no_eps", "printed", "none"):
+        raise SettingError(f"norm_factor: expected folded, no_eps, printed or none, got {factor!r}")
+    if not layers:
+        return []
+    measure = _NORMS[norm]
+    constants = [measure(_computable(tensors.weight(layer)), layer) for layer in layers]
+    flat = _together(constants)
+    paired = [(index, graph.norms[layer.norm]) for index, layer in enumerate(layers) if layer.norm is not None]
+    sizes = [len(constant) for constant in constants]
+    if paired:
+        gamma = _together([_gamma(tensors, norm) for _, norm in paired])
+        var = _together([tensors[norm.var].detach() for _, norm in paired])
+        eps = torch.repeat_interleave(
+            torch.tensor([norm.eps for _, norm in paired], dtype=torch.float64),
+            torch.tensor([norm.channels for _, norm in paired]),
+        )
+        factors = fold_factors(gamma, var, eps, factor)
+        if len(paired) < len(layers):
+            folded = dict(zip([i for i, _ in paired], torch.split(factors, [sizes[i] for i, _ in paired]), strict=True))
+            ones = torch.ones(max(sizes), dtype=torch.float64)
+            factors = torch.cat([folded.get(index, ones[:size]) for index, size in enumerate(sizes)])
+        flat = flat * (factors**2 if norm == "l2sq" else factors)
+    return list(torch.split(flat, sizes))
+
+
+def channel_lipschitz(
+    model: nn.Module | Mapping[str, Tensor],
+    *,
+    graph: LayerGraph | None = None,
+    norm: NormKind = "l2",
+    factor: NormFactor = "folded",
+) -> dict[str, Tensor]:
+    """One constant an output channel, for every layer that can be read.
+
+    Args:
+        model: a network, or the tensors of one by name (then `graph` is needed).
+        graph: its layer graph, if it has been read already.
+        norm: "l2" (LPP), "l2sq" its square, "spectral" (CLP).
+        factor: how the BatchNorm enters (see `fold_factors`).
+
+    Returns:
+        Layer path -> (C_out,) float64 on the CPU. A score that is not finite says that the channel's weights or
+        statistics are broken.
+    """
+    graph = graph or graph_of(model)
+    tensors = Tensors(model)
+    layers = [layer for layer in graph.layers if readable(tensors, layer) is None]
+    return dict(
+        zip(
+            (layer.path for layer in layers),
+            scores_of(tensors, layers, graph, norm=norm, factor=factor),
+            strict=True,
+        )
+    )
+
+
+def graph_of(model: nn.Module | Mapping[str, Tensor]) -> LayerGraph:
+    """The layer graph of a network; SettingError for bare tensors, whose graph the caller must give."""
+    if isinstance(model, nn.Module):
+        return layer_graph(model)
+    raise SettingError("tensors without a network: give graph=, for example layer_graph of the architecture")
+
+
+def readable(tensors: Tensors, layer: Layer) -> str | None:
+    """None if a layer can be scored, else the reason why not."""
+    if layer.parametrization == "other" and tensors.module is None:
+        return "its weight is computed by a parametrization; load it into the network to score it"
+    weight = tensors[layer.weight]
+    if weight.is_meta:
+        return "it has no weights (meta device)"
+    if weight.layout != torch.strided:
+        return f"its weight is stored as {weight.layout}"
+    if weight.is_quantized or not (weight.is_floating_point() and weight.element_size() > 1):
+        return f"its weight is stored as {str(weight.dtype).removeprefix('torch.')}"
+    return None
+
+
+def _length(tensor: Tensor, dim: tuple[int, ...]) -> Tensor:
+    length: Tensor = torch.linalg.vector_norm(tensor, dim=dim)
+    return length
+
+
+def _computable(weight: Tensor | None) -> Tensor:
+    """Half precision is computed in float32."""
+    assert weight is not None
+    return weight.float() if weight.element_size() < 4 else weight
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """One float64 vector on the CPU, in one transfer."""
+    first = parts[0]
+    if all(part.dtype == first.dtype and part.device == first.device for part in parts):
+        return torch.cat(list(parts)).to("cpu", torch.float64)
+    return torch.cat([part.to("cpu", torch.float64) for part in parts])
+
+
+def _gamma(tensors: Tensors, norm: Norm) -> Tensor:
+    if norm.weight is None:
+        return torch.ones_like(tensors[norm.var])
+    return tensors[norm.weight].detach()

@@ -1,0 +1,7 @@
+"""Scores -> selection -> edits -> plan."""
+
+from unbackdoor.prune.edit import Edit, Editor
+from unbackdoor.prune.plan import Plan, copy_model
+from unbackdoor.prune.select import Selection, eligible, select
+
+__all__ = ["Edit", "Editor", "Plan", "Selection", "copy_model", "eligible", "select"]

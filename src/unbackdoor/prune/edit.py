@@ -1,0 +1,146 @@
+"""Selection -> edits: how a channel is switched off or shrunk, tensor by tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unbackdoor.graph import Layer, LayerGraph, Norm
+from unbackdoor.lipschitz import Tensors
+from unbackdoor.prune.select import Mask, Selection
+from unbackdoor.report import Remark
+
+
+@dataclass(frozen=True)
+class Edit:
+    """New content for some places of one tensor.
+
+    Attributes:
+        name: of the tensor.
+        index: what stands between the brackets of `tensor[...]`.
+        before, after: the content there, in the tensor's dtype.
+    """
+
+    name: str
+    index: tuple[Any, ...]
+    before: Tensor
+    after: Tensor
+
+
+class Editor:
+    """Turns selections into edits, and says what it had to leave alone.
+
+    Args:
+        tensors: of the network.
+        graph: its layers.
+        scale: "gamma" shrinks through the norm's weight, "weight" through the filter, as Eq. 9 is printed.
+    """
+
+    def __init__(self, tensors: Tensors, graph: LayerGraph, scale: str) -> None:
+        self.tensors = tensors
+        self.graph = graph
+        self.scale = scale
+        self.edits: list[Edit] = []
+        self.left_alone: list[Remark] = []
+
+    def layer(self, selection: Selection) -> Selection:
+        """Prune and shrink the channels of one layer; where its tensors cannot carry that, say so in the selection."""
+        near = selection.near & (selection.factors != 1)
+        pruned = selection.pruned
+        if not pruned.any() and not near.any():
+            return selection
+        layer = selection.layer
+        norm = self.graph.norms[layer.norm] if layer.norm is not None else None
+        reason = self._immutable(layer, norm, selection)
+        if reason is not None:
+            self.left_alone.append(Remark(selection.path, layer.kind, f"outliers left as they are: {reason}"))
+            return dataclasses.replace(selection, immutable=True)
+        offset = selection.start
+        if pruned.any():
+            self._prune(layer, norm, _numbers(pruned, offset), _numbers(selection.broken, offset))
+        if near.any():
+            factors = torch.from_numpy(selection.factors[near])
+            self._shrink(layer, norm, _numbers(near, offset), factors)
+        return selection
+
+    def zero(self, name: str, index: tuple[Any, ...]) -> None:
+        """Set some places of a tensor to zero."""
+        self._add(name, index, lambda before: torch.zeros_like(before))
+
+    def _immutable(self, layer: Layer, norm: Norm | None, selection: Selection) -> str | None:
+        """Why the filter must be edited and cannot be, if so."""
+        through_norm = norm is not None and norm.weight is not None and norm.bias is not None
+        if through_norm and self.scale == "gamma" and not selection.broken.any():
+            return None
+        if layer.parametrization == "other":
+            return "its weight is computed by a parametrization that couples its channels"
+        if layer.parametrization == "weight_norm" and selection.broken.any():
+            return "its weight is computed by weight_norm from numbers that are not finite"
+        if layer.tied:
+            return "its weight is shared with another layer"
+        return None
+
+    def _prune(self, layer: Layer, norm: Norm | None, channels: Tensor, broken: Tensor) -> None:
+        """The channel's output becomes zero for every input."""
+        if norm is not None and norm.weight is not None and norm.bias is not None:
+            self.zero(norm.weight, (channels,))
+            self.zero(norm.bias, (channels,))
+            channels = broken  # NaN times zero is NaN: there the filter goes too
+        if len(channels):
+            self._filter(layer, channels, None)
+            if layer.bias is not None:
+                self.zero(layer.bias, (channels,))
+        if norm is not None and len(channels):
+            self.zero(norm.mean, (channels,))  # (0 - 0) / sqrt(var + eps) = 0
+            if len(broken):
+                self._add(norm.var, (broken,), lambda before: torch.ones_like(before))
+
+    def _shrink(self, layer: Layer, norm: Norm | None, channels: Tensor, factors: Tensor) -> None:
+        """Multiply the slope of channels with factors."""
+        if norm is not None and norm.weight is not None and self.scale == "gamma":
+            # Same slope as scaling the filter, and no shift: at the running mean the output stays beta.
+            self._scale(norm.weight, (channels,), factors)
+            return
+        self._filter(layer, channels, factors)
+        if norm is not None and self.scale == "gamma":  # no gamma: filter, bias and running mean together
+            self._scale(norm.mean, (channels,), factors)
+            if layer.bias is not None:
+                self._scale(layer.bias, (channels,), factors)
+
+    def _filter(self, layer: Layer, channels: Tensor, factors: Tensor | None) -> None:
+        """Zero some filters, or multiply them with factors."""
+        index: tuple[Any, ...] = (channels,)
+        name = layer.weight
+        if layer.parametrization == "weight_norm" and layer.gain is not None:
+            name = layer.gain
+        elif layer.transposed:  # (C_in, C_out / groups, ...): channel j of group g is column j of g's rows
+            c_in, c_out = self.tensors[name].shape[:2]
+            rows = torch.arange(c_in).view(layer.groups, -1)[channels // c_out]
+            index = (rows, (channels % c_out)[:, None])
+        if factors is None:
+            self.zero(name, index)
+        else:
+            self._scale(name, index, factors)
+
+    def _scale(self, name: str, index: tuple[Any, ...], factors: Tensor) -> None:
+        def scaled(before: Tensor) -> Tensor:
+            shape = (-1,) + (1,) * (before.ndim - 1)
+            wide = torch.float64 if before.element_size() > 4 else torch.float32
+            return (before.to(wide) * factors.to(before.device, wide).view(shape)).to(before.dtype)
+
+        self._add(name, index, scaled)
+
+    def _add(self, name: str, index: tuple[Any, ...], change: Any) -> None:
+        tensor = self.tensors[name].detach()
+        index = tuple(i.to(tensor.device) if isinstance(i, Tensor) else i for i in index)
+        before = tensor[index].clone()
+        self.edits.append(Edit(name, index, before, change(before)))
+
+
+def _numbers(mask: Mask, offset: int) -> Tensor:
+    return torch.from_numpy(np.flatnonzero(mask) + offset)

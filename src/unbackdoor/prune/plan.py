@@ -1,0 +1,188 @@
+"""A plan: what a data-free method would do to a network, as a value that can be applied and undone.
+
+It names the tensors, the places in them, and their content before and after. Applying it checks that the network holds
+what the plan was made for; undoing it puts the old content back bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.errors import PlanError
+from unbackdoor.graph import LayerGraph
+from unbackdoor.lipschitz import Tensors
+from unbackdoor.prune.edit import Edit
+from unbackdoor.prune.select import Mask, Selection
+from unbackdoor.report import ClassifierReport, LayerReport, Remark, Report
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a data-free method would do to a network; nothing has been done yet.
+
+    Attributes:
+        method, settings: which method, and all its hyper-parameters.
+        graph: the layers it was made from.
+        selections: per layer, what is cut and why.
+        classifier: the classifier step, or None.
+        edits: the changes, tensor by tensor.
+        not_covered, left_alone: what could not be read, and what was left as it is.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    graph: LayerGraph
+    selections: tuple[Selection, ...]
+    classifier: ClassifierReport | None
+    edits: tuple[Edit, ...]
+    not_covered: tuple[Remark, ...] = ()
+    left_alone: tuple[Remark, ...] = ()
+
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """Layer path -> (C,) float64."""
+        return {s.path: torch.from_numpy(s.scores) for s in self.selections}
+
+    def apply_(self, target: nn.Module | MutableMapping[str, Tensor]) -> None:
+        """Make the changes, in place: all of them or none.
+
+        Args:
+            target: the network that the plan was made for, or a copy of it; or its tensors by name.
+
+        Raises:
+            PlanError: it does not hold what the plan was made for.
+        """
+        self._write(target, forward=True)
+
+    def undo(self, target: nn.Module | MutableMapping[str, Tensor]) -> None:
+        """Take the changes back, bit for bit.
+
+        Raises:
+            PlanError: the plan is not what was last applied to it.
+        """
+        self._write(target, forward=False)
+
+    def report(self, *, action: str = "plan") -> Report:
+        """The plan as plain values."""
+        return Report(
+            action=action,
+            method=self.method,
+            settings=self.settings,
+            layers=tuple(_layer_report(s, self.settings) for s in self.selections),
+            classifier=self.classifier,
+            not_covered=self.not_covered,
+            left_alone=self.left_alone,
+            unpaired_norms=self.graph.unpaired_norms,
+        )
+
+    def _write(self, target: nn.Module | MutableMapping[str, Tensor], *, forward: bool) -> None:
+        tensors = Tensors(target)
+        writes: list[tuple[Tensor, Edit, Tensor]] = []
+        for edit in self.edits if forward else reversed(self.edits):
+            expected, new = (edit.before, edit.after) if forward else (edit.after, edit.before)
+            if edit.name not in tensors:
+                raise PlanError(f"the plan changes {edit.name}, which this network does not have")
+            for tensor in self._same_tensors(tensors, edit.name):
+                try:
+                    index = tuple(i.to(tensor.device) if isinstance(i, Tensor) else i for i in edit.index)
+                    found = tensor[index]
+                except IndexError as error:
+                    raise PlanError(f"the plan does not fit {edit.name} of shape {tuple(tensor.shape)}") from error
+                if not _same_bits(found, expected):
+                    state = "is not what the plan was made for" if forward else "is not what the plan left"
+                    raise PlanError(f"{edit.name} {state}; make a new plan for this network")
+                writes.append((tensor, Edit(edit.name, index, expected, new), new))
+        with torch.no_grad():
+            for tensor, edit, new in writes:
+                tensor[edit.index] = new.to(tensor.device)
+
+    def _same_tensors(self, tensors: Tensors, name: str) -> list[Tensor]:
+        """A tensor, and those of its other names that have memory of their own (as in a file)."""
+        found = [tensors[name].detach()]
+        for other in self.graph.aliases.get(name, ()):
+            if other in tensors and all(tensors[other].data_ptr() != one.data_ptr() for one in found):
+                found.append(tensors[other].detach())
+        return found
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """A deep copy; weights that older weight_norm and spectral_norm keep as computed attributes are copied too."""
+    computed = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    for module, name, value in computed:
+        vars(module)[name] = value.detach()
+    try:
+        return copy.deepcopy(model)
+    finally:
+        for module, name, value in computed:
+            vars(module)[name] = value
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    a, b = a.contiguous(), b.to(a.device).contiguous()
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8)) if a.ndim else bool(a == b)
+
+
+def _layer_report(selection: Selection, settings: Mapping[str, Any]) -> LayerReport:
+    mutable = not selection.immutable
+
+    def channels(mask: Mask, wanted: bool = mutable) -> tuple[int, ...]:  # noqa: FBT001
+        return tuple(np.flatnonzero(mask).tolist()) if wanted else ()
+
+    def number(value: float) -> float | None:
+        return value if np.isfinite(value) else None
+
+    layer = selection.layer
+    said = (layer.note,) if layer.note else ()
+    return LayerReport(
+        path=selection.path,
+        kind=layer.kind,
+        norm=layer.norm,
+        rule=layer.rule,
+        scores=tuple(number(x) for x in selection.scores.tolist()),
+        mean=number(selection.mean),
+        std=number(selection.std),
+        lower=number(selection.lower),
+        band=number(selection.band),
+        upper=number(selection.upper),
+        pruned_high=channels(selection.high),
+        pruned_low=channels(selection.low),
+        not_finite=channels(selection.broken),
+        scaled=channels(selection.near),
+        factors=tuple(selection.factors[selection.near].tolist()) if mutable else (),
+        immutable=channels(selection.pruned, not mutable),
+        notes=(*said, *_reach(selection, settings)),
+    )
+
+
+def _reach(selection: Selection, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which cuts cannot fire in this layer, whatever its weights."""
+    n = int((~selection.broken).sum())
+    if n == 0:
+        return ("no score is finite: every channel is broken",)
+    if selection.std == 0:
+        return ("all scores are equal: nothing can be an outlier",)
+    # One outlier among n equal others lies sqrt(n - 1) population deviations out, (n - 1) / sqrt(n) sample ones.
+    highest = (n - 1) / np.sqrt(n) if settings.get("correction") == 1 else np.sqrt(n - 1)
+    notes = []
+    upper, lower = settings.get("upper", np.inf), settings.get("lower", -np.inf)
+    if np.isfinite(upper) and upper >= highest:
+        notes.append(
+            f"the upper cut cannot fire: among {n} channels none can lie more than {highest:.2f} deviations out"
+        )
+    if np.isfinite(lower) and selection.lower <= 0:
+        notes.append("the lower cut cannot fire: it lies at or below zero")
+    return tuple(notes)

@@ -1,0 +1,190 @@
+"""Scores -> selection: which channels of a layer are outliers, and which nearly so (LPP, Eqs. 7 and 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from unbackdoor.graph import Layer, LayerGraph
+from unbackdoor.lipschitz import Tensors, readable
+from unbackdoor.report import Remark
+
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+#: Relative to the mean: scores that differ by no more are equal, and differ by rounding.
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is to happen to the channels of one layer (or of one block of a packed one).
+
+    Attributes:
+        layer: the layer.
+        start: the block's first channel in it.
+        part: the block's name, "" for a whole layer.
+        scores: (C,) float64.
+        mean, std: of the finite scores; NaN if there are none.
+        lower, band, upper: the cuts; infinite where switched off.
+        high, low, broken, near: (C,) bool: above, below, not finite, in the band.
+        factors: (C,) what a channel in the band is multiplied with, 1 elsewhere.
+        immutable: whether the layer's tensors cannot be edited, so that nothing of this is done.
+    """
+
+    layer: Layer
+    start: int
+    part: str
+    scores: Floats
+    mean: float
+    std: float
+    lower: float
+    band: float
+    upper: float
+    high: Mask
+    low: Mask
+    broken: Mask
+    near: Mask
+    factors: Floats
+    immutable: bool = False
+
+    @property
+    def path(self) -> str:
+        """The layer's path, with the block's name."""
+        return self.layer.path + self.part
+
+    @property
+    def pruned(self) -> Mask:
+        """(C,) bool."""
+        return self.high | self.low | self.broken
+
+
+def segments(layers: Sequence[Layer]) -> list[tuple[Layer, int, int, str]]:
+    """(layer, first channel, channels, name) of every population of channels: a layer, or a third of a packed one."""
+    names = ("[query]", "[key]", "[value]")
+    result = []
+    for layer in layers:
+        size = layer.out_channels // layer.blocks
+        for block in range(layer.blocks):
+            result.append((layer, block * size, size, names[block] if layer.blocks == 3 else ""))
+    return result
+
+
+def select(
+    layers: Sequence[Layer],
+    scores: Sequence[Tensor],
+    *,
+    lower: float,
+    upper: float,
+    band: float,
+    shrink_to: str,
+    upscale: bool,
+    correction: int,
+) -> list[Selection]:
+    """LPP's Eqs. 7 and 8, and the factors of Eq. 9, for all layers at once.
+
+    Args:
+        layers, scores: the layers and their (C_out,) scores.
+        lower, upper: cuts in standard deviations from the layer's mean; infinite switches one off.
+        band: how far below the upper cut near outliers begin, in standard deviations; 0 switches it off.
+        shrink_to: "edge" brings a near outlier to the band's lower edge, "mean" to the layer's mean (Eq. 9).
+        upscale: whether a band that reaches below the mean may enlarge channels.
+        correction: 0 for the population's standard deviation, 1 for the sample's.
+    """
+    parts = segments(layers)
+    if not parts:
+        return []
+    values: Floats = torch.cat(list(scores)).numpy()
+    sizes = np.array([size for _, _, size, _ in parts])
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    finite = np.isfinite(values)
+    whole = bool(finite.all())
+    numbers = values if whole else np.where(finite, values, 0.0)
+    count = sizes if whole else np.add.reduceat(finite.astype(np.int64), starts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.add.reduceat(numbers, starts) / count
+        deviations = numbers - np.repeat(mean, sizes)
+        if not whole:
+            deviations = np.where(finite, deviations, 0.0)
+        spread = np.add.reduceat(deviations * deviations, starts)
+        std = np.sqrt(spread / np.maximum(count - correction, 1))
+        std = np.where(std <= _ROUNDING * mean, 0.0, std)
+        cuts = [_cut(mean, std, u) for u in (lower, upper - band, upper)]
+        low_cut, band_cut, high_cut = (np.repeat(cut, sizes) for cut in cuts)
+        high = finite & (values > high_cut)
+        low = finite & (values < low_cut)
+        near = finite & (values > band_cut) & (values < high_cut) & ~low & (values > 0)
+        if band == 0 or upper == np.inf:
+            near &= False
+        target = band_cut if shrink_to == "edge" else np.repeat(mean, sizes)
+        factors = np.where(near, target / np.where(near, values, 1.0), 1.0)
+    if not upscale:
+        factors = np.minimum(factors, 1.0)
+    result = []
+    for i, (layer, start, size, part) in enumerate(parts):
+        own = slice(int(starts[i]), int(starts[i]) + size)
+        result.append(
+            Selection(
+                layer,
+                start,
+                part,
+                values[own],
+                float(mean[i]),
+                float(std[i]),
+                float(cuts[0][i]),
+                float(cuts[1][i]) if band and upper != np.inf else np.inf,
+                float(cuts[2][i]),
+                high[own],
+                low[own],
+                ~finite[own],
+                near[own],
+                factors[own],
+            )
+        )
+    return result
+
+
+def _cut(mean: Floats, std: Floats, u: float) -> Floats:
+    """mean + u std, per layer; u infinite stays infinite where the spread is zero."""
+    return np.full_like(mean, u) if np.isinf(u) else mean + u * std
+
+
+def eligible(
+    tensors: Tensors, graph: LayerGraph, refuse: Callable[[Layer, Tensor], str | None]
+) -> tuple[list[Layer], list[Remark], list[Remark]]:
+    """Sort the layers of a graph.
+
+    Args:
+        tensors: of the network.
+        graph: its layers.
+        refuse: a method's own reason to leave a layer (and its weight) alone, or None.
+
+    Returns:
+        The layers to score, what cannot be read, and what is left alone.
+    """
+    layers: list[Layer] = []
+    not_covered, left_alone = list(graph.uncovered), list(graph.aside)
+    seen: dict[str, str] = {}
+    for layer in graph.layers:
+        unreadable = readable(tensors, layer)
+        if unreadable is not None:
+            not_covered.append(Remark(layer.path, layer.kind, unreadable))
+            continue
+        reason = refuse(layer, tensors[layer.weight])
+        if layer.path in graph.outputs:
+            reason = "its rows are the network's answers, not hidden channels"
+        elif layer.tied and layer.norm is None and reason is None:
+            names = (layer.weight, *graph.aliases.get(layer.weight, ()))
+            first = next((seen[name] for name in names if name in seen), None)
+            seen[layer.weight] = first or layer.path
+            reason = f"shares its weight with {first}, and is scored there" if first else None
+        if reason is None:
+            layers.append(layer)
+        else:
+            left_alone.append(Remark(layer.path, layer.kind, reason))
+    return layers, not_covered, left_alone

@@ -1,0 +1,107 @@
+"""What every kind of output says in the same words: headlines, groups of remarks, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unbackdoor.report.record import LayerReport, Remark, Report
+
+NOTHING_FOUND = "No outlier channels were found; that is not proof of absence."
+A_GUESS = "a guess, not a verdict"
+
+RULES = {
+    "fx": "dataflow traced with torch.fx",
+    "export": "dataflow traced with torch.export",
+    "onnx": "dataflow in the ONNX graph",
+    "arch": "dataflow of the named architecture",
+    "names": "order and names of the tensors agree",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Remarks that share a kind and a reason."""
+
+    kind: str
+    reason: str
+    paths: tuple[str, ...]
+
+
+def headline(report: Report) -> str:
+    """What was found, in one or two sentences."""
+    if not report.layers:
+        return "No layer was scored, so nothing can be said of this model."
+    if not report.pruned:
+        return NOTHING_FOUND
+    hit = sum(1 for layer in report.layers if layer.pruned)
+    return f"{count(report.pruned, 'outlier channel')} in {hit:,} of {count(len(report.layers), 'layer')}."
+
+
+def not_covered(report: Report) -> str:
+    """What to say of a report that is incomplete."""
+    parts = len(report.not_covered)
+    verb = "was" if parts == 1 else "were"
+    return f"{count(parts, 'part')} of the model {verb} not covered, and nothing is known of them."
+
+
+def consequence(report: Report) -> tuple[str, str]:
+    """What happens to an outlier and to a near outlier: it was done in a repair, and not yet in a scan or a plan."""
+    if report.action == "repair":
+        return "pruned", "scaled"
+    return "a repair prunes it", "a repair scales it"
+
+
+def group(remarks: Iterable[Remark]) -> tuple[Group, ...]:
+    """Remarks by kind and reason, in the order in which these first appear."""
+    paths: dict[tuple[str, str], list[str]] = {}
+    for remark in remarks:
+        paths.setdefault((remark.kind, remark.reason), []).append(remark.path)
+    return tuple(Group(kind, reason, tuple(found)) for (kind, reason), found in paths.items())
+
+
+def notes(report: Report) -> tuple[Group, ...]:
+    """The layers' notes, each once, with the layers it is said of."""
+    return group(Remark(layer.path, "", note) for layer in report.layers for note in layer.notes)
+
+
+def top_z(layer: LayerReport) -> float | None:
+    """The largest distance above the mean, in standard deviations."""
+    return layer.distance(max((score for score in layer.scores if score is not None), default=None))
+
+
+def strongest(layer: LayerReport, channels: Iterable[int]) -> list[int]:
+    """Channels by their distance from the mean, the farthest first."""
+    return sorted(channels, key=lambda channel: (-abs(layer.z(channel) or 0.0), channel))
+
+
+def settings(values: Mapping[str, Any]) -> dict[str, str]:
+    """Each setting that has a value, as text."""
+    return {key: _setting(value) for key, value in values.items() if value is not None}
+
+
+def count(number: int, noun: str) -> str:
+    """For example "1 layer" and "4,800 channels"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def number(value: float | None, *, digits: int = 4) -> str:
+    """A number in a few significant digits; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}g}"
+
+
+def aligned(value: float | None) -> str:
+    """`number` with its trailing zeros, for a column."""
+    return "-" if value is None else f"{value:#.4g}".rstrip(".")
+
+
+def signed(value: float | None) -> str:
+    """A distance in standard deviations, with its sign."""
+    return "-" if value is None else f"{value:+.2f}"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

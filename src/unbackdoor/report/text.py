@@ -1,0 +1,224 @@
+"""The report for a terminal or a log: 100 columns of plain characters, no colour."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from unbackdoor.report import summary
+from unbackdoor.report.escape import short, visible, width
+from unbackdoor.report.record import ClassifierReport, LayerReport, Report
+
+COLUMNS = 100
+FEW_LAYERS = 12
+FIRST = 4
+MOST_LINES = 20
+HEADINGS = ("layer", "kind", "channels", "norm", "mean", "std", "max z", "high", "low", "near")
+
+
+def render(report: Report) -> str:
+    """The report as text, each line within 100 columns and ending in a line feed."""
+    blocks = [
+        _heading(report),
+        _not_covered(report),
+        _findings(report),
+        _table(report),
+        _channels(report),
+        _not_finite(report),
+        _classifier(report.classifier, action=report.action),
+        _left_alone(report),
+        _unpaired(report),
+        _notes(report),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def _heading(report: Report) -> list[str]:
+    name = short(report.source, 76) if report.source else "a model in memory"
+    facts = {
+        "architecture": report.arch,
+        "SHA-256": report.digest,
+        "written to": report.output,
+        "method": f"{report.method}  " + " ".join(f"{k}={v}" for k, v in summary.settings(report.settings).items()),
+    }
+    lines = [f"unbackdoor {short(report.action, 10)}: {name}"]
+    for label, value in facts.items():
+        if value:
+            lines += _wrap(short(value, 600), first=f"  {label:<13} ")
+    return lines
+
+
+def _not_covered(report: Report) -> list[str]:
+    if report.complete:
+        return []
+    lines = ["!" * COLUMNS, *_wrap(f"INCOMPLETE: {summary.not_covered(report)}", first="!!  ", rest="!!  ")]
+    for group in summary.group(report.not_covered):
+        lines += _group(group, first="!!  ", rest="!!      ")
+    return [*lines, "!" * COLUMNS]
+
+
+def _findings(report: Report) -> list[str]:
+    lines = _wrap(summary.headline(report))
+    if not report.layers:
+        return lines
+    high = sum(len(layer.pruned_high) for layer in report.layers)
+    low = sum(len(layer.pruned_low) for layer in report.layers)
+    no_score = sum(len(layer.not_finite) for layer in report.layers)
+    parts = [
+        f"{summary.count(report.channels, 'channel')} scored in {summary.count(len(report.layers), 'layer')}",
+        f"{summary.count(high, 'outlier')} above and {low:,} below the mean",
+        summary.count(report.scaled, "near outlier"),
+    ]
+    if no_score:
+        parts.append(f"{summary.count(no_score, 'channel')} with no finite score")
+    done = {"repair": "Outliers were pruned, near outliers scaled."}.get(report.action, "Nothing was changed.")
+    return lines + _wrap("; ".join(parts) + f". {done}")
+
+
+def _table(report: Report) -> list[str]:
+    if not report.layers:
+        return []
+    few = len(report.layers) <= FEW_LAYERS
+    rows = [_row(layer) for layer in report.layers if few or layer.pruned or layer.scaled]
+    rest = [layer for layer in report.layers if not (few or layer.pruned or layer.scaled)]
+    if rest:
+        kind = f"{len(rest):,} other layers" if len(rest) > 1 else "1 other layer"
+        rows.append((kind, "", f"{sum(len(x.scores) for x in rest):,}", "", "", "", _best(rest), "0", "0", "0"))
+    high, low, near = (
+        sum(len(channels) for channels in column)
+        for column in zip(*((x.pruned_high, x.pruned_low, x.scaled) for x in report.layers), strict=True)
+    )
+    total = (
+        "total",
+        "",
+        f"{report.channels:,}",
+        "",
+        "",
+        "",
+        _best(report.layers),
+        f"{high:,}",
+        f"{low:,}",
+        f"{near:,}",
+    )
+    widths = [max(width(row[i]) for row in (HEADINGS, *rows, total)) for i in range(len(HEADINGS))]
+    widths[0] = min(widths[0], COLUMNS - sum(widths[1:]) - 2 * (len(widths) - 1))
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    return [_line(HEADINGS, widths), rule, *(_line(row, widths) for row in rows), rule, _line(total, widths)]
+
+
+def _row(layer: LayerReport) -> tuple[str, ...]:
+    return (
+        short(layer.path, COLUMNS),
+        short(layer.kind, 12),
+        f"{len(layer.scores):,}",
+        f"{'yes' if layer.norm else 'no'}, {short(layer.rule, 7)}",
+        summary.aligned(layer.mean),
+        summary.aligned(layer.std),
+        summary.signed(summary.top_z(layer)),
+        *(f"{len(channels):,}" for channels in (layer.pruned_high, layer.pruned_low, layer.scaled)),
+    )
+
+
+def _best(layers: Iterable[LayerReport]) -> str:
+    return summary.signed(max((z for z in map(summary.top_z, layers) if z is not None), default=None))
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = []
+    for index, (cell, room) in enumerate(zip(cells, widths, strict=True)):
+        cell = short(cell, room)
+        space = " " * (room - width(cell))
+        padded.append(cell + space if index in (0, 1, 3) else space + cell)
+    return "  ".join(padded).rstrip()
+
+
+def _channels(report: Report) -> list[str]:
+    """Which channels they are: the number one needs to look further."""
+    hit = [layer for layer in report.layers if layer.pruned_high or layer.pruned_low]
+    if not hit:
+        return []
+    lines = ["Outlier channels, with their distance from the layer's mean in standard deviations (z):"]
+    for layer in hit[:MOST_LINES]:
+        channels = summary.strongest(layer, (*layer.pruned_high, *layer.pruned_low))
+        shown = [f"{channel} ({summary.signed(layer.z(channel))})" for channel in channels[:FIRST]]
+        lines += _wrap(_and_more(shown, len(channels)), first=f"  {short(layer.path, 40)}: ")
+    if len(hit) > MOST_LINES:
+        lines.append(f"  ... and {summary.count(len(hit) - MOST_LINES, 'layer')} more; the JSON report holds all")
+    return lines
+
+
+def _not_finite(report: Report) -> list[str]:
+    hit = [layer for layer in report.layers if layer.not_finite]
+    if not hit:
+        return []
+    lines = ["Channels whose score is NaN or infinite:"]
+    for layer in hit[:MOST_LINES]:
+        shown = [str(channel) for channel in layer.not_finite[: 2 * FIRST]]
+        lines += _wrap(_and_more(shown, len(layer.not_finite)), first=f"  {short(layer.path, 40)}: ")
+    if len(hit) > MOST_LINES:
+        lines.append(f"  ... and {summary.count(len(hit) - MOST_LINES, 'layer')} more; the JSON report holds all")
+    return lines
+
+
+def _classifier(step: ClassifierReport | None, *, action: str) -> list[str]:
+    if step is None:
+        return []
+    done = "were set to zero" if action == "repair" else "would be set to zero"
+    return [
+        f"Classifier {short(step.path, 60)}",
+        *_wrap(f"guessed target: class {step.guessed_class} ({summary.A_GUESS})", first="  ", rest="  "),
+        *_wrap(
+            f"{len(step.cut):,} of its {summary.count(step.features, 'weight')} {done}: "
+            + _and_more(
+                [f"{f} ({gap:+.3g})" for f, gap in zip(step.cut, step.gaps, strict=True)][:FIRST], len(step.cut)
+            ),
+            first="  ",
+            rest="    ",
+        ),
+    ]
+
+
+def _left_alone(report: Report) -> list[str]:
+    return _groups("Read, and left alone:", summary.group(report.left_alone))
+
+
+def _unpaired(report: Report) -> list[str]:
+    norms = report.unpaired_norms
+    if not norms:
+        return []
+    shown = _and_more([short(path, 40) for path in norms[:FIRST]], len(norms))
+    return _wrap(f"{summary.count(len(norms), 'norm')} that no single layer feeds: {shown}", rest="  ")
+
+
+def _notes(report: Report) -> list[str]:
+    return _groups("Notes:", summary.notes(report))
+
+
+def _groups(title: str, groups: Sequence[summary.Group]) -> list[str]:
+    if not groups:
+        return []
+    lines = [title]
+    for group in groups[:MOST_LINES]:
+        lines += _group(group, first="  ", rest="    ")
+    if len(groups) > MOST_LINES:
+        lines.append(f"  ... and {summary.count(len(groups) - MOST_LINES, 'reason')} more; the JSON report holds all")
+    return lines
+
+
+def _group(group: summary.Group, *, first: str, rest: str) -> list[str]:
+    paths = _and_more([short(path, 40) for path in group.paths[:FIRST]], len(group.paths))
+    kind = short(group.kind, 20)
+    of = f"{len(group.paths):,} {kind}" if len(group.paths) > 1 and kind else kind
+    return _wrap(f"{short(group.reason, 300)} ({f'{of}: ' if of else ''}{paths})", first=first, rest=rest)
+
+
+def _and_more(shown: Sequence[str], of: int) -> str:
+    more = of - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _wrap(text: str, *, first: str = "", rest: str | None = None) -> list[str]:
+    rest = " " * min(width(first), 20) if rest is None else rest
+    # textwrap counts characters, a terminal columns: text with wide characters gets room for all of them to be wide.
+    room = COLUMNS if width(text) == len(text) else COLUMNS // 2
+    return textwrap.wrap(visible(text), room, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)

@@ -1,0 +1,60 @@
+"""The blocks for pages that show more than a report."""
+
+from __future__ import annotations
+
+import pytest
+from report_samples import HOSTILE, Structure
+
+from unbackdoor.report.figures import Example, Picture, Rate, Row, gallery, rates_table
+
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+COLUMNS = (
+    Rate(name="ACC", meaning="test images answered rightly", better="higher"),
+    Rate(name="ASR", meaning="stamped images answered with the attacker's class", better="lower"),
+)
+
+
+def example(*, truth: str = "cat", image: str = PIXEL, answers: tuple[str, ...] = ("plane", "cat")) -> Example:
+    return Example(truth=truth, pictures=(Picture(image=image, caption="with the trigger", answers=answers),))
+
+
+def test_rates_come_with_their_counts() -> None:
+    page = rates_table(COLUMNS, [Row(name="as received", counts=((9_300, 10_000), None))], caption="test set")
+    text = Structure(page).text
+    assert "93.0 %" in text
+    assert "9,300 of 10,000" in text
+    assert "not measured" in text
+    assert "higher is better" in text
+    assert "lower is better" in text
+
+
+def test_answers_are_marked_in_words_too() -> None:
+    text = Structure(gallery([example(answers=("plane", "cat", "dog"))], models=["a", "b", "c"], target="plane")).text
+    assert "plane (wrong: the attacker's class)" in text
+    assert "cat (right)" in text
+    assert "dog (wrong)" in text
+
+
+@pytest.mark.parametrize(
+    "image",
+    ["https://example.org/a.png", "javascript:alert(1)", 'data:image/png;base64,AA"onerror="x', "data:text/html,x"],
+)
+def test_only_images_inside_the_page_are_shown(image: str) -> None:
+    with pytest.raises(ValueError, match="data URI"):
+        gallery([example(image=image)], models=["a", "b"], target="plane")
+
+
+def test_every_model_must_have_answered() -> None:
+    with pytest.raises(ValueError):
+        gallery([example(answers=("cat",))], models=["a", "b"], target="plane")
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
+def test_names_stay_text(name: str) -> None:
+    def both(name: str) -> str:
+        picture = Picture(image=PIXEL, caption=name, answers=(name + "1",))
+        shown = gallery([Example(truth=name, pictures=(picture,))], models=[name], target="x")
+        rate = Rate(name=name, meaning=name, better="lower")
+        return shown + rates_table([rate], [Row(name=name, detail=name or "x", counts=((1, 2),))], caption=name)
+
+    assert Structure(both(name)).tags == Structure(both("name")).tags
