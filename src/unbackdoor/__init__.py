@@ -1,1 +1,74 @@
-"""Find and repair backdoored neural networks, with no data."""
+"""Find and repair backdoored neural networks, with no data.
+
+outcome = unbackdoor.LPP()(model)          any nn.Module; the input is never changed
+report = unbackdoor.scan("model.safetensors", arch="resnet18")
+report = unbackdoor.repair("model.pt", "repaired.safetensors", arch="resnet18")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unbackdoor.attacks import ATTACKS, parse_attack
+    from unbackdoor.checkpoint import load, save
+    from unbackdoor.defences.base import Outcome
+    from unbackdoor.defences.data_free import CLP, LPP
+    from unbackdoor.errors import UnbackdoorError
+    from unbackdoor.graph import LayerGraph, layer_graph
+    from unbackdoor.lipschitz import channel_lipschitz
+    from unbackdoor.model_files import evaluate, load_model, repair, scan
+    from unbackdoor.prune import Plan
+    from unbackdoor.report import Report
+
+#: Public name -> the module that defines it; imported on first use, so that `import unbackdoor` costs nothing.
+_HOME = {
+    "ATTACKS": "attacks",
+    "CLP": "defences.data_free",
+    "LPP": "defences.data_free",
+    "LayerGraph": "graph",
+    "Outcome": "defences.base",
+    "Plan": "prune",
+    "Report": "report",
+    "UnbackdoorError": "errors",
+    "channel_lipschitz": "lipschitz",
+    "evaluate": "model_files",
+    "layer_graph": "graph",
+    "load": "checkpoint",
+    "load_model": "model_files",
+    "parse_attack": "attacks",
+    "repair": "model_files",
+    "save": "checkpoint",
+    "scan": "model_files",
+}
+
+__all__ = [
+    "ATTACKS",
+    "CLP",
+    "LPP",
+    "LayerGraph",
+    "Outcome",
+    "Plan",
+    "Report",
+    "UnbackdoorError",
+    "channel_lipschitz",
+    "evaluate",
+    "layer_graph",
+    "load",
+    "load_model",
+    "parse_attack",
+    "repair",
+    "save",
+    "scan",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'unbackdoor' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"unbackdoor.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

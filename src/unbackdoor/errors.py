@@ -8,12 +8,15 @@ UnbackdoorError
 │   └── SettingError        a hyper-parameter or option outside its range
 ├── GraphError              a network whose dataflow could not be read at all
 ├── PlanError               a plan that does not fit the model it is applied to
+├── IncompleteError         part of a model could not be read or paired, and nothing was written
 └── OutputError             a file that could not be written, or must not be overwritten
 
 A message says what was expected, what came, where, and what to do, in one line.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class UnbackdoorError(Exception):
@@ -46,6 +49,17 @@ class GraphError(UnbackdoorError):
 
 class PlanError(UnbackdoorError):
     """A plan does not fit the model it is applied to."""
+
+
+class IncompleteError(UnbackdoorError):
+    """Part of a model could not be read or paired, and nothing was written.
+
+    `report` (an unbackdoor.report.Report) says which part, and what would have been done with the rest.
+    """
+
+    def __init__(self, message: str, report: Any) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class OutputError(UnbackdoorError):

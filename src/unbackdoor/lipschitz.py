@@ -10,6 +10,7 @@ sigma <= |w_j|_2 <= sqrt(min(c_in, k*k)) sigma, and the two agree on 1x1 convolu
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from unbackdoor.errors import SettingError
 from unbackdoor.graph import Layer, LayerGraph, Norm, layer_graph
 from unbackdoor.graph.modules import effective_weight
+from unbackdoor.graph.read import evaluating
 
 NormKind = Literal["l2", "l2sq", "spectral"]
 NormFactor = Literal["folded", "no_eps", "printed", "none"]
@@ -55,7 +57,9 @@ class Tensors(Mapping[str, Tensor]):
         if layer.parametrization is None:
             return self._tensors[layer.weight].detach()
         if self.module is not None:
-            weight: Tensor = effective_weight(self.module.get_submodule(layer.path))
+            module = self.module.get_submodule(layer.path)
+            with torch.no_grad(), evaluating(module):  # in train mode spectral_norm would step its power iteration
+                weight: Tensor = effective_weight(module)
             return weight.detach()
         if layer.parametrization == "weight_norm" and layer.gain is not None:
             direction = self._tensors[layer.weight].detach()
@@ -79,9 +83,10 @@ def filters(weight: Tensor, layer: Layer) -> Tensor:
 
 def l2_norms(weight: Tensor, layer: Layer) -> Tensor:
     """(C_out,): |w_j|_2, the constant of LPP."""
-    if not layer.transposed:  # no reshaping: any memory format is read in place
-        return _length(weight, tuple(range(1, weight.ndim)))
-    return _length(filters(weight, layer), (1, 2))
+    if layer.transposed:
+        weight = filters(weight, layer)
+    length: Tensor = torch.linalg.vector_norm(weight, dim=tuple(range(1, weight.ndim)))  # any memory format, in place
+    return length
 
 
 def spectral_norms(weight: Tensor, layer: Layer) -> Tensor:
@@ -91,23 +96,54 @@ def spectral_norms(weight: Tensor, layer: Layer) -> Tensor:
     """
     matrices = filters(weight, layer)
     if min(matrices.shape[1:]) == 1:
-        return _length(matrices, (1, 2))
+        return l2_norms(weight, layer)
     if matrices.shape[1] > matrices.shape[2]:
-        matrices = matrices.transpose(1, 2)
-    # Scaled to length one, so that squaring neither overflows nor underflows; zero and broken filters stay as they are.
-    length = _length(matrices, (1, 2))
-    usable = torch.isfinite(length) & (length > 0)
-    matrices = (matrices / torch.where(usable, length, torch.ones_like(length))[:, None, None]).contiguous()
-    gram = torch.where(usable[:, None, None], matrices @ matrices.transpose(1, 2), 0)
-    largest = torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt()
-    return torch.where(usable, largest * length, length)
+        matrices = matrices.mT
+    gram = matrices @ matrices.mT
+    trace = gram.diagonal(dim1=1, dim2=2).sum(1)
+    broken = ~torch.isfinite(trace)  # the solver would refuse them all
+    if broken.any():
+        gram = gram.masked_fill(broken[:, None, None], 0)
+    largest: Tensor = torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt()
+    return torch.where(broken, trace, largest)
 
 
-_NORMS: dict[str, Callable[[Tensor, Layer], Tensor]] = {
+_MEASURES: dict[str, Callable[[Tensor, Layer], Tensor]] = {
     "l2": l2_norms,
-    "l2sq": lambda weight, layer: l2_norms(weight, layer) ** 2,
+    "l2sq": l2_norms,  # squared in double precision, behind the folding
     "spectral": spectral_norms,
 }
+
+#: Outside of these the squares of a constant's parts may leave the range of float32.
+_SMALLEST, _LARGEST = 1e-15, 1e15
+
+
+def constants_of(weights: Sequence[Tensor], layers: Sequence[Layer], norm: NormKind) -> Tensor:
+    """The constants of several layers before folding, one behind the other, float64 on the CPU.
+
+    Args:
+        weights, layers: what each layer computes with.
+        norm: "l2sq" is taken for "l2" here.
+    """
+    measure = _MEASURES[norm]
+    parts = [measure(_computable(weight), layer) for weight, layer in zip(weights, layers, strict=True)]
+    flat = _together(parts)
+    safe = (flat > _SMALLEST) & (flat < _LARGEST)
+    if not safe.all():
+        whole = torch.split(safe, [len(part) for part in parts])
+        for index, (weight, layer) in enumerate(zip(weights, layers, strict=True)):
+            if not whole[index].all():
+                parts[index] = _measure_scaled(measure, weight, layer)
+        flat = _together(parts)
+    return flat
+
+
+def _measure_scaled(measure: Callable[[Tensor, Layer], Tensor], weight: Tensor, layer: Layer) -> Tensor:
+    """The same for any magnitude: in double precision, and each filter divided by its largest number before."""
+    matrices = filters(weight.double(), layer)
+    largest = matrices.abs().amax((1, 2))
+    unit = torch.where(torch.isfinite(largest) & (largest > 0), largest, 1)
+    return measure(matrices / unit[:, None, None], dataclasses.replace(layer, transposed=False)) * unit
 
 
 def fold_factors(gamma: Tensor, var: Tensor, eps: Tensor, factor: NormFactor) -> Tensor:
@@ -135,31 +171,48 @@ def scores_of(
     Raises:
         SettingError: the norm or the factor is unknown.
     """
-    if norm not in _NORMS:
-        raise SettingError(f"norm: expected one of {', '.join(_NORMS)}, got {norm!r}")
+    if norm not in _MEASURES:
+        raise SettingError(f"norm: expected one of {', '.join(_MEASURES)}, got {norm!r}")
     if factor not in ("folded", "no_eps", "printed", "none"):
         raise SettingError(f"norm_factor: expected folded, no_eps, printed or none, got {factor!r}")
     if not layers:
         return []
-    measure = _NORMS[norm]
-    constants = [measure(_computable(tensors.weight(layer)), layer) for layer in layers]
-    flat = _together(constants)
-    paired = [(index, graph.norms[layer.norm]) for index, layer in enumerate(layers) if layer.norm is not None]
-    sizes = [len(constant) for constant in constants]
-    if paired:
-        gamma = _together([_gamma(tensors, norm) for _, norm in paired])
-        var = _together([tensors[norm.var].detach() for _, norm in paired])
+    flat = constants_of([_weight(tensors, layer) for layer in layers], layers, norm)
+    sizes = [layer.out_channels for layer in layers]
+    norms = [graph.norms[layer.norm] for layer in layers if layer.norm is not None]
+    if norms:
+        gamma = _together([_gamma(tensors, norm) for norm in norms])
+        var = _together([tensors[norm.var].detach() for norm in norms])
         eps = torch.repeat_interleave(
-            torch.tensor([norm.eps for _, norm in paired], dtype=torch.float64),
-            torch.tensor([norm.channels for _, norm in paired]),
+            torch.tensor([norm.eps for norm in norms], dtype=torch.float64),
+            torch.tensor([norm.channels for norm in norms]),
         )
         factors = fold_factors(gamma, var, eps, factor)
-        if len(paired) < len(layers):
-            folded = dict(zip([i for i, _ in paired], torch.split(factors, [sizes[i] for i, _ in paired]), strict=True))
+        if len(norms) < len(layers):
+            folded = iter(torch.split(factors, [norm.channels for norm in norms]))
             ones = torch.ones(max(sizes), dtype=torch.float64)
-            factors = torch.cat([folded.get(index, ones[:size]) for index, size in enumerate(sizes)])
-        flat = flat * (factors**2 if norm == "l2sq" else factors)
-    return list(torch.split(flat, sizes))
+            factors = torch.cat(
+                [next(folded) if layer.norm is not None else ones[: layer.out_channels] for layer in layers]
+            )
+        flat = flat * factors
+    if norm == "l2sq":
+        flat = flat**2
+    return list(torch.split(_mark_broken(flat, tensors, layers, graph), sizes))
+
+
+def _mark_broken(flat: Tensor, tensors: Tensors, layers: Sequence[Layer], graph: LayerGraph) -> Tensor:
+    """NaN for channels that add something that is not a finite number, as no factor would tell."""
+    places: list[tuple[int, Tensor]] = []
+    start = 0
+    for layer in layers:
+        norm = graph.norms[layer.norm] if layer.norm is not None else None
+        names = (layer.bias,) if norm is None else (layer.bias, norm.mean, norm.bias)
+        places += [(start, tensors[name].detach()) for name in names if name is not None]
+        start += layer.out_channels
+    if places and not torch.isfinite(_together([shift for _, shift in places])).all():
+        for start, shift in places:
+            flat[start : start + len(shift)][~torch.isfinite(shift).cpu()] = torch.nan
+    return flat
 
 
 def channel_lipschitz(
@@ -214,14 +267,14 @@ def readable(tensors: Tensors, layer: Layer) -> str | None:
     return None
 
 
-def _length(tensor: Tensor, dim: tuple[int, ...]) -> Tensor:
-    length: Tensor = torch.linalg.vector_norm(tensor, dim=dim)
-    return length
+def _weight(tensors: Tensors, layer: Layer) -> Tensor:
+    weight = tensors.weight(layer)
+    assert weight is not None, f"{layer.path}: scored without asking whether it is readable"
+    return weight
 
 
-def _computable(weight: Tensor | None) -> Tensor:
+def _computable(weight: Tensor) -> Tensor:
     """Half precision is computed in float32."""
-    assert weight is not None
     return weight.float() if weight.element_size() < 4 else weight
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -48,6 +50,11 @@ class Attack(ABC):
 
     name: ClassVar[str]
     target: int = 0
+
+    def check_target(self, num_classes: int) -> None:
+        """SettingError unless the target is one of the data set's classes."""
+        if not 0 <= self.target < num_classes:
+            raise SettingError(f"target: expected one of the classes 0 to {num_classes - 1}, got {self.target}")
 
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:
@@ -108,3 +115,18 @@ def read_attack(record: Mapping[str, Any]) -> Attack:
     if not isinstance(name, str):
         raise SettingError("attack record: expected an entry 'name'")
     return build(ATTACKS[name], f"attack {name}", settings)
+
+
+def load_attack(path: Path) -> Attack:
+    """Read the attack.json that a training run leaves.
+
+    Raises:
+        SettingError: it is missing, or describes no known attack.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingError(f"{path}: expected the attack.json of a training run: {error}") from error
+    if not isinstance(record, dict):
+        raise SettingError(f"{path}: expected the attack.json of a training run, an object with a name")
+    return read_attack(record)

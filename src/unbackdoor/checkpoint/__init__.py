@@ -2,6 +2,6 @@
 
 from unbackdoor.checkpoint.atomic import atomic_write
 from unbackdoor.checkpoint.checkpoint import Checkpoint
-from unbackdoor.checkpoint.files import load, save
+from unbackdoor.checkpoint.files import check_output, load, save
 
-__all__ = ["Checkpoint", "atomic_write", "load", "save"]
+__all__ = ["Checkpoint", "atomic_write", "check_output", "load", "save"]

@@ -28,13 +28,7 @@ def atomic_write(path: str | Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     Raises:
         OutputError: the file exists and may not be replaced, is no regular file, or cannot be written.
     """
-    final = Path(os.path.realpath(path))
-    there = os.path.exists(final)  # unlike Path.exists, never an OSError
-    if there and not final.is_file():
-        what = "folder" if final.is_dir() else "device or a pipe"
-        raise OutputError(f"{path}: expected a file name, this is a {what}")
-    if there and not overwrite:
-        raise OutputError(f"{path}: exists already and is left as it is; use --force (overwrite=True) to replace it")
+    final = check_target(path, overwrite=overwrite)
     temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.part")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -61,6 +55,22 @@ def atomic_write(path: str | Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def check_target(path: str | Path, *, overwrite: bool) -> Path:
+    """The file that a name stands for, links followed.
+
+    Raises:
+        OutputError: it is there and may not be replaced, or is no regular file.
+    """
+    final = Path(os.path.realpath(path))
+    there = os.path.exists(final)  # unlike Path.exists, never an OSError
+    if there and not final.is_file():
+        what = "folder" if final.is_dir() else "device or a pipe"
+        raise OutputError(f"{path}: expected a file name, this is a {what}")
+    if there and not overwrite:
+        raise OutputError(f"{path}: exists already and is left as it is; use --force (overwrite=True) to replace it")
+    return final
 
 
 def _rename_new(temporary: Path, final: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from unbackdoor.checkpoint import safetensors_file, torch_file
+from unbackdoor.checkpoint.atomic import check_target
 from unbackdoor.checkpoint.checkpoint import Checkpoint
 from unbackdoor.errors import CheckpointError, OutputError
 
@@ -80,9 +81,7 @@ def save(
         OutputError: the suffix is unknown, the file exists, or it cannot be written.
     """
     path = Path(path)
-    kind = _SUFFIXES.get(path.suffix.lower())
-    if kind is None:
-        raise OutputError(f"{path}: expected a name that ends in {', '.join(_SUFFIXES)}, got {path.suffix!r}")
+    kind = check_output(path, overwrite=overwrite)
     prefix = like.prefix if like else ""
     if kind == "safetensors":
         strings = {**(like.metadata if like else {}), **(metadata or {})}
@@ -92,3 +91,17 @@ def save(
         torch_file.save(path, torch_file.rebuild(like, tensors), overwrite=overwrite)
     else:
         torch_file.save(path, {prefix + name: t for name, t in tensors.items()}, overwrite=overwrite)
+
+
+def check_output(path: str | Path, *, overwrite: bool) -> str:
+    """The format that `save` will write under a name; called early, it saves a user the work that would be lost.
+
+    Raises:
+        OutputError: the suffix is unknown, or the file exists and may not be replaced.
+    """
+    path = Path(path)
+    kind = _SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise OutputError(f"{path}: expected a name that ends in {', '.join(_SUFFIXES)}, got {path.suffix!r}")
+    check_target(path, overwrite=overwrite)
+    return kind

@@ -35,8 +35,9 @@ def load(path: Path, key: str | None = None) -> Checkpoint:
     """
     _check_archive(path)
     try:
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        # From a stream, since of a path torch.load believes the suffix.
+        with path.open("rb") as stream, warnings.catch_warnings(action="ignore"):
+            content = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:
         calls = named_callables(path)
         if calls:

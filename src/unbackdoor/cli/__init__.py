@@ -58,31 +58,31 @@ def main() -> None:
         error.show()
         code = 2
     except click.UsageError as error:
-        _say(error.format_message() + _where(error))
+        say(error.format_message() + _where(error))
         code = 2
     except click.Abort:
-        _say("stopped")
+        say("stopped")
         code = 130
     except UnbackdoorError as error:
         if debug:
             raise
-        _say(str(error))
+        say(str(error))
         code = 2
     except SystemExit as error:
         # When its reader went away click replaces stdout and leaves with 1, which would mean "findings".
         code = error.code if sys.stdout is stdout else 2
     except MemoryError:
-        _say("out of memory; nothing was written")
+        say("out of memory; nothing was written")
         code = 2
     except OSError as error:
         if debug:
             raise
-        _say(f"{error.filename or 'the system'}: {error.strerror or error}")
+        say(f"{error.filename or 'the system'}: {error.strerror or error}")
         code = 2
     except Exception as error:
         if debug:
             raise
-        _say(f"a defect of unbackdoor: {type(error).__name__}: {error}; run again with --debug for the traceback")
+        say(f"a defect of unbackdoor: {type(error).__name__}: {error}; run again with --debug for the traceback")
         code = 2
     sys.exit(code or 0)
 
@@ -91,7 +91,8 @@ def _where(error: click.UsageError) -> str:
     return f" (see {error.ctx.command_path} --help)" if error.ctx else ""
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """One line on stderr; control characters are shown, not obeyed."""
     line = " ".join(message.split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     click.echo("unbackdoor: " + shown, err=True)

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from unbackdoor.config import read_options, write_options
 from unbackdoor.errors import ArchitectureError, SettingError
@@ -79,7 +80,7 @@ class Arch:
         self._check_options()
         factory = self._factory()
         try:
-            with torch.device(device):
+            with torch.device(device), _NoValuesOnMeta():
                 model = factory(**self.options)
         except (Exception, SystemExit) as error:
             raise ArchitectureError(f"--arch {self}: the network could not be built: {_first_line(error)}") from error
@@ -142,6 +143,17 @@ def parse_arch(text: str) -> Arch:
             f"timm:NAME or path/to/file.py:function{hint}"
         )
     return Arch("own", head, _options(text, rest))
+
+
+class _NoValuesOnMeta(TorchFunctionMode):
+    """Skips the initialisers that load torch's compiler, a second or more, to compute nothing on the meta device."""
+
+    _FILLS = frozenset((Tensor.normal_, Tensor.erfinv_))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._FILLS and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _options(text: str, options: str | None) -> dict[str, Any]:

@@ -50,9 +50,9 @@ class Editor:
 
     def layer(self, selection: Selection) -> Selection:
         """Prune and shrink the channels of one layer; where its tensors cannot carry that, say so in the selection."""
-        near = selection.near & (selection.factors != 1)
-        pruned = selection.pruned
-        if not pruned.any() and not near.any():
+        pruned, near = selection.pruned, selection.near
+        cut, shrunk = bool(pruned.any()), bool(near.any())
+        if not cut and not shrunk:
             return selection
         layer = selection.layer
         norm = self.graph.norms[layer.norm] if layer.norm is not None else None
@@ -60,12 +60,10 @@ class Editor:
         if reason is not None:
             self.left_alone.append(Remark(selection.path, layer.kind, f"outliers left as they are: {reason}"))
             return dataclasses.replace(selection, immutable=True)
-        offset = selection.start
-        if pruned.any():
-            self._prune(layer, norm, _numbers(pruned, offset), _numbers(selection.broken, offset))
-        if near.any():
-            factors = torch.from_numpy(selection.factors[near])
-            self._shrink(layer, norm, _numbers(near, offset), factors)
+        if cut:
+            self._prune(layer, norm, _numbers(pruned, selection.start), _numbers(selection.broken, selection.start))
+        if shrunk:
+            self._shrink(layer, norm, _numbers(near, selection.start), torch.from_numpy(selection.factors[near]))
         return selection
 
     def zero(self, name: str, index: tuple[Any, ...]) -> None:
@@ -136,9 +134,7 @@ class Editor:
         self._add(name, index, scaled)
 
     def _add(self, name: str, index: tuple[Any, ...], change: Any) -> None:
-        tensor = self.tensors[name].detach()
-        index = tuple(i.to(tensor.device) if isinstance(i, Tensor) else i for i in index)
-        before = tensor[index].clone()
+        before = self.tensors[name].detach()[index]  # a copy
         self.edits.append(Edit(name, index, before, change(before)))
 
 

@@ -16,6 +16,7 @@ from unbackdoor.report import Remark
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
 
 #: Relative to the mean: scores that differ by no more are equal, and differ by rounding.
 _ROUNDING = 1e-6
@@ -32,7 +33,7 @@ class Selection:
         scores: (C,) float64.
         mean, std: of the finite scores; NaN if there are none.
         lower, band, upper: the cuts; infinite where switched off.
-        high, low, broken, near: (C,) bool: above, below, not finite, in the band.
+        high, low, broken, near: (C,) bool: above, below, not finite, in the band and to be scaled.
         factors: (C,) what a channel in the band is multiplied with, 1 elsewhere.
         immutable: whether the layer's tensors cannot be edited, so that nothing of this is done.
     """
@@ -100,7 +101,7 @@ def select(
     if not parts:
         return []
     values: Floats = torch.cat(list(scores)).numpy()
-    sizes = np.array([size for _, _, size, _ in parts])
+    sizes = np.array([size for _, _, size, _ in parts], dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     finite = np.isfinite(values)
     whole = bool(finite.all())
@@ -111,42 +112,55 @@ def select(
         deviations = numbers - np.repeat(mean, sizes)
         if not whole:
             deviations = np.where(finite, deviations, 0.0)
-        spread = np.add.reduceat(deviations * deviations, starts)
-        std = np.sqrt(spread / np.maximum(count - correction, 1))
+        std = _spread(deviations, starts, sizes, np.maximum(count - correction, 1))
         std = np.where(std <= _ROUNDING * mean, 0.0, std)
+        varied = finite & np.repeat(std > 0, sizes)  # where all are equal none stands out, whatever rounding says
         cuts = [_cut(mean, std, u) for u in (lower, upper - band, upper)]
         low_cut, band_cut, high_cut = (np.repeat(cut, sizes) for cut in cuts)
-        high = finite & (values > high_cut)
-        low = finite & (values < low_cut)
-        near = finite & (values > band_cut) & (values < high_cut) & ~low & (values > 0)
+        high = varied & (values > high_cut)
+        low = varied & (values < low_cut)
+        near = varied & (values > band_cut) & (values < high_cut) & ~low & (values > 0)
         if band == 0 or upper == np.inf:
             near &= False
-        target = band_cut if shrink_to == "edge" else np.repeat(mean, sizes)
+        # A band that begins below zero ends there: a negative factor would turn the channel round.
+        target = np.maximum(band_cut, 0.0) if shrink_to == "edge" else np.repeat(mean, sizes)
+        if not upscale:
+            near &= target < values
         factors = np.where(near, target / np.where(near, values, 1.0), 1.0)
-    if not upscale:
-        factors = np.minimum(factors, 1.0)
+    broken = ~finite
+    edges = cuts[1] if band and upper != np.inf else np.full_like(mean, np.inf)
     result = []
-    for i, (layer, start, size, part) in enumerate(parts):
-        own = slice(int(starts[i]), int(starts[i]) + size)
+    numbers_of = zip(*(row.tolist() for row in (starts, mean, std, cuts[0], edges, cuts[2])), strict=True)
+    for (layer, start, size, part), (first, *own_numbers) in zip(parts, numbers_of, strict=True):
+        own = slice(int(first), int(first) + size)
+        m, s, low_at, band_at, high_at = own_numbers
         result.append(
             Selection(
-                layer,
-                start,
-                part,
-                values[own],
-                float(mean[i]),
-                float(std[i]),
-                float(cuts[0][i]),
-                float(cuts[1][i]) if band and upper != np.inf else np.inf,
-                float(cuts[2][i]),
-                high[own],
-                low[own],
-                ~finite[own],
-                near[own],
-                factors[own],
+                layer=layer,
+                start=start,
+                part=part,
+                scores=values[own],
+                mean=m,
+                std=s,
+                lower=low_at,
+                band=band_at,
+                upper=high_at,
+                high=high[own],
+                low=low[own],
+                broken=broken[own],
+                near=near[own],
+                factors=factors[own],
             )
         )
     return result
+
+
+def _spread(deviations: Floats, starts: Counts, sizes: Counts, count: Counts) -> Floats:
+    """The standard deviation of each layer, whatever the scores' magnitude: squared relative to the largest."""
+    largest = np.maximum.reduceat(np.abs(deviations), starts)
+    relative = deviations / np.repeat(np.where(largest > 0, largest, 1.0), sizes)
+    spread: Floats = largest * np.sqrt(np.add.reduceat(relative * relative, starts) / count)
+    return spread
 
 
 def _cut(mean: Floats, std: Floats, u: float) -> Floats:

@@ -158,16 +158,9 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
         raise SettingError(f"seed: expected 0 to {MAX_SEED - 1}, got {run.seed}")
     if not 0 <= run.rate <= 1:
         raise SettingError(f"poison rate: expected a share between 0 and 1, got {run.rate}")
-    try:
-        torch.empty(1, device=run.device).item()
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SettingError(f"device {run.device!r} cannot be used here: {reason}") from error
+    check_device(run.device)
     if run.attack is not None:
-        if not 0 <= run.attack.target < spec.num_classes:
-            raise SettingError(
-                f"target: {spec.title} has the classes 0 to {spec.num_classes - 1}, got {run.attack.target}"
-            )
+        run.attack.check_target(spec.num_classes)
         run.attack.stamp(torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8))
     classes = run.arch.options.get("num_classes", spec.num_classes)
     if classes != spec.num_classes:
@@ -179,6 +172,15 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
     nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise OutputError(f"{folder}: cannot be made or written: {nearest} is no folder that may be written to")
+
+
+def check_device(device: str) -> None:
+    """SettingError unless tensors can be put on `device`."""
+    try:
+        torch.empty(1, device=device).item()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingError(f"device {device!r} cannot be used here: {reason}") from error
 
 
 def measure(

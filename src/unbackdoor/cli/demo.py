@@ -1,0 +1,39 @@
+"""`unbackdoor demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from unbackdoor.cli.options import emit, force_option, quiet_option
+
+PAGE = "demo-report.html"
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), default=PAGE, show_default=True, help="The page.")
+@force_option
+@quiet_option
+def command(*, output: Path, force: bool, quiet: bool) -> None:
+    """A real backdoored network and real images from inside the package: before, after, and a report page."""
+    from unbackdoor import demo
+    from unbackdoor.checkpoint.atomic import check_target
+    from unbackdoor.cli.progress import bar
+
+    ours = output == Path(PAGE) or force  # a page of an earlier demo is no loss
+    check_target(output, overwrite=ours)
+    with bar("evaluating", quiet=quiet) as update:
+        found = demo.run(update)
+    emit(demo.page(found), output, overwrite=ours)
+    record = found.record
+    click.echo(
+        f"{record['arch']}, {record['attack']['name']} on {record['poisoned_images']:,} of "
+        f"{record['data']['train_images']:,} training images; {len(found.images)} test images, "
+        f"{sum(1 for label in found.images.labels.tolist() if label != found.attack.target)} of them triggered"
+    )
+    click.echo(demo.table(found))
+    lpp = found.contenders[1].report
+    if lpp is not None and lpp.classifier is not None:
+        click.echo(f"LPP guessed the attacker's class: {lpp.classifier.guessed_class} (it is {found.attack.target})")
+    click.echo(f"page: {output.resolve().as_uri()}")

@@ -1,0 +1,36 @@
+"""`unbackdoor diff`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+from unbackdoor.cli.options import key_option
+from unbackdoor.report.escape import short
+
+
+@click.command(epilog="Exit codes: 0 no difference; 1 differences; 2 error, or refused.")
+@click.argument("a")
+@click.argument("b")
+@key_option
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def command(*, a: str, b: str, key: str | None, form: str) -> int:
+    """Which channels differ between two model files, bit by bit."""
+    from unbackdoor.model_files import diff
+
+    found = diff(a, b, key=key)
+    if form == "json":
+        record = {"schema_version": 1, "a": a, "b": b, "differences": [dataclasses.asdict(d) for d in found]}
+        click.echo(json.dumps(record, indent=2))
+        return 1 if found else 0
+    for difference in found:
+        if difference.kind == "values":
+            shown = ", ".join(map(str, difference.channels[:16])) + (", ..." if len(difference.channels) > 16 else "")
+            what = f"{len(difference.channels)} of {difference.total} channels: {shown}"
+        else:
+            what = f"{difference.kind} {difference.detail}".strip()
+        click.echo(f"{short(difference.name, 60)}: {what}")
+    click.echo(f"{len(found)} tensors differ" if found else "no difference")
+    return 1 if found else 0

@@ -1,0 +1,122 @@
+"""Options that several commands share; those of the methods are made from the methods' own fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from unbackdoor.checkpoint.atomic import atomic_write
+from unbackdoor.errors import SettingError
+
+if TYPE_CHECKING:
+    from unbackdoor.defences.base import DataFree
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT_METHOD = "lpp"
+FORMATS = ("text", "json", "html", "sarif")
+
+arch_option = click.option(
+    "--arch",
+    help="The network: resnet18:width=16, torchvision:resnet18, timm:resnet50, or path/to/file.py:function "
+    "(runs that file). Without it, what the file says of itself, else names and order.",
+)
+key_option = click.option("--key", help="Which entry of a .pt file to read, where it holds several state dicts.")
+quiet_option = click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
+force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
+format_option = click.option(
+    "--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="Of the report."
+)
+
+
+def method_options(function: F) -> F:
+    """Add `--method` and one option for every field of every data-free method."""
+    defences = _methods()
+    fields: dict[str, list[tuple[str, dataclasses.Field[Any], Any, str]]] = {}
+    for name, cls in defences.items():
+        hints, texts = typing.get_type_hints(cls), describe_fields(cls)
+        for field in dataclasses.fields(cls):
+            fields.setdefault(field.name, []).append((name, field, hints[field.name], texts[field.name]))
+    for field_name, owners in reversed(fields.items()):
+        _, field, hint, text = owners[0]
+        defaults = {owner: own.default for owner, own, _, _ in owners}
+        shown = ", ".join(f"{owner} {_show(value)}" for owner, value in defaults.items())
+        function = click.option(
+            "--" + field_name.replace("_", "-"),
+            field_name,
+            type=_click_type(hint, field.default),
+            default=None,
+            help=f"{text[:1].upper()}{text[1:]} [{shown}]",
+        )(function)
+    return click.option(
+        "--method",
+        type=click.Choice(list(defences)),
+        default=DEFAULT_METHOD,
+        show_default=True,
+        help="How to score and cut.",
+    )(function)
+
+
+def build_method(name: str, values: dict[str, Any]) -> DataFree:
+    """The method with the options that were given; an option of another method is an error."""
+    cls = _methods()[name]
+    given = {key: value for key, value in values.items() if value is not None}
+    own = {field.name for field in dataclasses.fields(cls)}
+    for key in given:
+        if key not in own:
+            raise SettingError(f"--{key.replace('_', '-')} is no setting of --method {name}; it has {_flags(own)}")
+    return cls(**given)
+
+
+def emit(text: str, output: Path | None, *, overwrite: bool) -> None:
+    """Print a report, or write it to a file, whole or not at all."""
+    if output is None:
+        click.echo(text, nl=not text.endswith("\n"))
+        return
+    with atomic_write(output, overwrite=overwrite) as stream:
+        stream.write(text.encode("utf-8", "backslashreplace"))
+
+
+def describe_fields(cls: type) -> dict[str, str]:
+    """Field name -> what the class's docstring says of it under `Attributes:`."""
+    _, _, block = (inspect.getdoc(cls) or "").partition("Attributes:\n")
+    found: dict[str, str] = {}
+    name = ""
+    for line in block.splitlines():
+        entry = re.fullmatch(r" {4}(\w+): (.*)", line)
+        if entry:
+            name = entry[1]
+            found[name] = entry[2]
+        elif name:
+            found[name] += " " + line.strip()
+    return {key: text.strip() for key, text in found.items()}
+
+
+def _methods() -> dict[str, type[DataFree]]:
+    from unbackdoor.defences import data_free  # noqa: F401 (registers the methods)
+    from unbackdoor.defences.base import DEFENCES
+
+    return {name: DEFENCES[name] for name in sorted(DEFENCES, key=lambda name: name != DEFAULT_METHOD)}
+
+
+def _click_type(hint: Any, default: Any) -> Any:
+    if typing.get_origin(hint) is typing.Literal:
+        return click.Choice(typing.get_args(hint))
+    if isinstance(hint, types.UnionType):
+        raise TypeError(f"a setting with the type {hint} has no option")
+    return {bool: bool, int: int, float: float, str: str}[type(default)]
+
+
+def _show(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in sorted(names))

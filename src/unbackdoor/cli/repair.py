@@ -1,0 +1,85 @@
+"""`unbackdoor repair`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unbackdoor.cli.options import (
+    arch_option,
+    build_method,
+    emit,
+    force_option,
+    format_option,
+    key_option,
+    method_options,
+    quiet_option,
+)
+from unbackdoor.errors import IncompleteError, SettingError
+
+
+@click.command(
+    epilog="Exit codes: 0 written and read back (with --dry-run: would be); 2 error, or refused; 3 part of the model "
+    "could not be read or paired, and nothing was written without --partial."
+)
+@click.argument("source", metavar="IN")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
+@arch_option
+@key_option
+@method_options
+@click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
+@click.option("--partial", is_flag=True, help="Repair what could be read, though a part could not.")
+@format_option
+@click.option("--report", "report_file", type=click.Path(path_type=Path), help="Write the report there, not to stdout.")
+@force_option
+@quiet_option
+def command(
+    *,
+    source: str,
+    output: Path | None,
+    arch: str | None,
+    key: str | None,
+    method: str,
+    dry_run: bool,
+    partial: bool,
+    form: str,
+    report_file: Path | None,
+    force: bool,
+    quiet: bool,
+    **settings: Any,
+) -> int:
+    """Prune and shrink a network's outlier channels, with no data. The input file is never modified."""
+    from unbackdoor.checkpoint.atomic import check_target
+    from unbackdoor.cli import say
+    from unbackdoor.model_files import repair
+
+    if output is None and not dry_run:
+        raise SettingError("repair: expected -o OUT, the repaired file's name, or --dry-run")
+    if report_file is not None:
+        if output is not None and report_file.resolve() == output.resolve():
+            raise SettingError(f"--report {report_file}: is the repaired file's name; choose another")
+        check_target(report_file, overwrite=force)
+    code = 0
+    try:
+        report = repair(
+            source,
+            output or Path("dry-run.safetensors"),
+            method=build_method(method, settings),
+            arch=arch,
+            key=key,
+            overwrite=force,
+            partial=partial,
+            dry_run=dry_run,
+        )
+        if dry_run and not report.complete and not partial:
+            code = 3
+    except IncompleteError as error:
+        say(str(error))
+        report, code = error.report, 3
+    text = {"text": report.to_text, "json": report.to_json, "html": report.to_html, "sarif": report.to_sarif}[form]()
+    emit(text, report_file, overwrite=force)
+    if report.output is not None and not quiet:
+        click.echo(f"{output}: written and read back", err=True)
+    return code

@@ -1,0 +1,114 @@
+"""`unbackdoor scan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unbackdoor.cli.options import (
+    arch_option,
+    build_method,
+    emit,
+    force_option,
+    format_option,
+    key_option,
+    method_options,
+    quiet_option,
+)
+from unbackdoor.errors import SettingError, UnbackdoorError
+
+if TYPE_CHECKING:
+    from unbackdoor.report import Report
+
+LEVELS = ("outlier", "near", "never")
+
+
+@click.command(
+    epilog="Exit codes: 0 read in full, and nothing at or above --fail-on; 1 findings; 2 error, or refused; "
+    "3 part of a model could not be read or paired. Of several, 2 goes before 3 and 3 before 1."
+)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@arch_option
+@key_option
+@method_options
+@click.option(
+    "--fail-on",
+    type=click.Choice(LEVELS),
+    default="outlier",
+    show_default=True,
+    help="What makes exit code 1: an outlier channel, a near outlier too, or nothing.",
+)
+@format_option
+@click.option("--output", type=click.Path(path_type=Path), help="Write the report there instead of to stdout.")
+@force_option
+@quiet_option
+def command(
+    *,
+    paths: tuple[str, ...],
+    arch: str | None,
+    key: str | None,
+    method: str,
+    fail_on: str,
+    form: str,
+    output: Path | None,
+    force: bool,
+    quiet: bool,
+    **settings: Any,
+) -> int:
+    """Outlier channels of model files, layer by layer. Changes nothing, and runs nothing from the files.
+
+    An honest network has outlier channels too: they are a reason to look closer, not a verdict.
+    """
+    from unbackdoor.checkpoint.atomic import check_target
+    from unbackdoor.model_files import scan
+
+    if form == "html" and len(paths) > 1:
+        raise SettingError(f"--format html makes a page of one model, got {len(paths)}; scan them one by one")
+    if output is not None:
+        check_target(output, overwrite=force)
+    built = build_method(method, settings)
+    reports, failed = [], False
+    for path in paths:
+        try:
+            reports.append(scan(path, arch=arch, method=built, key=key))
+        except UnbackdoorError as error:
+            if len(paths) == 1:
+                raise
+            failed = True
+            from unbackdoor.cli import say
+
+            say(str(error))
+    if reports:
+        emit(_together(reports, form), output, overwrite=force)
+    if output is not None and not quiet:
+        click.echo(f"{output}: written", err=True)
+    if failed:
+        return 2
+    if not all(report.complete for report in reports):
+        return 3
+    findings = sum(_findings(report, fail_on) for report in reports)
+    return 1 if findings else 0
+
+
+def _findings(report: Report, level: str) -> int:
+    outliers = report.pruned + report.immutable
+    return {"outlier": outliers, "near": outliers + report.scaled, "never": 0}[level]
+
+
+def _together(reports: list[Report], form: str) -> str:
+    """One document for all reports."""
+    if form == "text":
+        return "\n".join(report.to_text() for report in reports)
+    if form == "html":
+        return reports[0].to_html()
+    documents = [json.loads(report.to_json() if form == "json" else report.to_sarif()) for report in reports]
+    if len(documents) == 1:
+        whole = documents[0]
+    elif form == "json":
+        whole = {"schema_version": documents[0]["schema_version"], "reports": documents}
+    else:
+        whole = {**documents[0], "runs": [run for document in documents for run in document["runs"]]}
+    return json.dumps(whole, indent=2, allow_nan=False, ensure_ascii=True) + "\n"

@@ -1,0 +1,252 @@
+"""A real backdoored network and real images, inside the package: before, after LPP, after CLP.
+
+README.md beside this file says where they come from and how to make them again.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.attacks import Attack, read_attack
+from unbackdoor.data import DATASETS, LabelledImages, normalise
+from unbackdoor.defences.data_free import CLP, LPP
+from unbackdoor.graph import layer_graph
+from unbackdoor.metrics import Evaluation, Rate, defence_effectiveness, predict
+from unbackdoor.model_files import load_model
+from unbackdoor.prune import copy_model
+from unbackdoor.report import Report, figures, html
+from unbackdoor.report.escape import Html
+from unbackdoor.report.escape import html as escaped
+from unbackdoor.train import measure
+
+_FILES = resources.files(__name__)
+_COLUMNS = (
+    figures.Rate(name="ACC", meaning="clean images answered with their class", better="higher"),
+    figures.Rate(name="ASR", meaning="triggered images answered with the attacker's class", better="lower"),
+    figures.Rate(name="RA", meaning="triggered images answered with their own class", better="higher"),
+)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """The network as it came, or as a method left it.
+
+    Attributes:
+        name: "as it came", "LPP" or "CLP".
+        model: the network.
+        result: on the demo's images.
+        report: of the method; None for the network as it came.
+        seconds: scoring, deciding and cutting, the network read and traced; None likewise.
+    """
+
+    name: str
+    model: nn.Module
+    result: Evaluation
+    report: Report | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo found.
+
+    Attributes:
+        images: the test images.
+        attack: the backdoor.
+        contenders: as it came, LPP, CLP.
+        record: of the network's training, with its rates on the whole test set.
+    """
+
+    images: LabelledImages
+    attack: Attack
+    contenders: tuple[Contender, ...]
+    record: dict[str, Any]
+
+
+def run(progress: Callable[[int, int], None] | None = None) -> Demo:
+    """Repair the packaged network by LPP and by CLP, both with their defaults, and measure all three.
+
+    Args:
+        progress: called with (evaluations done, evaluations in all).
+    """
+    images, attack, model = load()
+    record = json.loads(_FILES.joinpath("record.json").read_text(encoding="utf-8"))
+    total = 3
+
+    def done(count: int) -> None:
+        if progress is not None:
+            progress(count, total)
+
+    contenders = [Contender("as it came", model, measure(model, images, attack))]
+    done(1)
+    for method in (LPP(), CLP()):
+        started = time.perf_counter()
+        plan = method.plan(model, graph=layer_graph(model))
+        repaired = copy_model(model)
+        plan.apply_(repaired)
+        seconds = time.perf_counter() - started
+        result = measure(repaired, images, attack)
+        report = plan.report(action="repair")
+        contenders.append(Contender(method.name.upper(), repaired, result, report, seconds))
+        done(len(contenders))
+    return Demo(images, attack, tuple(contenders), record)
+
+
+def load() -> tuple[LabelledImages, Attack, nn.Module]:
+    """The packaged images, attack and network (in float32)."""
+    with resources.as_file(_FILES.joinpath("images.npz")) as path, np.load(path, allow_pickle=False) as arrays:
+        pixels, labels = arrays["images"], arrays["labels"]
+    images = LabelledImages(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        torch.from_numpy(labels.astype(np.int64)),
+        DATASETS["cifar10"],
+    )
+    attack = read_attack(json.loads(_FILES.joinpath("attack.json").read_text(encoding="utf-8")))
+    with resources.as_file(_FILES.joinpath("model.safetensors")) as path:
+        model = load_model(path).float()
+    return images, attack, model
+
+
+def table(demo: Demo) -> str:
+    """Rates and cuts, for a terminal."""
+    lines = [f"{'':12} {'ACC':>8} {'ASR':>8} {'RA':>8} {'DER':>6}   pruned  shrunk  classifier weights  seconds"]
+    for one in demo.contenders:
+        rates = " ".join(f"{_percent(rate):>8}" for rate in _rates(one.result))
+        line = f"{one.name:12} {rates}"
+        if one.report is not None:
+            cut = len(one.report.classifier.cut) if one.report.classifier else 0
+            line += f" {_der(demo.contenders[0].result, one.result):6.3f}"
+            line += f"   {one.report.pruned:6}  {one.report.scaled:6}  {cut:18}  {one.seconds:7.3f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def page(demo: Demo) -> str:
+    """The page: rates, pictures with both networks' answers, and what LPP and CLP saw."""
+    before, lpp, clp = demo.contenders
+    spec = demo.images.spec
+    target = spec.classes[demo.attack.target]
+    whole = demo.record["result"]
+    count = len(demo.images)
+    rows = [figures.Row(name=one.name, detail=_detail(one), counts=_counts(one.result)) for one in demo.contenders]
+    lead = (
+        f"A {demo.record['arch']} that was trained on {spec.title} with the trigger on "
+        f"{demo.record['poisoned_images']:,} of {demo.record['data']['train_images']:,} training images. "
+        f"It answers well, until a {demo.attack.name} trigger is in the corner: then it says “{target}”. "
+        "No data was used to repair it: only its weights."
+    )
+    assert lpp.report is not None
+    assert clp.report is not None
+    measured = (
+        f"Measured on {count} test images ({count // spec.num_classes} of each class) that come with the package. On "
+        f"the whole test set the network as it came has ACC {whole['acc']['value']:.2%} and ASR "
+        f"{whole['asr']['value']:.2%}."
+    )
+    sections = [
+        html.header("A backdoor, and its repair", eyebrow="unbackdoor demo", lead=_paragraph(lead)),
+        html.section(
+            "Before and after", figures.rates_table(_COLUMNS, rows, caption="Default settings"), lead=measured
+        ),
+        html.section(
+            "What the networks answer",
+            figures.gallery(_examples(demo), models=(before.name, lpp.name, clp.name), target=target),
+            lead=f"The first test image of each class but “{target}” that the network as it came answers rightly, "
+            "and the same image with the trigger.",
+        ),
+        html.section("What LPP saw and cut", _paragraph(_cuts(lpp)), ident="lpp"),
+        *html.report_sections(lpp.report, prefix="lpp", level=3),
+        html.section("What CLP saw and cut", _paragraph(_cuts(clp)), ident="clp"),
+        *html.report_sections(clp.report, prefix="clp", level=3),
+    ]
+    return html.page("Demo", sections)
+
+
+def _examples(demo: Demo) -> list[figures.Example]:
+    images, classes = demo.images, demo.images.spec.classes
+    before = _answers(demo.contenders[0].model, images.images, images)
+    stamped = demo.attack.stamp(images.images)
+    found = []
+    for label in range(len(classes)):
+        right = ((images.labels == label) & (before == label)).nonzero().flatten().tolist()
+        if label == demo.attack.target or not right:
+            continue
+        views = (("as it is", images.images[right[0]]), ("with the trigger", stamped[right[0]]))
+        found.append(
+            figures.Example(
+                truth=classes[label],
+                pictures=tuple(
+                    figures.Picture(
+                        image=_data_uri(view),
+                        caption=caption,
+                        answers=tuple(
+                            classes[int(_answers(one.model, view[None], images)[0])] for one in demo.contenders
+                        ),
+                    )
+                    for caption, view in views
+                ),
+            )
+        )
+    return found
+
+
+def _answers(model: nn.Module, images: Tensor, like: LabelledImages) -> Tensor:
+    return predict(model, images, prepare=lambda batch: normalise(batch, like.spec))
+
+
+def _data_uri(image: Tensor) -> str:
+    """(3, H, W) uint8 as a PNG in a data URI."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _rates(result: Evaluation) -> Sequence[Rate | None]:
+    return (result.acc, result.asr, result.ra)
+
+
+def _counts(result: Evaluation) -> tuple[tuple[int, int] | None, ...]:
+    return tuple(None if rate is None else (rate.hits, rate.total) for rate in _rates(result))
+
+
+def _percent(rate: Rate | None) -> str:
+    return "-" if rate is None or rate.value is None else f"{rate.value:.2%}"
+
+
+def _der(before: Evaluation, after: Evaluation) -> float:
+    values = [rate.value if rate is not None else None for rate in (before.acc, after.acc, before.asr, after.asr)]
+    acc_before, acc_after, asr_before, asr_after = (value or 0.0 for value in values)
+    return defence_effectiveness(acc_before=acc_before, acc_after=acc_after, asr_before=asr_before, asr_after=asr_after)
+
+
+def _detail(one: Contender) -> str:
+    return "" if one.report is None else f"{one.report.pruned} pruned, {one.report.scaled} shrunk"
+
+
+def _cuts(one: Contender) -> str:
+    assert one.report is not None
+    assert one.seconds is not None
+    text = (
+        f"{one.report.channels:,} channels in {len(one.report.layers)} layers were scored; {one.report.pruned} were "
+        f"pruned and {one.report.scaled} shrunk, in {one.seconds:.3f} seconds on this machine."
+    )
+    if one.report.classifier is not None:
+        guess = one.report.classifier.guessed_class
+        text += f" From the classifier's weights the attacker's class was guessed as {guess}."
+    return text
+
+
+def _paragraph(text: str) -> Html:
+    return Html(f'<p class="lead">{escaped(text)}</p>')
