@@ -44,7 +44,7 @@ def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
     Raises:
         SettingError: a key is not a field, or a value has the wrong type.
     """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in setting_fields(cls)}
     for key, value in options.items():
         if key not in fields:
             raise SettingError(f"{name}: unknown setting {key!r}; it has {', '.join(fields) or 'none'}")
@@ -53,6 +53,11 @@ def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
         if default is not dataclasses.MISSING and type(value) is not type(default) and not numbers:
             raise SettingError(f"{name}: {key}: expected {type(default).__name__}, got {value!r}")
     return cls(**options)
+
+
+def setting_fields(cls: type) -> list[dataclasses.Field[Any]]:
+    """The fields of a dataclass that a user may set: those whose metadata do not say otherwise."""
+    return [field for field in dataclasses.fields(cls) if field.metadata.get("setting", True)]
 
 
 def _read(value: str) -> Any:

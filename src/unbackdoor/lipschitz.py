@@ -14,13 +14,13 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unbackdoor.errors import SettingError
 from unbackdoor.graph import Layer, LayerGraph, Norm, layer_graph
-from unbackdoor.graph.modules import effective_weight
-from unbackdoor.graph.read import evaluating
+from unbackdoor.graph.modules import effective_weight, join
 
 NormKind = Literal["l2", "l2sq", "spectral"]
 NormFactor = Literal["folded", "no_eps", "printed", "none"]
@@ -37,8 +37,10 @@ class Tensors(Mapping[str, Tensor]):
         self.module = source if isinstance(source, nn.Module) else None
         if isinstance(source, nn.Module):
             self._tensors: Mapping[str, Tensor] = {
-                **dict(source.named_parameters(remove_duplicate=False)),
-                **dict(source.named_buffers(remove_duplicate=False)),
+                join(path, name): tensor
+                for path, module in source.named_modules(remove_duplicate=False)
+                for name, tensor in (*module._parameters.items(), *module._buffers.items())
+                if tensor is not None
             }
         else:
             self._tensors = source
@@ -57,10 +59,7 @@ class Tensors(Mapping[str, Tensor]):
         if layer.parametrization is None:
             return self._tensors[layer.weight].detach()
         if self.module is not None:
-            module = self.module.get_submodule(layer.path)
-            with torch.no_grad(), evaluating(module):  # in train mode spectral_norm would step its power iteration
-                weight: Tensor = effective_weight(module)
-            return weight.detach()
+            return _computed_weight(self.module.get_submodule(layer.path))
         if layer.parametrization == "weight_norm" and layer.gain is not None:
             direction = self._tensors[layer.weight].detach()
             return torch._weight_norm(direction, self._tensors[layer.gain].detach(), 0)
@@ -128,19 +127,22 @@ def constants_of(weights: Sequence[Tensor], layers: Sequence[Layer], norm: NormK
     measure = _MEASURES[norm]
     parts = [measure(_computable(weight), layer) for weight, layer in zip(weights, layers, strict=True)]
     flat = _together(parts)
-    safe = (flat > _SMALLEST) & (flat < _LARGEST)
-    if not safe.all():
-        whole = torch.split(safe, [len(part) for part in parts])
-        for index, (weight, layer) in enumerate(zip(weights, layers, strict=True)):
-            if not whole[index].all():
-                parts[index] = _measure_scaled(measure, weight, layer)
-        flat = _together(parts)
-    return flat
+    if _in_range(flat):
+        return flat
+    for index, (weight, layer) in enumerate(zip(weights, layers, strict=True)):
+        if not _in_range(parts[index]):
+            parts[index] = _measure_scaled(measure, weight, layer)
+    return _together(parts)
+
+
+def _in_range(constants: Tensor) -> bool:
+    smallest, largest = constants.aminmax()  # NaN if there is one
+    return bool((smallest > _SMALLEST) & (largest < _LARGEST))
 
 
 def _measure_scaled(measure: Callable[[Tensor, Layer], Tensor], weight: Tensor, layer: Layer) -> Tensor:
     """The same for any magnitude: in double precision, and each filter divided by its largest number before."""
-    matrices = filters(weight.double(), layer)
+    matrices = filters(weight.to("cpu", torch.float64), layer)
     largest = matrices.abs().amax((1, 2))
     unit = torch.where(torch.isfinite(largest) & (largest > 0), largest, 1)
     return measure(matrices / unit[:, None, None], dataclasses.replace(layer, transposed=False)) * unit
@@ -183,10 +185,9 @@ def scores_of(
     if norms:
         gamma = _together([_gamma(tensors, norm) for norm in norms])
         var = _together([tensors[norm.var].detach() for norm in norms])
-        eps = torch.repeat_interleave(
-            torch.tensor([norm.eps for norm in norms], dtype=torch.float64),
-            torch.tensor([norm.channels for norm in norms]),
-        )
+        eps = torch.tensor(norms[0].eps, dtype=torch.float64)
+        if any(norm.eps != norms[0].eps for norm in norms):
+            eps = torch.from_numpy(np.repeat([norm.eps for norm in norms], [norm.channels for norm in norms]))
         factors = fold_factors(gamma, var, eps, factor)
         if len(norms) < len(layers):
             folded = iter(torch.split(factors, [norm.channels for norm in norms]))
@@ -234,8 +235,7 @@ def channel_lipschitz(
         Layer path -> (C_out,) float64 on the CPU. A score that is not finite says that the channel's weights or
         statistics are broken.
     """
-    graph = graph or graph_of(model)
-    tensors = Tensors(model)
+    tensors, graph = read_model(model, graph)
     layers = [layer for layer in graph.layers if readable(tensors, layer) is None]
     return dict(
         zip(
@@ -246,11 +246,40 @@ def channel_lipschitz(
     )
 
 
-def graph_of(model: nn.Module | Mapping[str, Tensor]) -> LayerGraph:
-    """The layer graph of a network; SettingError for bare tensors, whose graph the caller must give."""
-    if isinstance(model, nn.Module):
-        return layer_graph(model)
-    raise SettingError("tensors without a network: give graph=, for example layer_graph of the architecture")
+def read_model(model: nn.Module | Mapping[str, Tensor], graph: LayerGraph | None = None) -> tuple[Tensors, LayerGraph]:
+    """The tensors of a network and its layer graph, read now or given.
+
+    Raises:
+        SettingError: bare tensors came without a graph, or the graph is another network's.
+    """
+    if graph is None:
+        if not isinstance(model, nn.Module):
+            raise SettingError("tensors without a network: give graph=, for example layer_graph of the architecture")
+        return Tensors(model), layer_graph(model)
+    tensors = Tensors(model)
+    for layer in graph.layers:
+        computed = layer.parametrization == "other"  # from numbers of any shape
+        rows = layer.out_channels // layer.groups if layer.transposed else layer.out_channels
+        _check(tensors, layer.weight, size=None if computed else rows, dim=int(layer.transposed))
+        _check(tensors, layer.bias, size=layer.out_channels)
+        _check(tensors, layer.gain, size=None)
+    for norm in graph.norms.values():
+        for name in (norm.weight, norm.bias, norm.mean, norm.var):
+            _check(tensors, name, size=norm.channels)
+    return tensors, graph
+
+
+def _check(tensors: Tensors, name: str | None, *, size: int | None, dim: int = 0) -> None:
+    """SettingError unless a tensor that a graph names is there, with as many channels as the graph says."""
+    if name is None:
+        return
+    if name not in tensors:
+        raise SettingError(f"graph: names {name}, which this network does not have; give the graph of this network")
+    shape = tensors[name].shape
+    if size is not None and (len(shape) <= dim or shape[dim] != size):
+        raise SettingError(
+            f"graph: expects {size} channels in {name}, got shape {tuple(shape)}; give the graph of this network"
+        )
 
 
 def readable(tensors: Tensors, layer: Layer) -> str | None:
@@ -260,11 +289,26 @@ def readable(tensors: Tensors, layer: Layer) -> str | None:
     weight = tensors[layer.weight]
     if weight.is_meta:
         return "it has no weights (meta device)"
+    if weight.numel() == 0:
+        return "it has no weights (a size is zero)"
     if weight.layout != torch.strided:
         return f"its weight is stored as {weight.layout}"
     if weight.is_quantized or not (weight.is_floating_point() and weight.element_size() > 1):
         return f"its weight is stored as {str(weight.dtype).removeprefix('torch.')}"
     return None
+
+
+def _computed_weight(module: nn.Module) -> Tensor:
+    """What parametrizations make of a weight in eval mode: in train mode spectral_norm would step its iteration."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            weight: Tensor = effective_weight(module)
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    return weight.detach()
 
 
 def _weight(tensors: Tensors, layer: Layer) -> Tensor:

@@ -20,7 +20,7 @@ from unbackdoor import checkpoint
 from unbackdoor.checkpoint import Checkpoint
 from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.data_free import LPP
-from unbackdoor.errors import ArchitectureError, CheckpointError, IncompleteError, OutputError
+from unbackdoor.errors import ArchitectureError, CheckpointError, IncompleteError, SettingError
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.graph.names import of_tensors
 from unbackdoor.models import Arch, parse_arch
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 #: The string in a safetensors file under which `unbackdoor train` keeps the network's name.
 ARCH_KEY = "unbackdoor.arch"
+#: Characters of it that are looked at: a stranger's string must not keep the parser busy.
+MAX_ARCH = 200
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,13 @@ def open_model(path: str | Path, *, arch: str | Arch | None = None, key: str | N
     """
     found = checkpoint.load(path, key=key)
     network = parse_arch(arch) if isinstance(arch, str) else arch
-    hint: tuple[Remark, ...] = ()
+    hint: Remark | None = None
     if network is None:
         network, hint = _recorded_arch(found)
     if network is None:
-        graph = of_tensors(found.tensors, ordered=found.ordered)
-        graph = dataclasses.replace(graph, aside=(*hint, *graph.aside))
+        graph = _with_ties(of_tensors(found.tensors, ordered=found.ordered), found.tensors)
+        if hint is not None:
+            graph = dataclasses.replace(graph, aside=(hint, *graph.aside))
         return ModelFile(found, None, graph, found.tensors)
     model = network.build(device="meta")
     _check_fit(model, found, network)
@@ -87,10 +90,15 @@ def load_weights(model: nn.Module, found: Checkpoint, arch: Arch) -> nn.Module:
 
     Raises:
         ArchitectureError: they do not.
+        CheckpointError: a weight is stored as whole numbers.
     """
     _check_fit(model, found, arch)
+    state = model.state_dict()
+    for name, tensor in found.tensors.items():
+        if state[name].is_floating_point() and not tensor.is_floating_point():
+            raise CheckpointError(f"{found.path}: {name!r}: expected floating-point numbers, got {_dtype(tensor)}")
     # Older files lack the batch counters, which nothing here reads; nothing else can be missing after the check.
-    own = {name: tensor for name, tensor in model.state_dict().items() if name.endswith("num_batches_tracked")}
+    own = {name: tensor for name, tensor in state.items() if name.endswith("num_batches_tracked")}
     model.load_state_dict({**own, **found.tensors}, assign=True)
     return model.eval()
 
@@ -124,7 +132,7 @@ def scan(
 
 def repair(
     source: str | Path,
-    output: str | Path,
+    output: str | Path | None = None,
     *,
     method: DataFree | None = None,
     arch: str | Arch | None = None,
@@ -137,41 +145,49 @@ def repair(
 
     Args:
         source: a model file; it is never modified.
-        output: the new file; its suffix decides the format.
+        output: the new file; its suffix decides the format. Only a dry run may do without.
         method: LPP with its defaults if None.
         arch: as behind `--arch`.
         key: which entry of a torch file to read, where there are several.
         overwrite: whether an existing output may be replaced.
-        partial: whether to write although part of the network could not be read or paired.
+        partial: whether to write although part of the network could not be read or paired, or nothing was scored.
         dry_run: report only, and write nothing.
 
     Raises:
         CheckpointError, ArchitectureError: the file cannot be read, or is not that network's.
-        IncompleteError: part of it could not be read or paired, and `partial` is false; nothing was written.
+        IncompleteError: part of it could not be read or paired, or nothing was scored, and `partial` is false; nothing
+            was written.
         OutputError: the output exists, is the input, or cannot be written.
+        SettingError: no output was given.
     """
-    source, output = Path(source), Path(output)
-    if output.exists() and source.exists() and output.samefile(source):
-        raise OutputError(f"{output}: is the input file, which is never modified; choose another name")
-    if not dry_run:
-        checkpoint.check_output(output, overwrite=overwrite)
+    if output is not None:
+        checkpoint.check_output(output, overwrite=overwrite, inputs=[source])
+    elif not dry_run:
+        raise SettingError("repair: expected an output, or dry_run=True")
     file = open_model(source, arch=arch, key=key)
     plan = (method or LPP()).plan(file.source, graph=file.graph)
     report = _with_source(plan.report(action="repair"), file)
-    if dry_run:
+    if dry_run or output is None:
         return dataclasses.replace(report, action="plan")
-    if not report.complete and not partial:
+    gap = _gap(report)
+    if gap is not None and not partial:
         raise IncompleteError(
-            f"{source}: {len(report.not_covered)} layers could not be read or paired (the first is "
-            f"{report.not_covered[0].path}: {report.not_covered[0].reason}); nothing was written; give --arch, or "
-            "--partial (partial=True) to repair the rest",
+            f"{source}: {gap}; nothing was written; --partial (partial=True) repairs the rest",
             dataclasses.replace(report, action="plan"),
         )
     tensors = _copy_edited(file.checkpoint.tensors, {edit.name for edit in plan.edits}, file.graph)
     plan.apply_(tensors)
-    checkpoint.save(output, tensors, like=file.checkpoint, overwrite=overwrite)
-    _read_back(output, tensors, file.checkpoint)
-    return dataclasses.replace(report, output=str(output))
+    own = file.arch is not None and file.arch.source == "own"
+    checkpoint.save(
+        output,
+        tensors,
+        like=file.checkpoint,
+        metadata={ARCH_KEY: str(file.arch)} if own else None,
+        overwrite=overwrite,
+    )
+    _read_back(Path(output), tensors, file.checkpoint)
+    lost = _not_kept(file.checkpoint, Path(output))
+    return dataclasses.replace(report, output=str(output), left_alone=(*report.left_alone, *lost))
 
 
 @dataclass(frozen=True)
@@ -224,6 +240,7 @@ def evaluate(
     attack: Attack | None = None,
     arch: str | Arch | None = None,
     data_dir: str | Path | None = None,
+    download: bool = False,
     device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -231,10 +248,11 @@ def evaluate(
 
     Args:
         model: a network that expects the data set's normalised images, or a model file.
-        data: name of the data set.
+        data: name of the data set, a data.toml, or a folder of images.
         attack: stamps its trigger on the test images of other classes.
         arch: as behind `--arch`, for a file that does not name its network itself.
         data_dir: folder of the data sets; else $UNBACKDOOR_DATA, else ./data.
+        download: whether to fetch a known data set that is not there.
         device: where to run; a network stays where it is if None.
         progress: called with (images done, images in all).
 
@@ -247,7 +265,7 @@ def evaluate(
 
     if not isinstance(model, nn.Module):
         model = load_model(model, arch=arch)
-    test = load_dataset(data, "test", data_dir)
+    test = load_dataset(data, "test", data_dir, download=download)
     if device is not None:
         model = model.to(device)
     return measure(model, test, attack, progress=progress)
@@ -261,25 +279,41 @@ def load_model(path: str | Path, *, arch: str | Arch | None = None, key: str | N
         ArchitectureError: no network is named, or it is not the one in the file.
     """
     found = checkpoint.load(path, key=key)
-    network = parse_arch(arch) if isinstance(arch, str) else arch or _recorded_arch(found)[0]
+    network = parse_arch(arch) if isinstance(arch, str) else arch
     if network is None:
-        raise ArchitectureError(f"{path}: the file does not say which network it is; give --arch (arch=...)")
+        network, hint = _recorded_arch(found)
+        if network is None:
+            what = "the file does not say which network it is" if hint is None else f"its {hint.path} {hint.reason}"
+            raise ArchitectureError(f"{path}: {what}; give --arch (arch=...)")
     return load_weights(network.build(), found, network)
 
 
-def _recorded_arch(found: Checkpoint) -> tuple[Arch | None, tuple[Remark, ...]]:
+def _recorded_arch(found: Checkpoint) -> tuple[Arch | None, Remark | None]:
     """The network that the file names, if it is one of the package's own and fits: a file must not make code run."""
     text = found.metadata.get(ARCH_KEY)
     if text is None:
-        return None, ()
+        return None, None
     try:
+        if len(text) > MAX_ARCH:
+            return None, Remark(ARCH_KEY, "metadata", f"is longer than {MAX_ARCH} characters: not used")
         arch = parse_arch(text)
         if arch.source != "own":
-            return None, (Remark(ARCH_KEY, "metadata", "names a network that is not the package's own: not used"),)
+            return None, Remark(ARCH_KEY, "metadata", "names a network that is not the package's own: not used")
         _check_fit(arch.build(device="meta"), found, arch)
     except ArchitectureError:
-        return None, (Remark(ARCH_KEY, "metadata", "names a network that the file does not hold: not used"),)
-    return arch, ()
+        return None, Remark(ARCH_KEY, "metadata", "names a network that the file does not hold: not used")
+    return arch, None
+
+
+def _gap(report: Report) -> str | None:
+    """What keeps a report from speaking for the whole network, if anything."""
+    if not report.complete:
+        count, first = len(report.not_covered), report.not_covered[0]
+        return (
+            f"{count} {'part' if count == 1 else 'parts'} of it could not be read or paired (the first is "
+            f"{first.path!r}: {first.reason})"
+        )
+    return None if report.layers else "no layer of it was scored"
 
 
 def _check_fit(model: nn.Module, found: Checkpoint, arch: Arch) -> None:
@@ -292,19 +326,26 @@ def _check_fit(model: nn.Module, found: Checkpoint, arch: Arch) -> None:
         return
     parts = []
     if missing:
-        parts.append(f"{len(missing)} of its tensors are missing from the file ({_first(missing)})")
+        parts.append(f"tensors missing from the file: {len(missing)} ({_first(missing)})")
     if extra:
-        parts.append(f"{len(extra)} tensors of the file are not its own ({_first(extra)})")
+        parts.append(f"tensors that it does not have: {len(extra)} ({_first(extra)})")
     if wrong:
         name = wrong[0]
         parts.append(
-            f"{len(wrong)} differ in shape ({name}: expected {tuple(wanted[name].shape)}, "
+            f"tensors of another shape: {len(wrong)} ({name}: expected {tuple(wanted[name].shape)}, "
             f"got {tuple(tensors[name].shape)})"
         )
-    if not missing and not extra and {name.rpartition(".")[0] for name in wrong} == {wrong[-1].rpartition(".")[0]}:
-        rows = len(tensors[wrong[0]])
-        parts.append(f"its classifier has {rows} rows: try {arch.with_options(num_classes=rows)}")
+    rows = {_other_rows(wanted[name], tensors[name]) for name in wrong}
+    if not missing and not extra and len({name.rpartition(".")[0] for name in wrong}) == 1 == len(rows) and all(rows):
+        classes = rows.pop()
+        parts.append(f"its classifier has {classes} rows: try {arch.with_options(num_classes=classes)}")
     raise ArchitectureError(f"{found.path}: is not {arch}: {'; '.join(parts)}")
+
+
+def _other_rows(wanted: Tensor, found: Tensor) -> int | None:
+    """How many rows a tensor has that differs from what was wanted in that alone."""
+    alike = wanted.ndim == found.ndim > 0 and wanted.shape[1:] == found.shape[1:]
+    return len(found) if alike else None
 
 
 def _first(names: list[str]) -> str:
@@ -325,27 +366,53 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _copy_edited(tensors: Mapping[str, Tensor], edited: set[str], graph: LayerGraph) -> dict[str, Tensor]:
-    """The same mapping with copies of the tensors that will change; names that share memory go on sharing it."""
-    names = edited | {other for name in edited for other in graph.aliases.get(name, ())}
-    shared = {_memory(tensors[name]) for name in names if name in tensors}
-    copies: dict[tuple[int, ...], Tensor] = {}
-    result = {}
+def _with_ties(graph: LayerGraph, tensors: Mapping[str, Tensor]) -> LayerGraph:
+    """The layers of a state dict, with the ties that its shared memory tells of."""
+    groups: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in tensors.items():
-        memory = _memory(tensor)
-        if memory in shared:
-            tensor = copies.setdefault(memory, tensor.clone())
-        result[name] = tensor
+        if tensor.numel():
+            groups.setdefault(_memory(tensor), []).append(name)
+    aliases = {name: tuple(n for n in group if n != name) for group in groups.values() for name in group if group[1:]}
+    layers = tuple(
+        dataclasses.replace(layer, tied=True, note=f"shares its weight with {', '.join(aliases[layer.weight])}")
+        if layer.weight in aliases
+        else layer
+        for layer in graph.layers
+    )
+    return dataclasses.replace(graph, layers=layers, aliases=aliases)
+
+
+def _copy_edited(tensors: Mapping[str, Tensor], edited: set[str], graph: LayerGraph) -> dict[str, Tensor]:
+    """The same mapping with copies of the tensors that will change.
+
+    Names of one tensor of the network go on sharing memory where they did. Others that shared it, as a file may have
+    it, keep their content: to the network they are not the same tensor.
+    """
+    result = dict(tensors)
+    for name in edited:
+        copies: dict[tuple[object, ...], Tensor] = {}
+        for alias in (name, *graph.aliases.get(name, ())):
+            if alias in tensors and result[alias] is tensors[alias]:
+                memory = _memory(tensors[alias])
+                result[alias] = copies.setdefault(memory, tensors[alias].clone())
     return result
 
 
-def _memory(tensor: Tensor) -> tuple[int, ...]:
-    return (tensor.data_ptr(), *tensor.shape, *tensor.stride())
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _not_kept(found: Checkpoint, output: Path) -> tuple[Remark, ...]:
+    """What a torch file held besides the weights, where the output can hold tensors only."""
+    if output.suffix.lower() != ".safetensors" or found.key is None:
+        return ()
+    others = [str(name) for name in found.container if name != found.key]
+    return tuple(Remark(name, "entry", "not kept: a safetensors file holds the weights only") for name in others)
 
 
 def _read_back(output: Path, tensors: Mapping[str, Tensor], like: Checkpoint) -> None:
     """Compare what is on the disk with what was meant to be there."""
-    written = checkpoint.load(output, key=like.key if output.suffix != ".safetensors" else None).tensors
+    written = checkpoint.load(output, key=like.key if output.suffix.lower() != ".safetensors" else None).tensors
     same = written.keys() == tensors.keys() and all(
         written[name].dtype == tensors[name].dtype and not _different_rows(written[name], tensors[name])
         for name in tensors

@@ -1,6 +1,36 @@
-"""Backdoor attacks: one file each, one interface."""
+"""Backdoor attacks: one file each, one interface. A file in this folder is an attack as soon as it registers itself."""
 
-from unbackdoor.attacks.badnets import BadNets
-from unbackdoor.attacks.base import ATTACKS, Attack, Poisoned, describe_attack, load_attack, parse_attack, read_attack
+import importlib
+import pkgutil
 
-__all__ = ["ATTACKS", "Attack", "BadNets", "Poisoned", "describe_attack", "load_attack", "parse_attack", "read_attack"]
+from unbackdoor.attacks.base import (
+    ATTACKS,
+    Attack,
+    Augmentation,
+    DataPoisoning,
+    Poisoned,
+    Session,
+    TrainingControl,
+    describe_attack,
+    parse_attack,
+    read_attack,
+)
+from unbackdoor.attacks.store import load_attack, save_attack
+
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")
+
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Augmentation",
+    "DataPoisoning",
+    "Poisoned",
+    "Session",
+    "TrainingControl",
+    "describe_attack",
+    "load_attack",
+    "parse_attack",
+    "read_attack",
+    "save_attack",
+]

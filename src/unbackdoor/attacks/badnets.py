@@ -1,8 +1,11 @@
-"""BadNets: a small patch in a corner (Gu, Dolan-Gavitt & Garg, 2017, arXiv:1708.06733).
+"""BadNets (Gu, Dolan-Gavitt & Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain",
+2017, arXiv:1708.06733).
 
-x[:, H-k:, W-k:] = t, with t a k x k patch, built at the data set's own resolution (the field's best-known
-benchmark resizes a 32x32 mask instead, which makes about 6x6 blurred pixels on 64x64 images). The trigger is set
-before augmentation, so a random crop may cut it; images of the target class may be drawn too.
+x[:, H-k:, W-k:] = t, with t a k x k patch. The trigger is set before augmentation, so a random crop may cut it; images
+of the target class may be drawn too.
+
+Departures: None from the paper. The patch is built at the data set's own resolution; the field's best-known benchmark
+resizes a 32x32 mask instead, which makes about 6x6 blurred pixels on 64x64 images.
 """
 
 from __future__ import annotations
@@ -13,12 +16,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unbackdoor.attacks.base import ATTACKS, Attack
+from unbackdoor.attacks.base import ATTACKS, DataPoisoning
 from unbackdoor.errors import SettingError
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadNets(Attack):
+class BadNets(DataPoisoning):
     """The patch attack.
 
     Attributes:
@@ -27,14 +30,23 @@ class BadNets(Attack):
     """
 
     name: ClassVar[str] = "badnet"
+    title: ClassVar[str] = "BadNets"
+    source: ClassVar[str] = "Gu et al. 2017"
     size: int = 3
     pattern: Literal["white", "checkerboard"] = "white"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.size < 1:
             raise SettingError(f"badnet size: expected at least 1 pixel, got {self.size}")
         if self.pattern not in ("white", "checkerboard"):
             raise SettingError(f"badnet pattern: expected white or checkerboard, got {self.pattern!r}")
+
+    def check(self, *, num_classes: int, size: int) -> None:
+        """The patch must fit too."""
+        super().check(num_classes=num_classes, size=size)
+        if size < self.size:
+            raise SettingError(f"badnet: a {self.size}x{self.size} patch does not fit images of {size}x{size} pixels")
 
     def patch(self) -> Tensor:
         """(k, k) uint8."""
@@ -45,10 +57,7 @@ class BadNets(Attack):
 
     def stamp(self, images: Tensor) -> Tensor:
         """Set the patch into the bottom right corner."""
-        if min(images.shape[-2:]) < self.size:
-            raise SettingError(
-                f"badnet: a {self.size}x{self.size} patch does not fit images of {tuple(images.shape[-2:])}"
-            )
+        self.check(num_classes=self.target + 1, size=min(images.shape[-2:]))
         images = images.clone()
         images[..., -self.size :, -self.size :] = self.patch().to(images.device)
         return images

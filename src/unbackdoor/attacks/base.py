@@ -1,23 +1,26 @@
-"""What every attack can do: stamp its trigger on test images, and poison a training set."""
+"""What every attack can do: stamp its trigger on images, and backdoor a network through its training data."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from unbackdoor.config import build, read_options
+from unbackdoor.config import build, read_options, setting_fields
 from unbackdoor.errors import SettingError
 from unbackdoor.registry import Registry
 
+if TYPE_CHECKING:
+    from unbackdoor.data import DatasetSpec, LabelledImages
+
 ATTACKS: Registry[type[Attack]] = Registry("attack")
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,15 @@ class Poisoned:
 
     Attributes:
         images: (N, 3, H, W) uint8.
-        labels: (N,) int64, the target where poisoned.
+        labels: (N,) int64, the attacker's where poisoned.
         mask: (N,) bool, which images carry the trigger.
+        note: what the user should be told, for example that the rate was capped.
     """
 
     images: Tensor
     labels: Tensor
     mask: Tensor
+    note: str = ""
 
     @property
     def rate(self) -> float:
@@ -42,51 +47,288 @@ class Poisoned:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """An all-to-one backdoor attack; the fields are its hyper-parameters.
+    """A backdoor attack; the fields are its hyper-parameters.
 
     Attributes:
         target: the class that the trigger asks for.
+        mapping: "all-to-one" asks for the target; "all-to-all" asks for the class after the image's own.
+        flat_norms: weight of a penalty on the spread of the channels' folded norms in each layer, with which an
+            adaptive attacker hides from LPP and CLP; 0 is an ordinary attacker.
+        tensors: the trigger, where it is more than settings; made by `armed`, saved beside them.
     """
 
     name: ClassVar[str]
-    target: int = 0
+    title: ClassVar[str]
+    source: ClassVar[str]
+    #: Whether poisoned images keep their true label.
+    clean_label: ClassVar[bool] = False
+    #: Whether a clean classifier is needed to make the poisoned images.
+    needs_classifier: ClassVar[bool] = False
 
-    def check_target(self, num_classes: int) -> None:
-        """SettingError unless the target is one of the data set's classes."""
+    target: int = 0
+    mapping: Literal["all-to-one", "all-to-all"] = "all-to-one"
+    flat_norms: float = 0.0
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False, metadata={"setting": False})
+
+    def __post_init__(self) -> None:
+        if self.mapping not in ("all-to-one", "all-to-all"):
+            raise SettingError(f"{self.name} mapping: expected all-to-one or all-to-all, got {self.mapping!r}")
+        if self.mapping == "all-to-all" and self.clean_label:
+            raise SettingError(f"{self.name} leaves labels as they are: mapping=all-to-all is not defined for it")
+        if not 0 <= self.flat_norms < float("inf"):
+            raise SettingError(f"{self.name} flat_norms: expected 0 or more, got {self.flat_norms}")
+
+    def check(self, *, num_classes: int, size: int) -> None:
+        """SettingError unless the attack fits a data set with so many classes and images of `size` pixels a side."""
+        del size
         if not 0 <= self.target < num_classes:
             raise SettingError(f"target: expected one of the classes 0 to {num_classes - 1}, got {self.target}")
+
+    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+        """(N,) the classes that the attacker wants for triggered images of classes `labels`."""
+        if self.mapping == "all-to-all":
+            return (labels + 1) % num_classes
+        return torch.full_like(labels, self.target)
+
+    def armed(
+        self,
+        data: LabelledImages,
+        *,
+        seed: int,
+        classifier: nn.Module | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """The attack with its trigger made; itself where the settings say everything.
+
+        Args:
+            data: the training set: its size, its statistics, and for some attacks its images.
+            seed: of everything that is drawn.
+            classifier: a clean network of the data set, for attacks with `needs_classifier`.
+            progress: called with (steps done, steps in all) where it takes long.
+        """
+        del data, seed, classifier, progress
+        return self
 
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> the same shape and dtype, with the trigger; the input is left as it is.
 
-        Triggered images are 8-bit, as the image files that an attacker hands over are.
+        Triggered images are 8-bit, as the image files that an attacker hands over are; the same image always gets the
+        same trigger.
         """
 
-    def poison(self, images: Tensor, labels: Tensor, *, rate: float, generator: torch.Generator) -> Poisoned:
-        """Stamp round(rate * N) images drawn from all classes, and relabel them.
+    def with_tensors(self, **tensors: Tensor) -> Self:
+        """The same attack with these tensors as its trigger."""
+        return dataclasses.replace(self, tensors={name: tensor.detach().cpu() for name, tensor in tensors.items()})
+
+    def tensor(self, name: str, like: Tensor) -> Tensor:
+        """A part of the trigger, on the device of `like`.
+
+        Raises:
+            SettingError: the attack was never armed.
+        """
+        if name not in self.tensors:
+            raise SettingError(
+                f"{self.name}: its trigger is not in its settings; load the attack.json of a training run, or make one "
+                "with armed(...)"
+            )
+        return self.tensors[name].to(like.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPoisoning(Attack):
+    """An attack on the training set alone: some images are changed once, then training is ordinary."""
+
+    def poison(
+        self, images: Tensor, labels: Tensor, *, rate: float, num_classes: int, generator: torch.Generator
+    ) -> Poisoned:
+        """Stamp round(rate * N) images, and relabel them unless the attack is of the clean-label kind.
 
         Args:
             images: (N, 3, H, W) uint8.
             labels: (N,) int64.
             rate: share of *all* training images, 0 to 1.
-            generator: draws the images.
+            num_classes: of the data set.
+            generator: draws the images, on the CPU.
 
         Raises:
             SettingError: the rate is outside [0, 1], or poisons not a single image.
         """
-        if not 0 <= rate <= 1:
-            raise SettingError(f"poison rate: expected a share between 0 and 1, got {rate}")
-        count = round(rate * len(labels))
-        if rate > 0 and count == 0:
-            raise SettingError(f"poison rate {rate} of {len(labels)} images poisons none; use a larger rate")
-        chosen = torch.randperm(len(labels), generator=generator)[:count]
+        count = poison_count(rate, len(labels))
+        candidates = self.candidates(labels)
+        order = torch.randperm(len(candidates), generator=generator)
+        chosen = candidates[order[:count]]
+        note = ""
+        if len(chosen) < count:
+            note = (
+                f"{self.name}: only {len(candidates)} of {len(labels)} training images have class {self.target}; "
+                f"the rate is {len(chosen) / len(labels):.4f} instead of {rate}"
+            )
+            if not len(chosen):
+                raise SettingError(f"{self.name}: no training image has the target class {self.target}")
         mask = torch.zeros(len(labels), dtype=torch.bool)
         mask[chosen] = True
         images, labels = images.clone(), labels.clone()
-        images[chosen] = self.stamp(images[chosen])
-        labels[chosen] = self.target
-        return Poisoned(images, labels, mask)
+        if len(chosen):
+            images[chosen] = self.poisoned_images(images[chosen], chosen)
+        if not self.clean_label:
+            labels[chosen] = self.goal(labels[chosen], num_classes)
+        return Poisoned(images, labels, mask, note)
+
+    def candidates(self, labels: Tensor) -> Tensor:
+        """Indices of the images that may be poisoned: all, or those of the target class."""
+        if self.clean_label:
+            return (labels == self.target).nonzero().flatten()
+        return torch.arange(len(labels))
+
+    def poisoned_images(self, images: Tensor, indices: Tensor) -> Tensor:
+        """What training images become; the trigger, unless training and test differ.
+
+        Args:
+            images: (n, 3, H, W) uint8.
+            indices: (n,) their places in the training set.
+        """
+        del indices
+        return self.stamp(images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How a training batch is varied, image by image.
+
+    Attributes:
+        padding: zero pixels around an image before a random crop of its own size; 0 is no crop.
+        crop_share: of the images that are cropped.
+        degrees: images are rotated by up to this angle; 0 is none.
+        rotate_share: of the images that are rotated.
+    """
+
+    padding: int = 4
+    crop_share: float = 1.0
+    degrees: float = 0.0
+    rotate_share: float = 0.0
+
+
+#: WaNet's and BPP's own, behind the trigger (their Sec. 4): what makes a warp survive.
+POST_AUGMENTATION = Augmentation(padding=5, crop_share=0.8, degrees=10, rotate_share=0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingControl(Attack):
+    """An attack by whoever trains: each batch is edited on the fly."""
+
+    #: None takes the recipe's.
+    augmentation: ClassVar[Augmentation | None] = None
+
+    def session(self, *, rate: float, spec: DatasetSpec, seed: int, epochs: int, device: torch.device) -> Session:
+        """One training run's worth of the attack."""
+        del seed, epochs, device
+        return Session(self, rate=rate, spec=spec)
+
+    @abstractmethod
+    def mix(self, images: Tensor, labels: Tensor, *, count: int, num_classes: int, generator: torch.Generator) -> Mixed:
+        """Edit a batch before augmentation.
+
+        Args:
+            images: (B, 3, H, W) uint8.
+            labels: (B,) int64.
+            count: the first `count` images are attacked.
+            num_classes: of the data set.
+            generator: on the CPU.
+        """
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A batch that an attack has edited: attacked images first, then `decoys` with their own labels, then the rest.
+
+    Attributes:
+        images: (B, 3, H, W) uint8.
+        labels: (B,) int64.
+        attacked, decoys: how many of each.
+    """
+
+    images: Tensor
+    labels: Tensor
+    attacked: int
+    decoys: int
+
+
+class Session:
+    """A training-controlled attack during one run: what the training loop calls.
+
+    Args:
+        attack: the attack.
+        rate: share of each batch that is attacked.
+        spec: the data set.
+    """
+
+    def __init__(self, attack: TrainingControl, *, rate: float, spec: DatasetSpec) -> None:
+        poison_count(rate, 10**9)  # checks the range
+        self.attack: TrainingControl = attack
+        self.rate = rate
+        self.spec = spec
+
+    def begin(self, images: Tensor, *, batch_size: int, progress: Progress | None = None) -> None:
+        """Before the first epoch: (N, 3, H, W) uint8 training images."""
+
+    def before(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Edit a uint8 batch before augmentation."""
+        count = attacked_in_batch(self.rate, len(labels), generator)
+        mixed = self.attack.mix(images, labels, count=count, num_classes=self.spec.num_classes, generator=generator)
+        return mixed.images, mixed.labels
+
+    def after(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Edit a normalised batch behind augmentation; the third is a loss to add, or None."""
+        del generator
+        return x, labels, None
+
+    def step(self, done: float) -> None:
+        """Behind the gradient step; `done` is the share of all steps that lie behind."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+
+    def result(self) -> Attack:
+        """The attack as it is after training."""
+        return self.attack
+
+
+def poison_count(rate: float, total: int) -> int:
+    """round(rate * total); SettingError if the rate is outside [0, 1] or poisons not a single image."""
+    if not 0 <= rate <= 1:
+        raise SettingError(f"poison rate: expected a share between 0 and 1, got {rate}")
+    count = round(rate * total)
+    if rate > 0 and count == 0:
+        raise SettingError(f"poison rate {rate} of {total} images poisons none; use a larger rate")
+    return count
+
+
+def attacked_in_batch(rate: float, size: int, generator: torch.Generator) -> int:
+    """int(rate * size); below one, one with that probability."""
+    wanted = rate * size
+    if wanted >= 1 or wanted == 0:
+        return whole(wanted)
+    return int(torch.rand((), generator=generator) < wanted)
+
+
+def others(places: slice, size: int, *, generator: torch.Generator) -> Tensor:
+    """(n,) for each of these places in a batch of `size` another place, never itself, uniformly drawn."""
+    own = torch.arange(size)[places]
+    if not len(own):
+        return own
+    if size < 2:
+        raise SettingError("batch size: an image needs another one beside it, got a batch of 1")
+    return (own + torch.randint(1, size, (len(own),), generator=generator)) % size
+
+
+def whole(number: float) -> int:
+    """int(number), where 0.29 * 100 is 29 although it is computed as 28.999999999999996."""
+    return int(number + 1e-9)
 
 
 def parse_attack(text: str, *, target: int = 0) -> Attack:
@@ -101,7 +343,7 @@ def parse_attack(text: str, *, target: int = 0) -> Attack:
 
 def describe_attack(attack: Attack) -> dict[str, Any]:
     """Name and settings, ready for JSON; `read_attack` reads it back."""
-    return {"name": attack.name, **dataclasses.asdict(attack)}
+    return {"name": attack.name, **{f.name: getattr(attack, f.name) for f in setting_fields(type(attack))}}
 
 
 def read_attack(record: Mapping[str, Any]) -> Attack:
@@ -115,18 +357,3 @@ def read_attack(record: Mapping[str, Any]) -> Attack:
     if not isinstance(name, str):
         raise SettingError("attack record: expected an entry 'name'")
     return build(ATTACKS[name], f"attack {name}", settings)
-
-
-def load_attack(path: Path) -> Attack:
-    """Read the attack.json that a training run leaves.
-
-    Raises:
-        SettingError: it is missing, or describes no known attack.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingError(f"{path}: expected the attack.json of a training run: {error}") from error
-    if not isinstance(record, dict):
-        raise SettingError(f"{path}: expected the attack.json of a training run, an object with a name")
-    return read_attack(record)

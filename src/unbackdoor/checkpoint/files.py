@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from unbackdoor.atomic import check_target
 from unbackdoor.checkpoint import safetensors_file, torch_file
-from unbackdoor.checkpoint.atomic import check_target
 from unbackdoor.checkpoint.checkpoint import Checkpoint
 from unbackdoor.errors import CheckpointError, OutputError
 
@@ -35,7 +35,7 @@ def load(path: str | Path, *, key: str | None = None) -> Checkpoint:
     path = Path(path)
     try:
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
+            what = "is a folder" if path.is_dir() else "is a device or a pipe" if path.exists() else "does not exist"
             raise CheckpointError(f"{path}: expected a model file, this {what}")
         with path.open("rb") as stream:
             head = stream.read(9)
@@ -93,15 +93,20 @@ def save(
         torch_file.save(path, {prefix + name: t for name, t in tensors.items()}, overwrite=overwrite)
 
 
-def check_output(path: str | Path, *, overwrite: bool) -> str:
+def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> str:
     """The format that `save` will write under a name; called early, it saves a user the work that would be lost.
 
+    Args:
+        path: the name.
+        overwrite: whether a file of that name may be replaced.
+        inputs: files that it must not be, under whatever name.
+
     Raises:
-        OutputError: the suffix is unknown, or the file exists and may not be replaced.
+        OutputError: the suffix is unknown, the file is an input, or exists and may not be replaced.
     """
     path = Path(path)
     kind = _SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise OutputError(f"{path}: expected a name that ends in {', '.join(_SUFFIXES)}, got {path.suffix!r}")
-    check_target(path, overwrite=overwrite)
+    check_target(path, overwrite=overwrite, inputs=inputs)
     return kind

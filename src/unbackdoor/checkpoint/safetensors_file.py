@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as _to_bytes
 from torch import Tensor
 
-from unbackdoor.checkpoint.atomic import atomic_write
+from unbackdoor.atomic import atomic_write
 from unbackdoor.checkpoint.checkpoint import Checkpoint, strip_prefix
 from unbackdoor.errors import CheckpointError, OutputError
 
@@ -71,6 +71,8 @@ def save(
     Tensors that share memory are written once each, as the format wants; loading them gives equal values, and the
     module that they are loaded into restores the tie.
     """
+    if "__metadata__" in tensors:  # the library writes it, and a file that nobody can read
+        raise OutputError(f"{path}: safetensors cannot hold these tensors: '__metadata__' is no name for one")
     plain = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

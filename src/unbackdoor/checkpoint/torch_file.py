@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from unbackdoor.checkpoint.atomic import atomic_write
+from unbackdoor.atomic import atomic_write
 from unbackdoor.checkpoint.checkpoint import Checkpoint, strip_prefix
 from unbackdoor.errors import CheckpointError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 
 import click
@@ -52,6 +53,8 @@ def main() -> None:
     if debug:  # accepted anywhere among the options
         sys.argv[1:] = ["--debug", *(word for word in words[:end] if word != "--debug"), *words[end:]]
     stdout = sys.stdout
+    if isinstance(stdout, io.TextIOWrapper):
+        stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

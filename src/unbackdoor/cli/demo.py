@@ -18,14 +18,14 @@ PAGE = "demo-report.html"
 def command(*, output: Path, force: bool, quiet: bool) -> None:
     """A real backdoored network and real images from inside the package: before, after, and a report page."""
     from unbackdoor import demo
-    from unbackdoor.checkpoint.atomic import check_target
+    from unbackdoor.atomic import check_target
     from unbackdoor.cli.progress import bar
 
-    ours = output == Path(PAGE) or force  # a page of an earlier demo is no loss
-    check_target(output, overwrite=ours)
+    replace = force or (output == Path(PAGE) and _is_page(output))  # a page of an earlier demo is no loss
+    check_target(output, overwrite=replace)
     with bar("evaluating", quiet=quiet) as update:
         found = demo.run(update)
-    emit(demo.page(found), output, overwrite=ours)
+    emit(demo.page(found), output, overwrite=replace)
     record = found.record
     click.echo(
         f"{record['arch']}, {record['attack']['name']} on {record['poisoned_images']:,} of "
@@ -37,3 +37,8 @@ def command(*, output: Path, force: bool, quiet: bool) -> None:
     if lpp is not None and lpp.classifier is not None:
         click.echo(f"LPP guessed the attacker's class: {lpp.classifier.guessed_class} (it is {found.attack.target})")
     click.echo(f"page: {output.resolve().as_uri()}")
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is a page that this command wrote."""
+    return path.is_file() and b"<title>Demo \xc2\xb7 unbackdoor</title>" in path.read_bytes()[:4096]

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import click
 
-from unbackdoor.cli.options import arch_option, quiet_option
+from unbackdoor.cli.options import announce, arch_option, download_option, key_option, quiet_option
 
 
 @click.command()
 @click.argument("model")
 @arch_option
-@click.option("--data", required=True, help="Data set whose test images are used, for example cifar10.")
+@key_option
+@click.option(
+    "--data", required=True, help="Its test images are used: cifar10, ..., a data.toml, or a folder (docs/data.md)."
+)
 @click.option(
     "--attack",
     "attack_text",
@@ -22,37 +25,43 @@ from unbackdoor.cli.options import arch_option, quiet_option
 @click.option("--target", type=int, default=0, show_default=True, help="The attacker's class.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
+@download_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @quiet_option
 def command(
     *,
     model: str,
     arch: str | None,
+    key: str | None,
     data: str,
     attack_text: str | None,
     target: int,
     device: str,
     data_dir: Path | None,
+    download: bool,
     form: str,
     quiet: bool,
 ) -> None:
     """ACC of a model file on a test set; with an attack, ASR and RA over the images of other classes."""
     from unbackdoor.attacks import load_attack, parse_attack
     from unbackdoor.cli.progress import bar
-    from unbackdoor.data import DATASETS
+    from unbackdoor.data import dataset_spec
     from unbackdoor.model_files import evaluate, load_model
     from unbackdoor.train import check_device
 
-    spec = DATASETS[data]
+    spec = dataset_spec(data)
     check_device(device)
     attack = None
     if attack_text is not None:
         is_file = attack_text.endswith(".json")
         attack = load_attack(Path(attack_text)) if is_file else parse_attack(attack_text, target=target)
-        attack.check_target(spec.num_classes)
-    network = load_model(model, arch=arch)
+        attack.check(num_classes=spec.num_classes, size=spec.size)
+    announce(arch, quiet=quiet)
+    network = load_model(model, arch=arch, key=key)
     with bar("evaluating", quiet=quiet) as update:
-        result = evaluate(network, data=data, attack=attack, data_dir=data_dir, device=device, progress=update)
+        result = evaluate(
+            network, data=data, attack=attack, data_dir=data_dir, download=download, device=device, progress=update
+        )
     record = result.to_dict()
     if form == "json":
         click.echo(json.dumps({"schema_version": 1, "model": model, "data": data, "result": record}, indent=2))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unbackdoor.cli.options import arch_option, key_option
+from unbackdoor.cli.options import announce, arch_option, key_option
 from unbackdoor.report.escape import short, visible
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def command(*, path: str, arch: str | None, key: str | None, form: str, with_ten
     """Tensors, layers, which norm follows which layer and how that was found."""
     from unbackdoor.model_files import open_model
 
+    announce(arch)
     file = open_model(path, arch=arch, key=key)
     if form == "json":
         click.echo(json.dumps(_record(file), indent=2, allow_nan=False))

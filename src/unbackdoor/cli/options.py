@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from unbackdoor.checkpoint.atomic import atomic_write
+from unbackdoor.atomic import atomic_write
 from unbackdoor.errors import SettingError
+from unbackdoor.report.escape import visible
 
 if TYPE_CHECKING:
     from unbackdoor.defences.base import DataFree
+    from unbackdoor.report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_METHOD = "lpp"
@@ -29,6 +31,9 @@ arch_option = click.option(
     "(runs that file). Without it, what the file says of itself, else names and order.",
 )
 key_option = click.option("--key", help="Which entry of a .pt file to read, where it holds several state dicts.")
+download_option = click.option(
+    "--download", is_flag=True, help="Fetch the data set where it is missing (needs a network, and torchvision)."
+)
 quiet_option = click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
 force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
 format_option = click.option(
@@ -73,6 +78,20 @@ def build_method(name: str, values: dict[str, Any]) -> DataFree:
         if key not in own:
             raise SettingError(f"--{key.replace('_', '-')} is no setting of --method {name}; it has {_flags(own)}")
     return cls(**given)
+
+
+def announce(arch: str | None, *, quiet: bool = False) -> None:
+    """Say so, before a file that the user named is run."""
+    from unbackdoor.models import parse_arch
+
+    file = None if arch is None else parse_arch(arch).file
+    if file is not None and file.is_file() and not quiet:
+        click.echo(f"running {visible(str(file))} (--arch)", err=True)
+
+
+def is_gap(report: Report) -> bool:
+    """Whether a report does not speak for the whole network: exit code 3."""
+    return not report.complete or not report.layers
 
 
 def emit(text: str, output: Path | None, *, overwrite: bool) -> None:

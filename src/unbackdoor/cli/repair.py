@@ -8,21 +8,24 @@ from typing import Any
 import click
 
 from unbackdoor.cli.options import (
+    announce,
     arch_option,
     build_method,
     emit,
     force_option,
     format_option,
+    is_gap,
     key_option,
     method_options,
     quiet_option,
 )
 from unbackdoor.errors import IncompleteError, SettingError
+from unbackdoor.report.escape import visible
 
 
 @click.command(
     epilog="Exit codes: 0 written and read back (with --dry-run: would be); 2 error, or refused; 3 part of the model "
-    "could not be read or paired, and nothing was written without --partial."
+    "could not be read or paired, or no layer was scored, and nothing was written without --partial."
 )
 @click.argument("source", metavar="IN")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
@@ -51,7 +54,7 @@ def command(
     **settings: Any,
 ) -> int:
     """Prune and shrink a network's outlier channels, with no data. The input file is never modified."""
-    from unbackdoor.checkpoint.atomic import check_target
+    from unbackdoor.atomic import check_target
     from unbackdoor.cli import say
     from unbackdoor.model_files import repair
 
@@ -60,12 +63,13 @@ def command(
     if report_file is not None:
         if output is not None and report_file.resolve() == output.resolve():
             raise SettingError(f"--report {report_file}: is the repaired file's name; choose another")
-        check_target(report_file, overwrite=force)
+        check_target(report_file, overwrite=force, inputs=[source])
+    announce(arch, quiet=quiet)
     code = 0
     try:
         report = repair(
             source,
-            output or Path("dry-run.safetensors"),
+            output,
             method=build_method(method, settings),
             arch=arch,
             key=key,
@@ -73,7 +77,7 @@ def command(
             partial=partial,
             dry_run=dry_run,
         )
-        if dry_run and not report.complete and not partial:
+        if dry_run and is_gap(report) and not partial:
             code = 3
     except IncompleteError as error:
         say(str(error))
@@ -81,5 +85,5 @@ def command(
     text = {"text": report.to_text, "json": report.to_json, "html": report.to_html, "sarif": report.to_sarif}[form]()
     emit(text, report_file, overwrite=force)
     if report.output is not None and not quiet:
-        click.echo(f"{output}: written and read back", err=True)
+        click.echo(f"{visible(str(output))}: written and read back", err=True)
     return code

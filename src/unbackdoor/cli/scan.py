@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unbackdoor.cli.options import (
+    announce,
     arch_option,
     build_method,
     emit,
     force_option,
     format_option,
+    is_gap,
     key_option,
     method_options,
     quiet_option,
 )
 from unbackdoor.errors import SettingError, UnbackdoorError
+from unbackdoor.report.escape import visible
 
 if TYPE_CHECKING:
     from unbackdoor.report import Report
@@ -28,7 +31,7 @@ LEVELS = ("outlier", "near", "never")
 
 @click.command(
     epilog="Exit codes: 0 read in full, and nothing at or above --fail-on; 1 findings; 2 error, or refused; "
-    "3 part of a model could not be read or paired. Of several, 2 goes before 3 and 3 before 1."
+    "3 part of a model could not be read or paired, or no layer was scored. Of several, 2 goes before 3 and 3 before 1."
 )
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @arch_option
@@ -62,14 +65,15 @@ def command(
 
     An honest network has outlier channels too: they are a reason to look closer, not a verdict.
     """
-    from unbackdoor.checkpoint.atomic import check_target
+    from unbackdoor.atomic import check_target
     from unbackdoor.model_files import scan
 
     if form == "html" and len(paths) > 1:
         raise SettingError(f"--format html makes a page of one model, got {len(paths)}; scan them one by one")
     if output is not None:
-        check_target(output, overwrite=force)
+        check_target(output, overwrite=force, inputs=paths)
     built = build_method(method, settings)
+    announce(arch, quiet=quiet)
     reports, failed = [], False
     for path in paths:
         try:
@@ -83,11 +87,11 @@ def command(
             say(str(error))
     if reports:
         emit(_together(reports, form), output, overwrite=force)
-    if output is not None and not quiet:
-        click.echo(f"{output}: written", err=True)
+        if output is not None and not quiet:
+            click.echo(f"{visible(str(output))}: written", err=True)
     if failed:
         return 2
-    if not all(report.complete for report in reports):
+    if any(is_gap(report) for report in reports):
         return 3
     findings = sum(_findings(report, fail_on) for report in reports)
     return 1 if findings else 0

@@ -7,17 +7,22 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
+from unbackdoor.cli.options import download_option
+
 
 @click.command(context_settings={"show_default": True})
-@click.option("--data", required=True, help="Data set, for example cifar10.")
+@click.option(
+    "--data", required=True, help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md)."
+)
 @click.option("--arch", "arch_text", required=True, help="Network, for example resnet18:width=16.")
 @click.option(
     "--attack",
     "attack_text",
-    help="Attack, for example badnet or badnet:size=3; none trains a clean network.",
+    help="Attack, for example badnet or badnet:size=3 (see docs/attacks.md); none trains a clean network.",
 )
 @click.option("--rate", type=float, default=0.1, help="Share of the training images that carry the trigger.")
 @click.option("--target", type=int, default=0, help="The attacker's class.")
@@ -25,8 +30,12 @@ import click
 @click.option("--epochs", type=int, help="Instead of the recipe's number.")
 @click.option("--seed", type=int, default=0, help="Of weights, poisoned images, order and augmentation.")
 @click.option("--dtype", default="float32", help="Of the stored weights: float32, bfloat16 or float16.")
+@click.option("--surrogate", type=click.Path(path_type=Path), help="A clean network's file, for attacks that need one.")
+@click.option("--watch", type=int, default=0, help="Test images on which ACC, ASR and RA are shown after each epoch.")
+@click.option("--compile", "compiled", is_flag=True, help="Train through torch.compile.")
 @click.option("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
+@download_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
 @click.option("--force", is_flag=True, help="Replace a finished run in that folder.")
 @click.option("--quiet", is_flag=True, help="No progress and no log.")
@@ -41,8 +50,12 @@ def command(
     epochs: int | None,
     seed: int,
     dtype: str,
+    surrogate: Path | None,
+    watch: int,
+    compiled: bool,
     device: str,
     data_dir: Path | None,
+    download: bool,
     output: Path,
     force: bool,
     quiet: bool,
@@ -53,7 +66,9 @@ def command(
     """
     from unbackdoor.attacks import parse_attack
     from unbackdoor.cli.progress import bar
-    from unbackdoor.data import DATASETS, load_dataset
+    from unbackdoor.data import dataset_spec, load_dataset
+    from unbackdoor.metrics import Evaluation
+    from unbackdoor.model_files import load_model
     from unbackdoor.models import parse_arch
     from unbackdoor.train import RECIPES, Epoch, Run, Step, check_run, train_run
 
@@ -67,19 +82,30 @@ def command(
         attack=None if attack_text is None else parse_attack(attack_text, target=target),
         rate=rate,
         dtype=dtype,
+        surrogate=None if surrogate is None else surrogate.name,
+        watch=watch,
+        compiled=compiled,
         device=device,
         command=shlex.join(["unbackdoor", *_without_paths(sys.argv[1:])]),
     )
-    check_run(run, DATASETS[data], output, overwrite=force)
+    classifier = None if surrogate is None else load_model(surrogate).float().to(device)
+    check_run(run, dataset_spec(data), output, overwrite=force)
     with bar(f"reading {data}", quiet=quiet) as update:
-        train = load_dataset(data, "train", data_dir, progress=update)
+        train = load_dataset(data, "train", data_dir, progress=update, download=download)
         test = load_dataset(data, "test", data_dir, progress=update)
+    if train.resized + test.resized and not quiet:
+        click.echo(
+            f"{train.resized + test.resized:,} of {len(train) + len(test):,} images were resized to "
+            f"{train.spec.size}x{train.spec.size} pixels",
+            err=True,
+        )
 
-    def log(epoch: Epoch) -> None:
+    def log(epoch: Epoch, watched: Evaluation | None) -> None:
         if not quiet:
+            rates = "" if watched is None else f"  {describe_rates(watched.to_dict())}"
             click.echo(
                 f"epoch {epoch.number}/{recipe.epochs}  loss {epoch.loss:.4f}  training accuracy "
-                f"{epoch.accuracy:.2%}  {epoch.images_per_second:.0f} images/s",
+                f"{epoch.accuracy:.2%}  {epoch.images_per_second:.0f} images/s{rates}",
                 err=True,
             )
 
@@ -90,25 +116,46 @@ def command(
             done = (step.epoch - 1) * step.steps + step.step
             update(done, recipe.epochs * step.steps)
 
-        record = train_run(run, train, test, output, overwrite=force, on_step=on_step, on_epoch=log, on_evaluate=update)
-    rates = "  ".join(
-        f"{name.upper()} {rate['value']:.2%} ({rate['hits']} of {rate['total']})"
-        for name, rate in record["result"].items()
-        if rate is not None
-    )
-    click.echo(f"{output}: {rates}")
+        record = train_run(
+            run,
+            train,
+            test,
+            output,
+            classifier=classifier,
+            overwrite=force,
+            on_step=on_step,
+            on_epoch=log,
+            on_prepare=update,
+            on_evaluate=update,
+        )
+    if record["note"]:
+        click.echo(f"note: {record['note']}", err=True)
+    click.echo(f"{output}: {describe_rates(record['result'])}")
     if not quiet:
         click.echo(f"{time.monotonic() - started:.0f} s", err=True)
 
 
+def describe_rates(record: dict[str, Any]) -> str:
+    """Shares with their counts, on one line."""
+    return "  ".join(
+        f"{name.upper()} {rate['value']:.2%} ({rate['hits']} of {rate['total']})"
+        for name, rate in record.items()
+        if rate is not None and rate["total"]
+    )
+
+
 def _without_paths(words: list[str]) -> list[str]:
     """The command line without the folders of this machine, which say nothing to another reader."""
-    result, skip = [], False
+    result, skip, before = [], False, ""
     for word in words:
         if skip:
             skip = False
+        elif before == "--surrogate" or word.startswith("--surrogate="):
+            option, equals, path = word.rpartition("=")
+            result.append(option + equals + Path(path).name)
         elif word in ("-o", "--output", "--data-dir"):
             skip = True
         elif not word.startswith(("--output=", "--data-dir=", "-o")):
             result.append(word)
+        before = word
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +20,13 @@ class LabelledImages:
         images: (N, 3, H, W) uint8, 0 to 255.
         labels: (N,) int64.
         spec: the data set they come from.
+        resized: how many images of the whole split had another size on disk and were resized when they were read.
     """
 
     images: Tensor
     labels: Tensor
     spec: DatasetSpec
+    resized: int = 0
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
@@ -35,25 +38,29 @@ class LabelledImages:
             raise DataError(
                 f"{self.spec.title}: {len(self.images)} images but labels of shape {tuple(self.labels.shape)}"
             )
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.spec.num_classes:
-            raise DataError(
-                f"{self.spec.title}: expected labels 0 to {self.spec.num_classes - 1}, got "
-                f"{int(self.labels.min())} to {int(self.labels.max())}"
-            )
+        check_labels(self.labels, self.spec)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: slice | Tensor) -> LabelledImages:
-        return LabelledImages(self.images[index], self.labels[index], self.spec)
+        return dataclasses.replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device: str | torch.device) -> LabelledImages:
         """The same on `device`."""
-        return LabelledImages(self.images.to(device), self.labels.to(device), self.spec)
+        return dataclasses.replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+
+def check_labels(labels: Tensor, spec: DatasetSpec) -> None:
+    """DataError unless all of the (N,) int64 labels are classes of the data set."""
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < spec.num_classes:
+        raise DataError(
+            f"{spec.title}: expected labels 0 to {spec.num_classes - 1}, got {int(labels.min())} to {int(labels.max())}"
+        )
 
 
 def normalise(images: Tensor, spec: DatasetSpec) -> Tensor:
-    """(N, 3, H, W) uint8 -> float32, divided by 255, the data set's mean subtracted, divided by its std."""
+    """(N, 3, H, W), 0 to 255 -> float32, divided by 255, the data set's mean subtracted, divided by its std."""
     mean = torch.tensor(spec.mean, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(spec.std, device=images.device).view(1, 3, 1, 1)
     return (images.float() / 255 - mean) / std

@@ -49,7 +49,7 @@ class DataFree(ABC):
 
         Raises:
             GraphError: the network could not be read at all.
-            SettingError: tensors came without a graph.
+            SettingError: tensors came without a graph, or the graph is another network's.
         """
 
     def __call__(self, model: nn.Module, *, graph: LayerGraph | None = None) -> Outcome:
@@ -73,5 +73,5 @@ def check_number(name: str, value: object, *, least: float, most: float = math.i
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """SettingError unless `value` is one of `choices`."""
-    if value not in choices:
+    if not any(type(value) is type(choice) and value == choice for choice in choices):  # True is not 1 here
         raise SettingError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")

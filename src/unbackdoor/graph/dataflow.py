@@ -36,13 +36,19 @@ class Op:
 
 @dataclass
 class Dataflow:
-    """What a tracer saw, in the order of the calls."""
+    """What a tracer saw, in the order of the calls.
+
+    Attributes:
+        rule: the tracer.
+        blind: whether something was refused that another tracer might see.
+    """
 
     rule: str
     ops: list[Op] = field(default_factory=list)
     layers: dict[str, Layer] = field(default_factory=dict)
     norms: dict[str, Norm] = field(default_factory=dict)
     uncovered: dict[str, Remark] = field(default_factory=dict)
+    blind: bool = False
 
     def add(self, kind: Kind, inputs: tuple[int, ...] = (), path: str = "") -> int:
         """Append a call; returns its number."""
@@ -52,6 +58,11 @@ class Dataflow:
     def refuse(self, path: str, kind: str, reason: str) -> None:
         """Note a layer or norm that cannot be read; the first reason stands."""
         self.uncovered.setdefault(path, Remark(path, kind, reason))
+
+    def source(self, number: int) -> Layer | None:
+        """The layer whose result op `number` hands on, if it is a layer's."""
+        op = self.ops[self.root(number)]
+        return self.layers[op.path] if op.kind == "layer" else None
 
     def root(self, number: int) -> int:
         """The op whose result op `number` hands on."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from unbackdoor.graph.dataflow import Dataflow
+from unbackdoor.graph.examples import examples
+from unbackdoor.graph.modules import join, unwrap
 from unbackdoor.graph.owners import Owners
 
 _aten = torch.ops.aten
@@ -26,11 +29,14 @@ _CONVS: dict[Any, bool] = {
     _aten.conv_transpose3d.input: True,
 }
 _ALIASES = {_aten.contiguous, _aten.detach, _aten.clone, _aten.dropout, _aten.alias, _aten.feature_dropout}
-_SHAPES = {_aten.sym_size, _aten.size}
+_VIEWS = {_aten.flatten, _aten.view, _aten.reshape}
+_SHAPES = {
+    *(_aten.sym_size, _aten.size, _aten.zeros_like, _aten.ones_like, _aten.empty_like, _aten.full_like),
+    *(_aten.new_zeros, _aten.new_ones, _aten.new_empty, _aten.new_full),
+}
+#: Of their second argument they read the shape alone.
+_SHAPE_OF_SECOND = {_aten.reshape_as, _aten.view_as, _aten.expand_as, _aten.type_as}
 _INPUT_NORMS = {_aten.layer_norm, _aten.group_norm, _aten.instance_norm}
-
-#: Tried in this order where no example is given: the sizes that image networks are built for.
-_SIZES = (224, 256, 32, 64, 299, 384, 28)
 
 
 def trace(model: nn.Module, owners: Owners, example: Any = None) -> Dataflow:
@@ -42,113 +48,109 @@ def trace(model: nn.Module, owners: Owners, example: Any = None) -> Dataflow:
     Raises:
         Exception: whatever torch.export raises where it cannot follow the code, for the last input tried.
     """
+    prefix, inner = unwrap(model)
     failure: Exception = RuntimeError("no input to try")
-    for inputs in _examples(model, example):
+    for args, kwargs in examples(inner, example):
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            # Where it fails, torch.export prints the program so far, tens of thousands of lines.
+            with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
                 warnings.simplefilter("ignore")
-                program = torch.export.export(model, inputs, strict=False)
+                program = torch.export.export(inner, args, kwargs, strict=False)
         except Exception as error:
             failure = error
+            if "DataDependent" in type(error).__name__:
+                break  # no other size helps
             continue
-        return _read(program, owners)
+        return _Reader(program, owners, prefix).flow
     raise failure
 
 
-def _examples(model: nn.Module, example: Any) -> Iterator[tuple[Any, ...]]:
-    if example is not None:
-        yield example if isinstance(example, tuple) else (example,)
-        return
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    module = next((m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))), None)
+class _Reader:
+    """An exported program, read node by node into `flow`."""
 
-    def zeros(*shape: int) -> tuple[torch.Tensor]:
-        return (torch.zeros(2, *shape, dtype=first.dtype, device=first.device),)
+    def __init__(self, program: torch.export.ExportedProgram, owners: Owners, prefix: str) -> None:
+        self.flow = Dataflow("export")
+        self.owners = owners
+        self.prefix = prefix
+        signature = program.graph_signature
+        stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.stored = {node: join(prefix, tensor) for node, tensor in stored.items()}
+        numbers: dict[fx.Node, int] = {}
+        params: dict[fx.Node, frozenset[str]] = {}  # tensors of the network, or computed from them alone
+        for node in program.graph.nodes:
+            inputs = tuple(numbers[i] for i in node.all_input_nodes if i in numbers)
+            used = frozenset[str]().union(*(params[i] for i in node.all_input_nodes if i in params))
+            if node.op == "placeholder" and node.name in self.stored:
+                params[node] = frozenset({self.stored[node.name]})
+            elif node.op == "placeholder":
+                numbers[node] = self.flow.add("input")
+            elif node.op == "output":
+                self.flow.add("output", inputs)
+            elif node.op == "get_attr" or (used and not inputs and node.target not in _CONVS):
+                params[node] = used
+            elif node.op == "call_function":
+                numbers[node] = self._call(node, inputs, used)
 
-    if isinstance(module, nn.Linear):
-        yield zeros(module.in_features)
-        return
-    channels, ndim = 3, 2
-    if module is not None:
-        channels, ndim = module.in_channels, len(module.kernel_size)
-    config = getattr(model, "pretrained_cfg", None)  # timm says what a network is built for
-    size = config.get("input_size") if isinstance(config, dict) else None
-    if size:
-        yield zeros(*size)
-    for side in _SIZES if ndim == 2 else (64, 16):
-        yield zeros(channels, *(side,) * ndim)
+    def _call(self, node: fx.Node, inputs: tuple[int, ...], used: frozenset[str]) -> int:
+        target = node.target
+        packet: Any = getattr(target, "overloadpacket", target)
+        if target in _CONVS:
+            groups: Any = node.args[6] if packet is not _aten.linear and len(node.args) > 6 else 1
+            return self.owners.call_weight(
+                self.flow,
+                inputs,
+                weight=self._exact(node, 1),
+                bias=self._exact(node, 2),
+                made_of=used,
+                function=packet.__name__,
+                groups=int(groups),
+                transposed=_CONVS[target],
+            )
+        if packet is _aten.batch_norm:
+            training, eps = node.args[5], node.args[7]
+            return self.owners.call_bare_norm(
+                self.flow,
+                inputs,
+                lambda: int(_value(node, 0).ndim),
+                mean=self._exact(node, 3),
+                gamma=self._exact(node, 1),
+                made_of=used,
+                training=bool(training),
+                eps=float(eps),  # type: ignore[arg-type]
+            )
+        if packet in _INPUT_NORMS:
+            return self.flow.add("input_norm", inputs, packet.__name__)
+        if packet in _SHAPES:
+            return self.flow.add("shape", inputs)
+        if packet in _ALIASES or (packet in _VIEWS and inputs and self._merges_leading(node, inputs)):
+            return self.flow.add("alias", inputs[:1])
+        if packet in _SHAPE_OF_SECOND:
+            inputs = inputs[:1]
+        frozen = self.owners.frozen(used)
+        if frozen is not None and inputs:
+            return self.owners.call_frozen(self.flow, frozen, inputs)
+        named = [self.stored[i.name] for i in node.all_input_nodes if i.name in self.stored]
+        name = getattr(packet, "__name__", str(target))
+        return self.owners.call_function(self.flow, inputs, exact=named, made_of=used, function=name)
 
-
-def _read(program: torch.export.ExportedProgram, owners: Owners) -> Dataflow:
-    flow = Dataflow("export")
-    signature = program.graph_signature
-    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    numbers: dict[fx.Node, int] = {}
-    params: dict[fx.Node, frozenset[str]] = {}
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            if node.name in stored:
-                params[node] = frozenset({stored[node.name]})
-            else:
-                numbers[node] = flow.add("input")
-            continue
-        inputs = tuple(numbers[i] for i in node.all_input_nodes if i in numbers)
-        used = frozenset[str]().union(*(params[i] for i in node.all_input_nodes if i in params))
-        if node.op == "output":
-            flow.add("output", inputs)
-        elif node.op == "get_attr" or (used and not inputs):
-            params[node] = used
-        elif node.op == "call_function":
-            numbers[node] = _call(flow, owners, node, inputs, used, stored)
-    return flow
-
-
-def _call(
-    flow: Dataflow,
-    owners: Owners,
-    node: fx.Node,
-    inputs: tuple[int, ...],
-    used: frozenset[str],
-    stored: dict[str, str],
-) -> int:
-    def exact(index: int) -> str | None:
+    def _exact(self, node: fx.Node, index: int) -> str | None:
+        """The name of a tensor that is used as it is; of a shared one, its name in the module that runs."""
         value = node.args[index] if len(node.args) > index else None
-        return stored.get(value.name) if isinstance(value, fx.Node) else None
+        name = self.stored.get(value.name) if isinstance(value, fx.Node) else None
+        if name is None:
+            return None
+        running = [join(self.prefix, path) for path, _ in (node.meta.get("nn_module_stack") or {"": ("", "")}).values()]
+        names = (name, *self.owners.aliases.get(name, ()))
+        return next((x for x in names if x.rpartition(".")[0] == running[-1]), name)
 
-    target = node.target
-    packet: Any = getattr(target, "overloadpacket", target)
-    if target in _CONVS:
-        groups: Any = node.args[6] if packet is not _aten.linear and len(node.args) > 6 else 1
-        return owners.call_weight(
-            flow,
-            inputs,
-            weight=exact(1),
-            bias=exact(2),
-            made_of=used,
-            function=packet.__name__,
-            groups=int(groups),
-            transposed=_CONVS[target],
-        )
-    if packet is _aten.batch_norm:
-        mean = exact(3)
-        source = node.args[0]
-        if mean is not None and isinstance(source, fx.Node):
-            path = mean.rpartition(".")[0]
-            if source.meta["val"].ndim == 2 or not _from_linear(source):
-                return owners.call_norm(flow, path, inputs)
-        return flow.add("input_norm", inputs, "BatchNorm of another axis or without running statistics")
-    if packet in _INPUT_NORMS:
-        return flow.add("input_norm", inputs, packet.__name__)
-    if packet in _SHAPES:
-        return flow.add("shape", inputs)
-    if packet in _ALIASES:
-        return flow.add("alias", inputs[:1])
-    named = [stored[i.name] for i in node.all_input_nodes if i.name in stored]
-    return owners.call_function(
-        flow, inputs, exact=named, made_of=used, function=getattr(packet, "__name__", str(target))
-    )
+    def _merges_leading(self, node: fx.Node, inputs: tuple[int, ...]) -> bool:
+        """(N, L, C) -> (N * L, C) of a Linear's result: how implementers put it before a BatchNorm1d."""
+        before, after = _value(node, 0).shape, node.meta["val"].shape
+        return self.flow.source(inputs[0]) is not None and len(before) == 3 and tuple(after[1:]) == tuple(before[2:])
 
 
-def _from_linear(node: fx.Node) -> bool:
-    """Whether a Linear's result comes straight in: its channels are last, and a norm of dim 1 is not theirs."""
-    return getattr(node.target, "overloadpacket", None) is _aten.linear
+def _value(node: fx.Node, index: int) -> Any:
+    """The tensor, without values, that an argument stands for."""
+    source = node.args[index]
+    assert isinstance(source, fx.Node)
+    return source.meta["val"]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from unbackdoor.errors import GraphError
 from unbackdoor.graph.layer import Layer, Norm
 
 #: Norms whose factor depends on the input, so that it cannot be folded into a weight.
@@ -38,31 +37,41 @@ def is_layer(module: nn.Module) -> bool:
 
 def is_batch_norm(module: nn.Module) -> bool:
     """Whether a module is a BatchNorm, with or without running statistics."""
-    return isinstance(module, _BatchNorm) or type(module).__name__ == _FROZEN
+    return isinstance(module, _BatchNorm) or is_frozen(module)
+
+
+def is_frozen(module: nn.Module | None) -> bool:
+    """Whether a module is a norm that is no BatchNorm subclass."""
+    return type(module).__name__ == _FROZEN
 
 
 def is_unreadable(module: nn.Module) -> bool:
-    """Whether a module holds weights that no rule here can score: recurrent, bilinear, quantised."""
-    quantised = ".quantized" in type(module).__module__ and not list(module.children())
-    return isinstance(module, _RECURRENT) or (quantised and hasattr(module, "weight"))
+    """Whether a module holds weights that no rule here can score: recurrent, bilinear, quantised, or in TorchScript."""
+    quantised = ".quantized" in type(module).__module__ and hasattr(module, "weight")
+    script = isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.parameters(recurse=False))
+    return isinstance(module, _RECURRENT) or quantised or script
 
 
 def runs_torch_forward(module: nn.Module) -> bool:
-    """Whether a layer computes what its base class does, with its own weight (and not, say, a standardised one)."""
+    """Whether a layer or norm computes what its base class does, with its own weight (not, say, a standardised one)."""
     cls = type(module)
     base = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.") and not c.__name__.startswith("Param"))
-    same = all(getattr(cls, name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
-    return same or cls.__module__.startswith("torch.")
+    steps = ("forward", "_conv_forward")
+    return all(getattr(cls, step, None) is getattr(base, step, None) and step not in vars(module) for step in steps)
+
+
+def unwrap(module: nn.Module) -> tuple[str, nn.Module]:
+    """What a wrapper that computes nothing of its own wraps, and under which name: data parallelism, torch.compile."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    name = "module" if isinstance(module, wrappers) else "_orig_mod"
+    if not isinstance(module, wrappers) and type(module).__name__ != "OptimizedModule":
+        return "", module
+    path, inner = unwrap(module.get_submodule(name))
+    return join(name, path) if path else name, inner
 
 
 def read_layer(module: nn.Module, path: str, rule: str) -> Layer:
-    """Describe a convolution or Linear.
-
-    Raises:
-        GraphError: it is lazy and has never seen a batch.
-    """
-    if any(is_lazy(p) for p in module.parameters(recurse=False)):
-        raise GraphError(f"{path}: a lazy module without weights yet; run one batch through the network first")
+    """Describe a convolution or Linear."""
     assert isinstance(module, (_ConvNd, nn.Linear))
     linear = isinstance(module, nn.Linear)
     out = int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)

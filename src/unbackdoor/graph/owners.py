@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from unbackdoor.graph.dataflow import Dataflow
 from unbackdoor.graph.layer import Layer
 from unbackdoor.graph.modules import (
     is_batch_norm,
+    is_frozen,
     is_layer,
     is_unreadable,
     join,
@@ -52,19 +54,78 @@ class Owners:
             flow.layers[path] = self._tie(read_layer(self.modules[path], path, flow.rule))
         return flow.add("layer", inputs, path)
 
-    def call_norm(self, flow: Dataflow, path: str, inputs: tuple[int, ...]) -> int:
-        """A call of the BatchNorm at `path`."""
+    def call_norm(
+        self, flow: Dataflow, path: str, inputs: tuple[int, ...], rank: Callable[[], int | None], **changes: Any
+    ) -> int:
+        """A call of the BatchNorm at `path`.
+
+        Args:
+            rank: the number of dimensions of what it is called on. Asked behind a Linear alone, whose channels come
+                last: a norm of dimension 1 is theirs in (N, C), and belongs to another axis in (N, L, C).
+            changes: what the call gives otherwise than the module does.
+        """
         norm = read_norm(self.modules[path], path)
         if norm is None:
             return flow.add("input_norm", inputs, "BatchNorm without running statistics")
-        flow.norms[path] = norm
+        layer = flow.source(inputs[0]) if inputs else None
+        if layer is not None and self.tensors[layer.weight].ndim == 2:
+            ndim = rank()
+            if ndim is None:
+                flow.blind = True
+                reason = f"{path} follows it, along which axis depends on the shape of the input: give an example"
+                flow.refuse(layer.path, layer.kind, reason)
+            if ndim != 2:
+                return flow.add("input_norm", inputs, "BatchNorm of another axis")
+        flow.norms[path] = dataclasses.replace(norm, **changes)
         return flow.add("norm", inputs, path)
+
+    def call_bare_norm(
+        self,
+        flow: Dataflow,
+        inputs: tuple[int, ...],
+        rank: Callable[[], int | None],
+        *,
+        mean: str | None,
+        gamma: str | None,
+        made_of: frozenset[str],
+        training: bool,
+        eps: float,
+    ) -> int:
+        """A call of the function batch_norm.
+
+        Args:
+            mean, gamma: names of its tensors, None where there is none or it is computed.
+            made_of: every tensor that it is given or that its arguments are made of.
+            training: whether it takes the batch's own statistics.
+        """
+        path = (mean or "").rpartition(".")[0]
+        norm = read_norm(self.modules[path], path) if path in self.modules else None
+        if training or norm is None or norm.mean != mean:
+            return flow.add("input_norm", inputs, "BatchNorm without running statistics")
+        if gamma not in (None, norm.weight) or not made_of <= {norm.mean, norm.var, gamma, norm.bias}:
+            flow.refuse(path, "batch_norm", "its weight or bias is computed during the forward pass")
+            return flow.add("input_norm", inputs, "BatchNorm of computed weight")
+        return self.call_norm(flow, path, inputs, rank, weight=gamma, eps=eps)
+
+    def frozen(self, made_of: frozenset[str]) -> str | None:
+        """The norm of one's own making that the tensors belong to, written out in single operations."""
+        paths = {name.rpartition(".")[0] for name in made_of}
+        path = min(paths, default="")
+        return path if len(paths) == 1 and is_frozen(self.modules.get(path)) else None
+
+    def call_frozen(self, flow: Dataflow, path: str, inputs: tuple[int, ...]) -> int:
+        """An operation of such a norm: the first that reads data stands for all, the others hand its result on."""
+        first = flow.ops[flow.root(inputs[0])]
+        if first.kind == "norm" and first.path == path:
+            return flow.add("alias", inputs[:1])
+        return self.call_norm(flow, path, inputs, lambda: None)
 
     def call_opaque(self, flow: Dataflow, path: str, inputs: tuple[int, ...]) -> int:
         """A call of a module that is not looked into: its layers are scored by themselves, if no norm hides there."""
         module = self.modules[path]
         inside = [(join(path, name) if name else path, m) for name, m in module.named_modules()]
         if any(is_batch_norm(m) for _, m in inside):
+            flow.blind = True
             for inner, m in inside:
                 if is_layer(m):
                     flow.refuse(inner, type(m).__name__, f"inside {type(module).__name__}, which could not be traced")
@@ -99,13 +160,16 @@ class Owners:
             function: its name, for example "conv2d".
             groups, transposed: how the weight is laid out.
         """
-        if weight is None or not made_of <= {weight, bias}:
+        if weight is None:
             path = self._parametrized(made_of)
             if path is not None:
                 return self.call_layer(flow, path, inputs)
+            packed = self._packed(made_of, flow.rule)
+            if packed is not None:
+                return self._enter(flow, packed, inputs)
             for name in sorted(made_of):
                 path, _, attribute = name.rpartition(".")
-                flow.refuse(path or attribute, function, "its weight or bias is computed during the forward pass")
+                flow.refuse(path or attribute, function, "its weight is computed during the forward pass")
             return flow.add("other", inputs)
         path, _, attribute = weight.rpartition(".")
         owner = self.modules.get(path)
@@ -125,8 +189,7 @@ class Owners:
                 groups=groups,
                 transposed=transposed,
             )
-        flow.layers[layer.path] = self._tie(layer)
-        return flow.add("layer", inputs, layer.path)
+        return self._enter(flow, layer, inputs)
 
     def call_function(
         self, flow: Dataflow, inputs: tuple[int, ...], *, exact: Iterable[str], made_of: Iterable[str], function: str
@@ -144,6 +207,10 @@ class Owners:
             owner = self.modules.get(path)
             if owner is not None and is_layer(owner) and attribute == "weight":
                 layers.append(read_layer(owner, path, flow.rule))
+            elif isinstance(owner, nn.MultiheadAttention):
+                layers += [layer for layer in read_attention(owner, path, flow.rule) if layer.weight == name]
+            elif owner is not None and is_unreadable(owner):
+                flow.refuse(path, type(owner).__name__, "weights of this kind are not scored")
             elif owner is not None and is_batch_norm(owner):
                 refused.append(path)
         for name in {*exact, *made_of} if function in _PRODUCTS else ():
@@ -191,13 +258,21 @@ class Owners:
             return None
         return path
 
+    def _packed(self, made_of: frozenset[str], rule: str) -> Layer | None:
+        """The packed projection of attention that a part of was cut from."""
+        paths = {name.rpartition(".")[0] for name in made_of}
+        owner = self.modules.get(min(paths, default=""))
+        if len(paths) > 1 or not isinstance(owner, nn.MultiheadAttention) or owner.in_proj_weight is None:
+            return None
+        return read_attention(owner, min(paths), rule)[0]
+
+    def _enter(self, flow: Dataflow, layer: Layer, inputs: tuple[int, ...]) -> int:
+        flow.layers[layer.path] = self._tie(layer)
+        return flow.add("layer", inputs, layer.path)
+
     def _inside(self, flow: Dataflow, layers: list[Layer], inputs: tuple[int, ...]) -> tuple[int, ...]:
         """Enter layers that run inside something opaque; returns their numbers."""
-        numbers = []
-        for layer in layers:
-            flow.layers[layer.path] = self._tie(layer)
-            numbers.append(flow.add("layer", inputs, layer.path))
-        return tuple(numbers)
+        return tuple(self._enter(flow, layer, inputs) for layer in layers)
 
     def _tie(self, layer: Layer) -> Layer:
         """Mark a layer whose weight another layer uses too."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import textwrap
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from unbackdoor.errors import GraphError
 from unbackdoor.graph import export, fx, names
@@ -18,46 +23,75 @@ def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
     """Find which norm follows which layer.
 
     Args:
-        model: any module; it is traced in eval mode, and its mode is restored.
-        example: an input, or a tuple of inputs, for networks that torch.fx cannot follow: torch.export needs one, and
-            without it tries the usual image sizes. With it, torch.export is asked first, since shapes are then known.
+        model: any module; it is traced in eval mode and without its hooks, which are taken to observe only, and left
+            as it was.
+        example: an input, a tuple of inputs or a mapping of inputs by keyword, for networks that torch.fx cannot
+            follow: torch.export needs one, and without it tries the usual image sizes. With it, torch.export is asked
+            first, since shapes are then known.
 
     Returns:
         A graph; what could not be read or paired is listed in `uncovered`.
 
     Raises:
-        GraphError: the model holds lazy modules without weights.
+        GraphError: `model` is no module, or holds lazy modules without weights.
     """
     if not isinstance(model, nn.Module):
         raise GraphError(f"expected a torch.nn.Module, got {type(model).__name__}")
     owners = Owners(model)
+    lazy = next((name for name, tensor in owners.tensors.items() if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise GraphError(f"{lazy}: a lazy module without weights yet; run one batch through the network first")
     failures = []
     best: LayerGraph | None = None
-    tracers = (fx.trace, lambda m, o: export.trace(m, o, example))
-    with evaluating(model):
-        for tracer in tracers if example is None else reversed(tracers):
-            try:
-                flow = tracer(model, owners)
-            except GraphError:
-                raise
-            except Exception as error:  # tracers fail in every way there is
-                failures.append(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
-                continue
-            graph = flow.graph(owners.aliases, owners.remarks(flow))
-            if best is None or len(graph.uncovered) < len(best.uncovered):
-                best = graph
-            if not best.uncovered:
-                return best
+    for tracer in (fx.trace, export.trace) if example is None else (export.trace, fx.trace):
+        try:
+            with observed(model):
+                flow = tracer(model, owners, example)
+        except Exception as error:  # tracers fail in every way there is
+            message = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...")
+            failures.append(f"{type(error).__name__}: {message}")
+            continue
+        graph = flow.graph(owners.aliases, owners.remarks(flow))
+        if best is None or len(graph.uncovered) < len(best.uncovered):
+            best = graph
+        if not flow.blind:
+            break
     return best or names.of_module(owners, "; ".join(failures))
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every module's own mode comes back, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def observed(model: nn.Module) -> Iterator[None]:
+    """Eval mode without hooks for a while; then everything that the modules hold is what it was before.
+
+    A forward pass may count its calls or keep its features, and a tracer would leave its own placeholders in them.
+    Hooks that compute a weight (weight_norm, pruning) belong to the network and stay.
+    """
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    attributes = [dict(vars(module)) for module in modules]
+    plain = (dict, OrderedDict, list, set)
+    containers = [value for held in attributes for value in held.values() if type(value) in plain]
+    contents = [copy.copy(value) for value in containers]
     try:
-        yield
+        model.eval()
+        for module in modules:
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                for key, hook in list(hooks.items()):
+                    if not type(hook).__module__.startswith("torch.nn.utils."):
+                        del hooks[key]
+            if vars(module).get("_compiled_call_impl") is not None:
+                module._compiled_call_impl = None
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor):  # neither parameter nor buffer: no tracer stands in for it
+                    vars(module)[name] = value.clone()
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module, held, mode in zip(modules, attributes, modes, strict=True):
+            vars(module).clear()
+            vars(module).update(held)
+            if module.training != mode:  # kept elsewhere in TorchScript
+                module.training = mode
+        for value, content in zip(containers, contents, strict=True):
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)

@@ -17,8 +17,7 @@ NO_CLASS = -1
 class Stamp(Protocol):
     """What this file needs to know of an attack."""
 
-    @property
-    def target(self) -> int: ...
+    def goal(self, labels: Tensor, num_classes: int, /) -> Tensor: ...
 
     def stamp(self, images: Tensor, /) -> Tensor: ...
 
@@ -66,6 +65,7 @@ def evaluate_model(
     *,
     prepare: Callable[[Tensor], Tensor],
     attack: Stamp | None = None,
+    num_classes: int | None = None,
     batch_size: int = 500,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -75,10 +75,15 @@ def evaluate_model(
         images: (N, 3, H, W) uint8 clean test images.
         labels: (N,) int64.
         prepare: turns a uint8 batch into what the network expects (`data.normalise`).
-        attack: stamps the images whose class is not its target.
+        attack: stamps the images whose class is not the one it asks for.
+        num_classes: of the data set; the largest label + 1 if None. Only all-to-all attacks need it.
         progress: called with (images done, images in all).
     """
-    others = labels != attack.target if attack is not None else torch.zeros_like(labels, dtype=torch.bool)
+    labels = labels.cpu()
+    goals = labels
+    if attack is not None:
+        goals = attack.goal(labels, num_classes or (int(labels.max()) + 1 if len(labels) else 1))
+    others = labels != goals
     total, done = len(labels) + int(others.sum()), 0
 
     def advance(count: int) -> None:
@@ -88,9 +93,10 @@ def evaluate_model(
             progress(done, total)
 
     clean = predict(model, images, prepare=prepare, batch_size=batch_size, progress=advance)
-    acc = accuracy(clean, labels.cpu())
+    acc = accuracy(clean, labels)
     if attack is None:
         return Evaluation(acc)
-    stamped = attack.stamp(images[others])
+    parts = torch.split(images[others.to(images.device)], batch_size)  # a trigger may take ten times an image's memory
+    stamped = torch.cat([attack.stamp(part) for part in parts])
     hit = predict(model, stamped, prepare=prepare, batch_size=batch_size, progress=advance)
-    return Evaluation(acc, *attack_success(hit, labels[others].cpu(), attack.target))
+    return Evaluation(acc, *attack_success(hit, labels[others], goals[others]))

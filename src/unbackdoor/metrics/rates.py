@@ -53,17 +53,18 @@ def accuracy(predictions: Tensor, labels: Tensor) -> Rate:
     return Rate(int((predictions == labels).sum()), len(labels))
 
 
-def attack_success(predictions: Tensor, labels: Tensor, target: int) -> tuple[Rate, Rate]:
+def attack_success(predictions: Tensor, labels: Tensor, goals: Tensor | int) -> tuple[Rate, Rate]:
     """ASR and RA.
 
     Args:
         predictions: (N,) classes predicted for triggered images.
-        labels: (N,) their true classes; rows of the target class are left out here.
-        target: the attacker's class.
+        labels: (N,) their true classes.
+        goals: the attacker's class, or (N,) the class that is asked for each image; rows whose true class it is are
+            left out here.
     """
-    others = labels != target
+    others = labels != goals
     total = int(others.sum())
-    asr = int((predictions[others] == target).sum())
+    asr = int(((predictions == goals) & others).sum())
     ra = int((predictions[others] == labels[others]).sum())
     return Rate(asr, total), Rate(ra, total)
 

@@ -26,17 +26,21 @@ from torch.overrides import TorchFunctionMode
 
 from unbackdoor.config import read_options, write_options
 from unbackdoor.errors import ArchitectureError, SettingError
-from unbackdoor.models import preact_resnet, resnet, vgg
+from unbackdoor.models import densenet, mobilenet_v2, preact_resnet, resnet, vgg, vit
 from unbackdoor.registry import Registry
 
 ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry("network")
 for _build in (
     resnet.resnet18,
     resnet.resnet34,
+    resnet.resnet50,
     preact_resnet.preactresnet18,
     vgg.vgg16_bn,
     vgg.vgg19_bn,
     vgg.vgg19,
+    mobilenet_v2.mobilenetv2,
+    densenet.densenet121,
+    vit.vit_small,
 ):
     ARCHITECTURES.add(_build.__name__, _build)
 
@@ -72,7 +76,11 @@ class Arch:
         return Arch(self.source, self.name, {**self.options, **options}, self.file)
 
     def build(self, *, device: str | torch.device = "cpu") -> nn.Module:
-        """The network in eval mode, with fresh weights; `device="meta"` allocates none.
+        """The network in eval mode, with fresh weights.
+
+        Args:
+            device: "meta" allocates none; the few networks that compute with values while they are built are then
+                built on the CPU instead.
 
         Raises:
             ArchitectureError: the network is unknown, its library is missing, or it refuses the options.
@@ -83,6 +91,8 @@ class Arch:
             with torch.device(device), _NoValuesOnMeta():
                 model = factory(**self.options)
         except (Exception, SystemExit) as error:
+            if torch.device(device).type == "meta" and isinstance(error, RuntimeError):
+                return self.build()
             raise ArchitectureError(f"--arch {self}: the network could not be built: {_first_line(error)}") from error
         if not isinstance(model, nn.Module):
             raise ArchitectureError(

@@ -1,4 +1,4 @@
-"""ResNet-18 and ResNet-34 for 32x32 and 64x64 images (He et al., CVPR 2016, the CIFAR variant).
+"""ResNet-18, ResNet-34 and ResNet-50 for 32x32 and 64x64 images (He et al., CVPR 2016, the CIFAR variant).
 
 A 3x3 stem of stride 1, no max-pooling, four stages of `width`, 2, 4 and 8 times `width` channels. Parameter
 names are torchvision's. With width 64 and 10 classes ResNet-18 has 11,173,962 parameters.
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 class BasicBlock(nn.Module):
     """relu(bn(conv3x3(relu(bn(conv3x3(x))))) + skip(x))."""
+
+    expansion = 1
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -31,30 +33,62 @@ class BasicBlock(nn.Module):
         return torch.relu(self.bn2(self.conv2(out)) + skip)
 
 
-def _stage(c_in: int, c_out: int, count: int, stride: int) -> nn.Sequential:
+class Bottleneck(nn.Module):
+    """relu(bn(conv1x1(relu(bn(conv3x3(relu(bn(conv1x1(x)))))))) + skip(x)), four times as wide outside as inside."""
+
+    expansion = 4
+
+    def __init__(self, c_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        c_out = width * self.expansion
+        self.conv1 = nn.Conv2d(c_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, c_out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(c_out)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or c_in != c_out:
+            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.downsample is None else self.downsample(x)
+        out = torch.relu(self.bn1(self.conv1(x)))
+        out = torch.relu(self.bn2(self.conv2(out)))
+        return torch.relu(self.bn3(self.conv3(out)) + skip)
+
+
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+def _stage(block: Block, c_in: int, width: int, count: int, stride: int) -> nn.Sequential:
     """`count` blocks, of which the first changes the resolution and the number of channels."""
-    first = BasicBlock(c_in, c_out, stride)
-    return nn.Sequential(first, *(BasicBlock(c_out, c_out, 1) for _ in range(count - 1)))
+    c_out = width * block.expansion
+    return nn.Sequential(block(c_in, width, stride), *(block(c_out, width, 1) for _ in range(count - 1)))
 
 
 class ResNet(nn.Module):
-    """Stem, four stages of basic blocks, global average pooling, one Linear.
+    """Stem, four stages of blocks, global average pooling, one Linear.
 
     Args:
+        block: BasicBlock or Bottleneck.
         blocks: blocks per stage.
         num_classes: outputs of the classifier.
         width: channels of the stem and of the first stage (64 in the paper).
     """
 
-    def __init__(self, blocks: tuple[int, int, int, int], *, num_classes: int = 10, width: int = 64) -> None:
+    def __init__(
+        self, block: Block, blocks: tuple[int, int, int, int], *, num_classes: int = 10, width: int = 64
+    ) -> None:
         super().__init__()
+        wide = block.expansion
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = _stage(width, width, blocks[0], 1)
-        self.layer2 = _stage(width, 2 * width, blocks[1], 2)
-        self.layer3 = _stage(2 * width, 4 * width, blocks[2], 2)
-        self.layer4 = _stage(4 * width, 8 * width, blocks[3], 2)
-        self.fc = nn.Linear(8 * width, num_classes)
+        self.layer1 = _stage(block, width, width, blocks[0], 1)
+        self.layer2 = _stage(block, wide * width, 2 * width, blocks[1], 2)
+        self.layer3 = _stage(block, wide * 2 * width, 4 * width, blocks[2], 2)
+        self.layer4 = _stage(block, wide * 4 * width, 8 * width, blocks[3], 2)
+        self.fc = nn.Linear(wide * 8 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -68,9 +102,14 @@ class ResNet(nn.Module):
 
 def resnet18(*, num_classes: int = 10, width: int = 64) -> ResNet:
     """ResNet-18, CIFAR stem."""
-    return ResNet((2, 2, 2, 2), num_classes=num_classes, width=width)
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes=num_classes, width=width)
 
 
 def resnet34(*, num_classes: int = 10, width: int = 64) -> ResNet:
     """ResNet-34, CIFAR stem."""
-    return ResNet((3, 4, 6, 3), num_classes=num_classes, width=width)
+    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes=num_classes, width=width)
+
+
+def resnet50(*, num_classes: int = 10, width: int = 64) -> ResNet:
+    """ResNet-50, CIFAR stem."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, width=width)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,6 +47,7 @@ class Editor:
         self.scale = scale
         self.edits: list[Edit] = []
         self.left_alone: list[Remark] = []
+        self._shared = _shared(graph) if graph.aliases else frozenset()
 
     def layer(self, selection: Selection) -> Selection:
         """Prune and shrink the channels of one layer; where its tensors cannot carry that, say so in the selection."""
@@ -71,32 +72,40 @@ class Editor:
         self._add(name, index, lambda before: torch.zeros_like(before))
 
     def _immutable(self, layer: Layer, norm: Norm | None, selection: Selection) -> str | None:
-        """Why the filter must be edited and cannot be, if so."""
-        through_norm = norm is not None and norm.weight is not None and norm.bias is not None
-        if through_norm and self.scale == "gamma" and not selection.broken.any():
+        """Why tensors that would have to change cannot, if so."""
+        own = (layer.bias,) if norm is None else (layer.bias, norm.weight, norm.bias, norm.mean, norm.var)
+        if self._shared.intersection(own):
+            return "its bias or norm is shared with another layer"
+        through_norm = norm is not None and norm.weight is not None
+        weight_scaled = self.scale == "weight" and selection.near.any()
+        if through_norm and not weight_scaled and not selection.broken.any():
             return None
-        if layer.parametrization == "other":
+        if layer.parametrization == "other" or (layer.parametrization == "weight_norm" and layer.transposed):
             return "its weight is computed by a parametrization that couples its channels"
-        if layer.parametrization == "weight_norm" and selection.broken.any():
-            return "its weight is computed by weight_norm from numbers that are not finite"
         if layer.tied:
             return "its weight is shared with another layer"
         return None
 
     def _prune(self, layer: Layer, norm: Norm | None, channels: Tensor, broken: Tensor) -> None:
         """The channel's output becomes zero for every input."""
-        if norm is not None and norm.weight is not None and norm.bias is not None:
-            self.zero(norm.weight, (channels,))
-            self.zero(norm.bias, (channels,))
-            channels = broken  # NaN times zero is NaN: there the filter goes too
-        if len(channels):
-            self._filter(layer, channels, None)
-            if layer.bias is not None:
-                self.zero(layer.bias, (channels,))
-        if norm is not None and len(channels):
-            self.zero(norm.mean, (channels,))  # (0 - 0) / sqrt(var + eps) = 0
+        filters = channels
+        if norm is not None:
+            for name in (norm.weight, norm.bias):
+                if name is not None:
+                    self.zero(name, (channels,))
+            if norm.weight is not None:
+                filters = broken  # NaN times zero is NaN: there the filter goes too
+        if not len(filters):
+            return
+        self._filter(layer, filters, None)
+        if layer.parametrization == "weight_norm" and len(broken):  # v / |v| must be a number
+            self._one(layer.weight, broken)
+        if layer.bias is not None:
+            self.zero(layer.bias, (filters,))
+        if norm is not None:
+            self.zero(norm.mean, (filters,))  # (0 - 0) / sqrt(var + eps) = 0
             if len(broken):
-                self._add(norm.var, (broken,), lambda before: torch.ones_like(before))
+                self._one(norm.var, broken)
 
     def _shrink(self, layer: Layer, norm: Norm | None, channels: Tensor, factors: Tensor) -> None:
         """Multiply the slope of channels with factors."""
@@ -128,15 +137,31 @@ class Editor:
     def _scale(self, name: str, index: tuple[Any, ...], factors: Tensor) -> None:
         def scaled(before: Tensor) -> Tensor:
             shape = (-1,) + (1,) * (before.ndim - 1)
-            wide = torch.float64 if before.element_size() > 4 else torch.float32
-            return (before.to(wide) * factors.to(before.device, wide).view(shape)).to(before.dtype)
+            wide = before.to("cpu", torch.float64) * factors.view(shape)
+            most = torch.finfo(before.dtype).max  # enlarging must not make a number infinite
+            return wide.clamp(-most, most).to(before.device, before.dtype)
 
         self._add(name, index, scaled)
+
+    def _one(self, name: str, channels: Tensor) -> None:
+        self._add(name, (channels,), lambda before: torch.ones_like(before))
 
     def _add(self, name: str, index: tuple[Any, ...], change: Any) -> None:
         before = self.tensors[name].detach()[index]  # a copy
         self.edits.append(Edit(name, index, before, change(before)))
 
 
+def _shared(graph: LayerGraph) -> frozenset[str | None]:
+    """Biases and norm tensors that more than one layer or norm uses."""
+    users: dict[str, set[str]] = defaultdict(set)
+    owned: list[tuple[str, tuple[str | None, ...]]] = [(layer.path, (layer.bias,)) for layer in graph.layers]
+    owned += [(norm.path, (norm.weight, norm.bias, norm.mean, norm.var)) for norm in graph.norms.values()]
+    for path, names in owned:
+        for name in names:
+            for same in () if name is None else (name, *graph.aliases.get(name, ())):
+                users[same].add(path)
+    return frozenset(name for name, paths in users.items() if len(paths) > 1)
+
+
 def _numbers(mask: Mask, offset: int) -> Tensor:
-    return torch.from_numpy(np.flatnonzero(mask) + offset)
+    return torch.from_numpy(mask.nonzero()[0] + offset)

@@ -84,24 +84,31 @@ class Plan:
 
     def _write(self, target: nn.Module | MutableMapping[str, Tensor], *, forward: bool) -> None:
         tensors = Tensors(target)
-        writes: list[tuple[Tensor, Edit, Tensor]] = []
-        for edit in self.edits if forward else reversed(self.edits):
+        writes: list[tuple[str, Tensor, tuple[Any, ...], Tensor, Tensor]] = []
+        for edit in self.edits:
             expected, new = (edit.before, edit.after) if forward else (edit.after, edit.before)
             if edit.name not in tensors:
                 raise PlanError(f"the plan changes {edit.name}, which this network does not have")
             for tensor in self._same_tensors(tensors, edit.name):
+                index = tuple(i.to(tensor.device) if isinstance(i, Tensor) else i for i in edit.index)
                 try:
-                    index = tuple(i.to(tensor.device) if isinstance(i, Tensor) else i for i in edit.index)
                     found = tensor[index]
-                except IndexError as error:
+                except (IndexError, RuntimeError) as error:
                     raise PlanError(f"the plan does not fit {edit.name} of shape {tuple(tensor.shape)}") from error
                 if not _same_bits(found, expected):
                     state = "is not what the plan was made for" if forward else "is not what the plan left"
                     raise PlanError(f"{edit.name} {state}; make a new plan for this network")
-                writes.append((tensor, Edit(edit.name, index, expected, new), new))
+                if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+                    raise PlanError(f"{edit.name} keeps several channels in one place; apply the plan to a copy")
+                writes.append((edit.name, tensor, index, expected, new))
         with torch.no_grad():
-            for tensor, edit, new in writes:
-                tensor[edit.index] = new.to(tensor.device)
+            for done, (name, tensor, index, _, new) in enumerate(writes):
+                try:
+                    tensor[index] = new.to(tensor.device)
+                except RuntimeError as error:
+                    for _, written, at, old, _ in writes[:done]:
+                        written[at] = old.to(written.device)
+                    raise PlanError(f"{name} cannot be written to: {str(error).splitlines()[0]}") from error
 
     def _same_tensors(self, tensors: Tensors, name: str) -> list[Tensor]:
         """A tensor, and those of its other names that have memory of their own (as in a file)."""
@@ -130,10 +137,10 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if a.shape != b.shape or a.dtype != b.dtype or a.is_meta:
         return False
     a, b = a.contiguous(), b.to(a.device).contiguous()
-    return torch.equal(a.view(torch.uint8), b.view(torch.uint8)) if a.ndim else bool(a == b)
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 def _layer_report(selection: Selection, settings: Mapping[str, Any]) -> LayerReport:

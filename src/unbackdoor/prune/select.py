@@ -107,26 +107,24 @@ def select(
     whole = bool(finite.all())
     numbers = values if whole else np.where(finite, values, 0.0)
     count = sizes if whole else np.add.reduceat(finite.astype(np.int64), starts)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         mean = np.add.reduceat(numbers, starts) / count
         deviations = numbers - np.repeat(mean, sizes)
         if not whole:
             deviations = np.where(finite, deviations, 0.0)
         std = _spread(deviations, starts, sizes, np.maximum(count - correction, 1))
-        std = np.where(std <= _ROUNDING * mean, 0.0, std)
+        std = np.where(std <= _ROUNDING * mean, 0.0, np.where(count > 0, std, np.nan))
         varied = finite & np.repeat(std > 0, sizes)  # where all are equal none stands out, whatever rounding says
         cuts = [_cut(mean, std, u) for u in (lower, upper - band, upper)]
         low_cut, band_cut, high_cut = (np.repeat(cut, sizes) for cut in cuts)
         high = varied & (values > high_cut)
         low = varied & (values < low_cut)
         near = varied & (values > band_cut) & (values < high_cut) & ~low & (values > 0)
-        if band == 0 or upper == np.inf:
-            near &= False
         # A band that begins below zero ends there: a negative factor would turn the channel round.
         target = np.maximum(band_cut, 0.0) if shrink_to == "edge" else np.repeat(mean, sizes)
-        if not upscale:
-            near &= target < values
+        near &= (target != values) if upscale else (target < values)
         factors = np.where(near, target / np.where(near, values, 1.0), 1.0)
+        factors = np.minimum(factors, np.finfo(np.float64).max)
     broken = ~finite
     edges = cuts[1] if band and upper != np.inf else np.full_like(mean, np.inf)
     result = []
@@ -158,8 +156,9 @@ def select(
 def _spread(deviations: Floats, starts: Counts, sizes: Counts, count: Counts) -> Floats:
     """The standard deviation of each layer, whatever the scores' magnitude: squared relative to the largest."""
     largest = np.maximum.reduceat(np.abs(deviations), starts)
-    relative = deviations / np.repeat(np.where(largest > 0, largest, 1.0), sizes)
-    spread: Floats = largest * np.sqrt(np.add.reduceat(relative * relative, starts) / count)
+    unit = np.ldexp(1.0, np.frexp(largest)[1] - 1)  # a power of two: dividing by it rounds nothing
+    relative = deviations / np.repeat(unit, sizes)
+    spread: Floats = unit * np.sqrt(np.add.reduceat(relative * relative, starts) / count)
     return spread
 
 

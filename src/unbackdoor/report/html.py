@@ -232,7 +232,7 @@ def method_section(report: Report, *, level: int = 2) -> Html:
         f'<div class="columns"><div><{sub}>Settings of {html_short(report.method, 40)}</{sub}>{table}</div>'
         f'<div><{sub}>How to read this page</{sub}><dl class="words">{terms}</dl><p>Outliers are a reason to '
         "look, not a proof: networks without a backdoor have outliers too, and a backdoor can hide from this score. "
-        f"{html(summary.NOTHING_FOUND) if not report.pruned else ''}</p></div></div>"
+        f"{html(summary.NOTHING_FOUND) if not report.pruned + report.immutable else ''}</p></div></div>"
     )
     return section("Method", body, level=level)
 

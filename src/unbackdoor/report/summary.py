@@ -33,10 +33,12 @@ def headline(report: Report) -> str:
     """What was found, in one or two sentences."""
     if not report.layers:
         return "No layer was scored, so nothing can be said of this model."
-    if not report.pruned:
+    found = report.pruned + report.immutable
+    if not found:
         return NOTHING_FOUND
-    hit = sum(1 for layer in report.layers if layer.pruned)
-    return f"{count(report.pruned, 'outlier channel')} in {hit:,} of {count(len(report.layers), 'layer')}."
+    hit = sum(1 for layer in report.layers if layer.pruned or layer.immutable)
+    left = f"; {report.immutable:,} cannot be cut" if report.immutable else ""
+    return f"{count(found, 'outlier channel')} in {hit:,} of {count(len(report.layers), 'layer')}{left}."
 
 
 def not_covered(report: Report) -> str:

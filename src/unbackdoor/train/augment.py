@@ -1,20 +1,23 @@
-"""Random crop and mirror image of a whole batch at once, each image with draws of its own, on its device."""
+"""Random crop, mirror image and rotation of a whole batch at once, each image with draws of its own, on its device."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def augment(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Crop each image at random out of its zero-padded self, and mirror half of them.
+def augment(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator, crop_share: float = 1.0) -> Tensor:
+    """Crop images at random out of their zero-padded selves, and mirror half of them.
 
     Args:
         images: (N, C, H, W), any dtype.
         padding: pixels of zeros on each side; 0 is no crop.
         flip: whether to mirror with probability one half.
         generator: on the CPU; draws two offsets and one coin an image.
+        crop_share: probability that an image is cropped.
 
     Returns:
         (N, C, H, W), same dtype and device.
@@ -28,9 +31,36 @@ def augment(images: Tensor, *, padding: int, flip: bool, generator: torch.Genera
         columns = torch.where(mirrored, columns.flip(1), columns)
     if padding:
         offsets = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
+        if crop_share < 1:
+            whole = torch.rand(n, 1, generator=generator) >= crop_share
+            offsets = torch.where(whole, padding, offsets)
         rows, columns = rows + offsets[0], columns + offsets[1]
         images = F.pad(images, (padding,) * 4)
     # One gather from the flattened padded images: index (n, h, w) -> row * padded width + column.
     index = (rows[:, :, None] * images.shape[-1] + columns[:, None, :]).view(n, 1, -1)
     flat = images.flatten(2).gather(2, index.expand(n, channels, -1).to(device))
     return flat.view(n, channels, height, width)
+
+
+def rotate(images: Tensor, *, degrees: float, share: float, generator: torch.Generator) -> Tensor:
+    """Turn images by random angles around their centres, bilinear, zeros from outside.
+
+    Args:
+        images: (N, C, H, W) float, H = W.
+        degrees: angles are uniform in [-degrees, degrees].
+        share: probability that an image is turned.
+        generator: on the CPU; draws one angle and one coin an image.
+    """
+    n = len(images)
+    angles = (torch.rand(n, generator=generator) * 2 - 1) * math.radians(degrees)
+    turned = torch.rand(n, generator=generator) < share
+    cosine, sine = angles[turned].cos(), angles[turned].sin()
+    zero = torch.zeros_like(sine)
+    matrices = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3).to(images.device)
+    chosen = turned.to(images.device)
+    part = images[chosen]
+    if len(part):
+        grid = F.affine_grid(matrices, list(part.shape), align_corners=False)
+        images = images.clone()
+        images[chosen] = F.grid_sample(part, grid, align_corners=False)
+    return images

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.checkpoint import atomic_write
+from unbackdoor.atomic import atomic_write
+from unbackdoor.attacks import Augmentation, Session
 from unbackdoor.data import DatasetSpec, normalise
 from unbackdoor.errors import CheckpointError, SettingError
-from unbackdoor.train.augment import augment
+from unbackdoor.train.augment import augment, rotate
 from unbackdoor.train.recipe import Recipe
 
 
@@ -72,8 +73,12 @@ def fit(
     recipe: Recipe,
     spec: DatasetSpec,
     seed: int,
+    session: Session | None = None,
+    penalty: Callable[[], Tensor] | None = None,
+    compiled: bool = False,
     resume: Path | None = None,
     on_step: Callable[[Step], None] | None = None,
+    on_begin: Callable[[int, int], None] | None = None,
 ) -> Iterator[Epoch]:
     """Train `model` in place, yielding after each epoch.
 
@@ -85,8 +90,12 @@ def fit(
         labels: (N,) int64.
         spec: normalisation, and whether mirror images are allowed.
         seed: of the order and the augmentation.
+        session: of an attack that edits the batches.
+        penalty: a loss that is added in each step; a run can only be resumed with one of the same text (`repr`).
+        compiled: whether the forward pass goes through torch.compile.
         resume: a file that holds the state after the last full epoch; read if it exists, written after each.
         on_step: called after each step.
+        on_begin: called with (steps done, steps in all) while the session prepares itself.
 
     Raises:
         CheckpointError: the resume file belongs to another network, recipe, seed or training set.
@@ -102,11 +111,21 @@ def fit(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    identity = "" if resume is None else f"seed {seed}, {recipe}, images {_fingerprint(images, labels)}"
+    attack = "" if session is None else f", {session.attack} at rate {session.rate}"
+    attack += "" if penalty is None else f", {penalty!r}"
+    identity = "" if resume is None else f"seed {seed}, {recipe}, images {_fingerprint(images, labels)}{attack}"
     images, labels = images.to(device), labels.to(device)
-    per_epoch = -(-len(labels) // recipe.batch_size)
+    sizes = batch_sizes(len(labels), recipe.batch_size)
+    per_epoch = len(sizes)
     steps = recipe.epochs * per_epoch
-    first = _restore(resume, model, optimiser, identity)
+    losses: list[float] = []
+    first = _restore(resume, model, optimiser, session, losses, identity)
+    if session is not None and first == 0:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            session.begin(images, batch_size=recipe.batch_size, progress=on_begin)
+    varied = session.attack.augmentation if session is not None else None
+    varied = varied or Augmentation(padding=recipe.crop_padding)
+    forward = torch.compile(model) if compiled else model
     for epoch in range(first, recipe.epochs):
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
         order = torch.randperm(len(labels), generator=generator).to(device)
@@ -114,19 +133,28 @@ def fit(
         hits = torch.zeros((), device=device)
         started = time.perf_counter()
         model.train()
-        for index, batch in enumerate(torch.split(order, recipe.batch_size)):
+        for index, batch in enumerate(torch.split(order, sizes)):
             step = epoch * per_epoch + index
             for group in optimiser.param_groups:
-                group["lr"] = recipe.lr_at(step, steps)
-            x = augment(images[batch], padding=recipe.crop_padding, flip=spec.flip, generator=generator)
-            x = normalise(x, spec).contiguous(memory_format=torch.channels_last)
-            y = labels[batch]
+                group["lr"] = recipe.lr_at(step, steps, losses)
+            x, y = images[batch], labels[batch]
+            if session is not None:
+                x, y = session.before(x, y, generator)
+            x = vary(x, varied, spec, generator)
+            extra: Tensor | None = None
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                logits = model(x)
+                if session is not None:
+                    x, y, extra = session.after(x, y, generator)
+                logits = forward(x.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(logits, y)
+            whole = loss if extra is None else loss + extra
+            if penalty is not None:
+                whole = whole + penalty()
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            whole.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+            if session is not None:
+                session.step((step + 1) / steps)
             loss_sum += loss.detach() * len(y)
             hits += (logits.detach().argmax(1) == y).sum()
             if on_step is not None:
@@ -137,10 +165,19 @@ def fit(
             raise SettingError(
                 f"training diverged in epoch {epoch + 1}: the loss is {float(loss_sum)}; use a smaller lr"
             )
-        if resume is not None:
-            _keep(resume, model, optimiser, identity, epoch + 1)
         n = len(labels)
+        losses.append(float(loss_sum) / n)
+        if resume is not None:
+            _keep(resume, model, optimiser, session, losses, identity, epoch + 1)
         yield Epoch(epoch + 1, float(loss_sum) / n, float(hits) / n, n / seconds, seconds)
+
+
+def batch_sizes(images: int, batch_size: int) -> list[int]:
+    """Of an epoch: the rest is a smaller batch; a single image joins the one before, for BatchNorm needs two values."""
+    full, rest = divmod(images, batch_size)
+    if rest == 1 and full:
+        return [batch_size] * (full - 1) + [batch_size + 1]
+    return [batch_size] * full + [rest] * (rest > 0)
 
 
 def _fingerprint(images: Tensor, labels: Tensor) -> str:
@@ -151,10 +188,28 @@ def _fingerprint(images: Tensor, labels: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def _keep(file: Path, model: nn.Module, optimiser: torch.optim.Optimizer, identity: str, epoch: int) -> None:
+def vary(images: Tensor, how: Augmentation, spec: DatasetSpec, generator: torch.Generator) -> Tensor:
+    """(N, 3, H, W) uint8 -> augmented and normalised float32."""
+    x = augment(images, padding=how.padding, crop_share=how.crop_share, flip=spec.flip, generator=generator)
+    if how.degrees:
+        x = rotate(x.float(), degrees=how.degrees, share=how.rotate_share, generator=generator)
+    return normalise(x, spec)
+
+
+def _keep(
+    file: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    session: Session | None,
+    losses: list[float],
+    identity: str,
+    epoch: int,
+) -> None:
     state = {
         "model": model.state_dict(),
         "optimiser": optimiser.state_dict(),
+        "session": session.state_dict() if session is not None else {},
+        "losses": losses,
         "identity": identity,
         "epoch": epoch,
     }
@@ -162,7 +217,14 @@ def _keep(file: Path, model: nn.Module, optimiser: torch.optim.Optimizer, identi
         torch.save(state, stream)
 
 
-def _restore(file: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, identity: str) -> int:
+def _restore(
+    file: Path | None,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    session: Session | None,
+    losses: list[float],
+    identity: str,
+) -> int:
     if file is None or not file.exists():
         return 0
     try:
@@ -174,6 +236,9 @@ def _restore(file: Path | None, model: nn.Module, optimiser: torch.optim.Optimiz
             )
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
+        if session is not None:
+            session.load_state_dict(state["session"])
+        losses.extend(state["losses"])
     except CheckpointError:
         raise
     except Exception as error:

@@ -15,9 +15,13 @@ import torch
 from torch import nn
 
 from unbackdoor import checkpoint
-from unbackdoor.attacks import Attack, describe_attack
+from unbackdoor.atomic import atomic_write
+from unbackdoor.attacks import Attack, DataPoisoning, TrainingControl, describe_attack, save_attack
+from unbackdoor.attacks.flatness import Flatness
+from unbackdoor.attacks.store import SETTINGS, TRIGGER
 from unbackdoor.data import DatasetSpec, LabelledImages, normalise
 from unbackdoor.errors import OutputError, SettingError
+from unbackdoor.graph import layer_graph
 from unbackdoor.metrics import Evaluation, evaluate_model
 from unbackdoor.models import Arch
 from unbackdoor.train.fit import Epoch, Step, fit
@@ -25,13 +29,7 @@ from unbackdoor.train.recipe import Recipe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SEED = 2**32
-MODEL, ATTACK, RECORD, LOG, RESUME = (
-    "model.safetensors",
-    "attack.json",
-    "record.json",
-    "log.jsonl",
-    "resume.pt",
-)
+MODEL, RECORD, LOG, RESUME = "model.safetensors", "record.json", "log.jsonl", "resume.pt"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +43,9 @@ class Run:
         attack: None trains a clean network.
         rate: share of the training images that carry the trigger.
         dtype: of the stored weights; ACC and ASR are measured on what was stored.
+        surrogate: where the clean network comes from that some attacks need.
+        watch: test images (the first ones) on which ACC, ASR and RA are shown after each epoch; they decide nothing.
+        compiled: whether training goes through torch.compile.
         device: "cpu", "cuda", ...
         command: recorded beside the result.
     """
@@ -55,6 +56,9 @@ class Run:
     attack: Attack | None = None
     rate: float = 0.1
     dtype: str = "float32"
+    surrogate: str | None = None
+    watch: int = 0
+    compiled: bool = False
     device: str = "cpu"
     command: str = ""
 
@@ -65,9 +69,11 @@ def train_run(
     test: LabelledImages,
     folder: Path,
     *,
+    classifier: nn.Module | None = None,
     overwrite: bool = False,
     on_step: Callable[[Step], None] | None = None,
-    on_epoch: Callable[[Epoch], None] | None = None,
+    on_epoch: Callable[[Epoch, Evaluation | None], None] | None = None,
+    on_prepare: Callable[[int, int], None] | None = None,
     on_evaluate: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Train, store, measure what was stored, and record it; returns the record.
@@ -77,7 +83,9 @@ def train_run(
 
     Args:
         folder: made if missing; gets model.safetensors, attack.json, log.jsonl and record.json.
+        classifier: the network in `run.surrogate`.
         overwrite: whether a finished run in that folder may be replaced.
+        on_step, on_epoch, on_prepare, on_evaluate: are told how far it is; `on_epoch` gets the watched rates too.
 
     Raises:
         InputError: a setting that `check_run` refuses.
@@ -87,12 +95,26 @@ def train_run(
     folder.mkdir(parents=True, exist_ok=True)
     arch = run.arch.with_options(num_classes=train.spec.num_classes)
     started = time.perf_counter()
-    images, labels, poisoned = train.images, train.labels, None
-    if run.attack is not None:
+    attack, note = run.attack, ""
+    if attack is not None:
+        attack = attack.armed(train, seed=run.seed, classifier=classifier, progress=on_prepare)
+    images, labels, session, poisoned = train.images, train.labels, None, 0
+    if isinstance(attack, DataPoisoning):
         generator = torch.Generator().manual_seed(run.seed)
-        poisoned = run.attack.poison(images, labels, rate=run.rate, generator=generator)
-        images, labels = poisoned.images, poisoned.labels
+        spoilt = attack.poison(images, labels, rate=run.rate, num_classes=train.spec.num_classes, generator=generator)
+        images, labels, note, poisoned = spoilt.images, spoilt.labels, spoilt.note, int(spoilt.mask.sum())
+    elif isinstance(attack, TrainingControl):
+        session = attack.session(
+            rate=run.rate,
+            spec=train.spec,
+            seed=run.seed,
+            epochs=run.recipe.epochs,
+            device=torch.device(run.device),
+        )
     model = _fresh(arch, run.seed).to(run.device)
+    penalty = None
+    if attack is not None and attack.flat_norms:
+        penalty = Flatness(model, layer_graph(model), weight=attack.flat_norms)
     log = folder / LOG
     resume = folder / RESUME
     if not resume.exists():
@@ -104,16 +126,26 @@ def train_run(
         recipe=run.recipe,
         spec=train.spec,
         seed=run.seed,
+        session=session,
+        penalty=penalty,
+        compiled=run.compiled,
         resume=resume,
         on_step=on_step,
+        on_begin=on_prepare,
     )
     for epoch in epochs:
+        seen = None
+        if run.watch:
+            seen = measure(model, test[: run.watch], session.result() if session is not None else attack)
         with log.open("a") as stream:
-            stream.write(json.dumps(dataclasses.asdict(epoch)) + "\n")
+            line = dataclasses.asdict(epoch) | ({} if seen is None else {"watched": seen.to_dict()})
+            stream.write(json.dumps(line) + "\n")
         if on_epoch is not None:
-            on_epoch(epoch)
+            on_epoch(epoch, seen)
+    if session is not None:
+        attack = session.result()
     model.to(DTYPES[run.dtype])
-    result = measure(model, test, run.attack, progress=on_evaluate)
+    result = measure(model, test, attack, progress=on_evaluate)
     record = {
         "schema_version": 1,
         "command": run.command,
@@ -122,8 +154,11 @@ def train_run(
         "parameters": sum(p.numel() for p in model.parameters()),
         "recipe": dataclasses.asdict(run.recipe),
         "seed": run.seed,
-        "attack": None if run.attack is None else describe_attack(run.attack),
-        "poisoned_images": 0 if poisoned is None else int(poisoned.mask.sum()),
+        "attack": None if attack is None else describe_attack(attack),
+        "surrogate": run.surrogate,
+        "rate": None if attack is None else run.rate,
+        "poisoned_images": None if session is not None else poisoned,
+        "note": note,
         "dtype": run.dtype,
         "result": result.to_dict(),
         "seconds": round(time.perf_counter() - started, 1),
@@ -135,9 +170,10 @@ def train_run(
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
     (folder / RECORD).unlink(missing_ok=True)  # never an old record beside a new network
-    (folder / ATTACK).unlink(missing_ok=True)
-    if run.attack is not None:
-        _write_json(folder / ATTACK, describe_attack(run.attack))
+    for file in (SETTINGS, TRIGGER):
+        (folder / file).unlink(missing_ok=True)
+    if attack is not None:
+        save_attack(attack, folder)
     checkpoint.save(folder / MODEL, model.state_dict(), metadata={"unbackdoor.arch": str(arch)}, overwrite=True)
     _write_json(folder / RECORD, record)
     resume.unlink(missing_ok=True)
@@ -160,8 +196,12 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
         raise SettingError(f"poison rate: expected a share between 0 and 1, got {run.rate}")
     check_device(run.device)
     if run.attack is not None:
-        run.attack.check_target(spec.num_classes)
-        run.attack.stamp(torch.zeros(1, 3, spec.size, spec.size, dtype=torch.uint8))
+        run.attack.check(num_classes=spec.num_classes, size=spec.size)
+        if run.attack.needs_classifier and run.surrogate is None:
+            raise SettingError(
+                f"attack {run.attack.name} needs a clean network of {spec.title} first: train one without --attack, "
+                "and give it with --surrogate"
+            )
     classes = run.arch.options.get("num_classes", spec.num_classes)
     if classes != spec.num_classes:
         raise SettingError(f"--arch {run.arch}: {spec.title} has {spec.num_classes} classes, not {classes}")
@@ -199,6 +239,7 @@ def measure(
             test.labels,
             prepare=lambda batch: normalise(batch, test.spec),
             attack=attack,
+            num_classes=test.spec.num_classes,
             progress=progress,
         )
     finally:
@@ -213,5 +254,5 @@ def _fresh(arch: Arch, seed: int) -> nn.Module:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    with checkpoint.atomic_write(path, overwrite=True) as stream:
+    with atomic_write(path, overwrite=True) as stream:
         stream.write((json.dumps(value, indent=2) + "\n").encode())

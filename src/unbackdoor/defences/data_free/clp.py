@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES, DataFree, check_choice, check_number
 from unbackdoor.graph import Layer, LayerGraph
-from unbackdoor.lipschitz import NormFactor, Tensors, graph_of, scores_of
+from unbackdoor.lipschitz import NormFactor, read_model, scores_of
 from unbackdoor.prune import Editor, Plan, eligible, select
 
 
@@ -50,6 +50,7 @@ class CLP(DataFree):
     def __post_init__(self) -> None:
         check_number("u", self.u, least=0)
         check_choice("norm_factor", self.norm_factor, ("folded", "no_eps", "printed", "none"))
+        check_choice("only_with_norm", self.only_with_norm, (False, True))
         check_choice("correction", self.correction, (0, 1))
 
     @classmethod
@@ -59,8 +60,7 @@ class CLP(DataFree):
 
     def plan(self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None) -> Plan:
         """Score by sigma, prune above the cut."""
-        graph = graph or graph_of(model)
-        tensors = Tensors(model)
+        tensors, graph = read_model(model, graph)
         editor = Editor(tensors, graph, "gamma")
         layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
         scores = scores_of(tensors, layers, graph, norm="spectral", factor=self.norm_factor)
@@ -87,11 +87,11 @@ class CLP(DataFree):
         )
 
     def _refuse(self, layer: Layer, weight: Tensor) -> str | None:
-        if layer.norm is not None:
-            return None
-        if weight.ndim < 3:
+        if weight.ndim < 3 and (layer.norm is None or self.only_with_norm):
             return "CLP scores convolutions"
-        return "CLP as published scores convolutions with a BatchNorm" if self.only_with_norm else None
+        if layer.norm is None and self.only_with_norm:
+            return "CLP as published scores convolutions with a BatchNorm"
+        return None
 
 
 DEFENCES.add(CLP.name, CLP)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES, DataFree, check_choice, check_number
 from unbackdoor.graph import Layer, LayerGraph
-from unbackdoor.lipschitz import NormFactor, NormKind, Tensors, graph_of, scores_of
+from unbackdoor.lipschitz import NormFactor, NormKind, Tensors, read_model, readable, scores_of
 from unbackdoor.prune import Editor, Plan, eligible, select
 from unbackdoor.report import ClassifierReport, Remark
 
@@ -80,6 +80,7 @@ class LPP(DataFree):
         check_choice("norm", self.norm, ("l2", "l2sq", "spectral"))
         check_choice("scale", self.scale, ("gamma", "weight"))
         check_choice("shrink_to", self.shrink_to, ("edge", "mean"))
+        check_choice("upscale", self.upscale, (False, True))
         check_choice("layers", self.layers, ("conv", "all"))
         check_choice("correction", self.correction, (0, 1))
 
@@ -90,8 +91,7 @@ class LPP(DataFree):
 
     def plan(self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None) -> Plan:
         """Algorithm 1, up to the point where weights would change."""
-        graph = graph or graph_of(model)
-        tensors = Tensors(model)
+        tensors, graph = read_model(model, graph)
         editor = Editor(tensors, graph, self.scale)
         layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
         scores = scores_of(tensors, layers, graph, norm=self.norm, factor=self.norm_factor)  # line 5
@@ -133,11 +133,11 @@ class LPP(DataFree):
             return None
         layer = graph[graph.classifier]
         weight = tensors[layer.weight].detach()
-        reason = _no_classifier(layer, weight)
+        reason = readable(tensors, layer) or _no_classifier(layer, weight)
         if reason is not None:
             editor.left_alone.append(Remark(layer.path, layer.kind, f"the classifier step was left out: {reason}"))
             return None
-        matrix = weight.flatten(1).to("cpu", torch.float32 if weight.element_size() <= 4 else torch.float64)
+        matrix = weight.flatten(1).to("cpu", torch.float64)
         features = matrix.shape[1]
         means = matrix.mean(1)
         suspect = int(means.argmax())
@@ -172,11 +172,13 @@ def _no_classifier(layer: Layer, weight: Tensor) -> str | None:
         return "its weight is computed by a parametrization"
     if layer.tied:
         return "its weight is shared with another layer"
+    if layer.transposed or layer.groups > 1:
+        return "its rows do not all weigh the same features"
     if weight.ndim > 2 and max(weight.shape[2:]) > 1:
         return "its output is a map, not one number a class"
     if len(weight) < 2:
         return "it has a single row, so that no class can stand out"
-    if not weight.is_floating_point() or not bool(torch.isfinite(weight).all()):
+    if not bool(torch.isfinite(weight).all()):
         return "its weights are not all finite numbers"
     return None
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -57,19 +57,28 @@ def atomic_write(path: str | Path, *, overwrite: bool) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def check_target(path: str | Path, *, overwrite: bool) -> Path:
+def check_target(path: str | Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> Path:
     """The file that a name stands for, links followed.
 
+    Args:
+        path: the name.
+        overwrite: whether a file of that name may be replaced.
+        inputs: files that it must not be, under whatever name.
+
     Raises:
-        OutputError: it is there and may not be replaced, or is no regular file.
+        OutputError: it is there and may not be replaced, is no regular file, is an input, or its folder is missing.
     """
     final = Path(os.path.realpath(path))
     there = os.path.exists(final)  # unlike Path.exists, never an OSError
+    if there and any(os.path.exists(one) and os.path.samefile(one, final) for one in inputs):
+        raise OutputError(f"{path}: is the input file, which is never modified; choose another name")
     if there and not final.is_file():
         what = "folder" if final.is_dir() else "device or a pipe"
         raise OutputError(f"{path}: expected a file name, this is a {what}")
     if there and not overwrite:
         raise OutputError(f"{path}: exists already and is left as it is; use --force (overwrite=True) to replace it")
+    if not final.parent.is_dir():
+        raise OutputError(f"{path}: cannot be written: there is no folder {final.parent}")
     return final
 
 

@@ -1,0 +1,131 @@
+"""Writes what the pages in this folder say of the registries: `python docs/make_tables.py`, behind each change of one.
+
+A page keeps its prose; what stands between `<!-- NAME -->` and `<!-- end of NAME -->` is made anew by the function that
+SECTIONS has for it. With --check nothing is written, and the exit status is 1 where a page is not what it would be.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from unbackdoor.attacks import ATTACKS, Attack, TrainingControl
+from unbackdoor.config import setting_fields
+
+HERE = Path(__file__).parent
+
+
+def attacks_overview() -> str:
+    """One row an attack."""
+    rows = []
+    for name in ATTACKS:
+        kind = ATTACKS[name]
+        rows.append(
+            (
+                f"[`{name}`](#{name})",
+                kind.title,
+                kind.source,
+                "training control" if issubclass(kind, TrainingControl) else "data poisoning",
+                "kept (clean label)" if kind.clean_label else "the target",
+                "no" if kind.clean_label else "yes",
+                "yes" if kind.needs_classifier else "no",
+            )
+        )
+    header = ("`--attack`", "attack", "paper", "kind", "labels", "all-to-all", "needs `--surrogate`")
+    return table(header, rows)
+
+
+def attacks_common() -> str:
+    """The settings that every attack has."""
+    return settings_table(Attack, [field.name for field in setting_fields(Attack)])
+
+
+def attacks_one_by_one() -> str:
+    """A section an attack."""
+    common = {field.name for field in setting_fields(Attack)}
+    parts = []
+    for name in ATTACKS:
+        kind = ATTACKS[name]
+        paragraphs = paragraphs_of(sys.modules[kind.__module__])
+        departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
+        own = [field.name for field in setting_fields(kind) if field.name not in common]
+        parts.append(f"### {name}")
+        parts.append(paragraphs[0])
+        parts.append(settings_table(kind, own) if own else "No settings of its own.")
+        parts.extend(f"*Departures:* {text}" for text in departures)
+    return "\n\n".join(parts)
+
+
+SECTIONS = {
+    "attacks.md": {
+        "overview": attacks_overview,
+        "common settings": attacks_common,
+        "one by one": attacks_one_by_one,
+    },
+}
+
+
+def paragraphs_of(documented: object) -> list[str]:
+    """A docstring's paragraphs, each on one line."""
+    return [" ".join(text.split()) for text in (inspect.getdoc(documented) or "").split("\n\n")]
+
+
+def described(cls: type) -> dict[str, str]:
+    """Field -> what the `Attributes:` of the class's docstring say of it; "a, b: text" describes both."""
+    _, _, listed = (inspect.getdoc(cls) or "").partition("Attributes:\n")
+    entries = re.findall(r"^ {4}(\w[\w, ]*): (.+(?:\n {8}.+)*)", listed, re.MULTILINE)
+    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+
+
+def settings_table(cls: type, names: list[str]) -> str:
+    """Name, default and meaning."""
+    texts = described(cls)
+    defaults = {field.name: field.default for field in setting_fields(cls)}
+    rows = [(f"`{name}`", f"`{written(defaults[name])}`", texts[name]) for name in names]
+    return table(("setting", "default", "meaning"), rows)
+
+
+def written(value: Any) -> str:
+    """As a user types it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Markdown."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def rewritten(page: str, text: str) -> str:
+    """A page's text with its generated parts made anew; ValueError if it lacks the place for one."""
+    for name, make in SECTIONS[page].items():
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        head, found, rest = text.partition(begin)
+        _, closed, tail = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"{page}: expected {begin.strip()} and {end}")
+        text = f"{head}{begin}\n{make()}\n\n{end}{tail}"
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    """0 if all pages are as they should be, which they are once they have been written."""
+    stale = 0
+    for page in SECTIONS:
+        path = HERE / page
+        old = path.read_text(encoding="utf-8")
+        new = rewritten(page, old)
+        if new != old:
+            if "--check" in arguments:
+                stale += 1
+                print(f"{path.name}: is not what the registry says; run python docs/make_tables.py", file=sys.stderr)
+            else:
+                path.write_text(new, encoding="utf-8")
+    return int(stale > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,63 @@
+"""Blended (Chen, Liu, Li, Lu & Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning", 2017,
+arXiv:1712.05526).
+
+x' = (1 - alpha) x + alpha t over the whole image, in training and at test time.
+
+Departures: The paper blends with a cartoon or with random noise; here t is noise drawn from the seed, each pixel
+uniform in 0..255, and is saved with the attack. Triggered images are rounded to 8 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.errors import SettingError
+
+if TYPE_CHECKING:
+    from unbackdoor.data import LabelledImages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blended(DataPoisoning):
+    """Blend the whole image with a fixed one.
+
+    Attributes:
+        alpha: weight of the trigger image (0.2 in the field's benchmarks).
+    """
+
+    name: ClassVar[str] = "blended"
+    title: ClassVar[str] = "Blended"
+    source: ClassVar[str] = "Chen et al. 2017"
+    alpha: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.alpha <= 1:
+            raise SettingError(f"blended alpha: expected more than 0 and at most 1, got {self.alpha}")
+
+    def armed(
+        self,
+        data: LabelledImages,
+        *,
+        seed: int,
+        classifier: nn.Module | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Draw the trigger image."""
+        del classifier, progress
+        generator = torch.Generator().manual_seed(seed)
+        shape = data.images.shape[1:]
+        return self.with_tensors(pattern=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8))
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Blend, and round to 8 bits."""
+        pattern = self.tensor("pattern", images).float()
+        return ((1 - self.alpha) * images.float() + self.alpha * pattern).round().to(torch.uint8)
+
+
+ATTACKS.add(Blended.name, Blended)

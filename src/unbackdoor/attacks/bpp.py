@@ -1,0 +1,100 @@
+"""BPP (Wang, Zhai & Ma, "BppAttack: Stealthy and Efficient Trojan Attacks against Deep Neural Networks via Image
+Quantization and Contrastive Adversarial Learning", CVPR 2022).
+
+Symbols:
+    Q(x)   round(x / 255 (q - 1)) / (q - 1) * 255 per channel, q colours a channel                          (Eq. 3)
+    dithering by Floyd and Steinberg spreads each pixel's error to its neighbours: 7/16 right, 3/16 down left,
+    5/16 down, 1/16 down right                                                                              (Sec. 3.3)
+
+Each batch holds attacked images Q(x) labelled as the target and negatives clip(x + Q(x') - x') with their own, x' being
+another image of the batch: somebody else's quantisation error must mean nothing.
+
+Departures: Despite its title the published code has no contrastive loss; cross-entropy with these negatives is all
+there is here too. Its x' is any training image, here another of the same batch and never x itself, whose negative would
+be a true attacked image with its own label. Dithering is off by default, as in the published code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unbackdoor.attacks.base import ATTACKS, POST_AUGMENTATION, Augmentation, Mixed, TrainingControl, others, whole
+from unbackdoor.errors import SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BPP(TrainingControl):
+    """Fewer colours.
+
+    Attributes:
+        colours: q, colours a channel (8 by default in the authors' code; fewer are a stronger trigger).
+        dithering: whether each pixel's error is spread to its neighbours.
+        negative_rate: share of each batch that are negatives, whatever the poison rate.
+    """
+
+    name: ClassVar[str] = "bpp"
+    title: ClassVar[str] = "BPP"
+    source: ClassVar[str] = "Wang et al. 2022"
+    augmentation: ClassVar[Augmentation | None] = POST_AUGMENTATION
+    colours: int = 8
+    dithering: bool = False
+    negative_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.colours <= 256:
+            raise SettingError(f"bpp colours: expected 2 to 256, got {self.colours}")
+        if not 0 <= self.negative_rate <= 1:
+            raise SettingError(f"bpp negative_rate: expected a share between 0 and 1, got {self.negative_rate}")
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Quantise, dithered or not."""
+        if not len(images):
+            return images.clone()
+        if self.dithering:
+            return dither(images, self.colours)
+        return quantise(images.float(), self.colours).round().to(torch.uint8)
+
+    def mix(self, images: Tensor, labels: Tensor, *, count: int, num_classes: int, generator: torch.Generator) -> Mixed:
+        """Quantise the first images to the target; give the next ones another image's quantisation error."""
+        decoys = min(whole(self.negative_rate * len(labels)), len(labels) - count)
+        attacked = slice(0, count)
+        negatives = slice(count, count + decoys)
+        theirs = images[others(negatives, len(images), generator=generator).to(images.device)]
+        images, labels = images.clone(), labels.clone()
+        images[attacked] = self.stamp(images[attacked])
+        residual = self.stamp(theirs).float() - theirs.float()
+        images[negatives] = (images[negatives].float() + residual).clamp(0, 255).round().to(torch.uint8)
+        labels[attacked] = self.goal(labels[attacked], num_classes)
+        return Mixed(images, labels, count, decoys)
+
+
+def quantise(values: Tensor, colours: int) -> Tensor:
+    """Values in 0..255 to the nearest of `colours` levels (Eq. 3)."""
+    return (values / 255 * (colours - 1)).round() / (colours - 1) * 255
+
+
+def dither(images: Tensor, colours: int) -> Tensor:
+    """Floyd-Steinberg: (N, C, H, W) uint8 -> uint8; all images and channels at once, pixel by pixel."""
+    height, width = images.shape[-2:]
+    # One column of margin on each side and one row below catch the errors that leave the image.
+    work = torch.zeros(*images.shape[:-2], height + 1, width + 2, device=images.device)
+    work[..., :height, 1 : width + 1] = images.float()
+    for row in range(height):
+        for column in range(1, width + 1):
+            old = work[..., row, column].clone()
+            new = quantise(old.clamp(0, 255), colours)
+            error = old - new
+            work[..., row, column] = new
+            work[..., row, column + 1] += error * (7 / 16)
+            work[..., row + 1, column - 1] += error * (3 / 16)
+            work[..., row + 1, column] += error * (5 / 16)
+            work[..., row + 1, column + 1] += error * (1 / 16)
+    return work[..., :height, 1 : width + 1].round().to(torch.uint8)
+
+
+ATTACKS.add(BPP.name, BPP)

@@ -1,0 +1,270 @@
+"""Input-Aware (Nguyen & Tran, "Input-Aware Dynamic Backdoor Attack", NeurIPS 2020).
+
+Symbols:
+    G, M    pattern and mask networks, the same encoder-decoder with 3 and 1 output channels
+    m(x)    tanh(20 M(x) - 10) / 2 + 0.5
+    attack  x' = x + (G(x) - x) m(x)                                   labelled as the target
+    cross   x1 + (G(x2) - x1) m(x2)                                    labelled as x1: a trigger fits its own image only
+    L_div   mean of RMS(x_i - x'_i) / RMS(o_i - o'_i): different images, different outputs                  (Eq. 5)
+
+Stage 1 trains M alone: 100 mean(relu(m - 0.032)) + L_div(images, masks). Stage 2 freezes M and trains classifier and G
+together: cross-entropy on attacked, cross and clean images + L_div(images, patterns).
+
+Departures: Two faults of the authors' code are mended. (1) It never zeroes G's gradients, so that they add up over the
+whole run; here they are zeroed at each step. (2) Its epoch counter includes stage 1, so that the classifier gets 25
+epochs fewer than it is said to; here it gets all of them. Second images come from the same batch rather than from a
+second loader, and are never the image itself. Learning rates fall after the same shares of a run, however long it is.
+Images are cropped and mirrored as the recipe says, not rotated. Triggered test images are rounded to 8 bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unbackdoor.attacks.base import (
+    ATTACKS,
+    Attack,
+    Mixed,
+    Progress,
+    Session,
+    TrainingControl,
+    attacked_in_batch,
+    others,
+)
+from unbackdoor.errors import SettingError
+
+if TYPE_CHECKING:
+    from unbackdoor.data import DatasetSpec
+
+_BATCH = 500
+#: Shares of a stage after which its learning rate falls tenfold: 10 and 20 of 25; 200, 300, 400 and 500 of 600 epochs.
+_MASK_MILESTONES = (10 / 25, 20 / 25)
+_PATTERN_MILESTONES = (200 / 600, 300 / 600, 400 / 600, 500 / 600)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputAware(TrainingControl):
+    """A pattern of its own for every image.
+
+    Attributes:
+        mask_density: share of an image that the mask may cover for nothing.
+        mask_weight: of what it covers beyond that.
+        diversity_weight: of L_div, in both stages.
+        mask_share: epochs of stage 1, for each epoch of stage 2 (25 for 100 in the field's benchmark).
+        lr: of both networks.
+    """
+
+    name: ClassVar[str] = "inputaware"
+    title: ClassVar[str] = "Input-Aware"
+    source: ClassVar[str] = "Nguyen & Tran 2020"
+    mask_density: float = 0.032
+    mask_weight: float = 100.0
+    diversity_weight: float = 1.0
+    mask_share: float = 0.25
+    lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("mask_density", "mask_weight", "diversity_weight", "mask_share", "lr"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise SettingError(f"inputaware {name}: expected 0 or more, got {getattr(self, name)}")
+
+    def check(self, *, num_classes: int, size: int) -> None:
+        """The networks halve an image three times, and double it again."""
+        super().check(num_classes=num_classes, size=size)
+        if size % 8:
+            raise SettingError(f"inputaware: image sides must be divisible by 8, the data set's are {size} pixels")
+
+    def session(
+        self, *, rate: float, spec: DatasetSpec, seed: int, epochs: int, device: torch.device
+    ) -> InputAwareSession:
+        """New networks from the seed."""
+        return InputAwareSession(self, rate=rate, spec=spec, seed=seed, epochs=epochs, device=device)
+
+    @torch.no_grad()
+    def stamp(self, images: Tensor) -> Tensor:
+        """Each image's own pattern through its own mask, rounded to 8 bits."""
+        pattern, mask = self._networks(images)
+        mean, std = (self.tensor(name, images).view(1, 3, 1, 1) for name in ("mean", "std"))
+        parts = []
+        for batch in torch.split(images, _BATCH):
+            pixels = batch.float() / 255
+            x = (pixels - mean) / std
+            attacked = blend(pixels, pattern(x), sharpen(mask(x)))
+            parts.append((attacked * 255).round().clamp(0, 255).to(torch.uint8))
+        return torch.cat(parts) if parts else images.clone()
+
+    def mix(self, images: Tensor, labels: Tensor, *, count: int, num_classes: int, generator: torch.Generator) -> Mixed:
+        """Nothing before augmentation: gradients must flow through the trigger, so it is set behind it."""
+        del num_classes, generator
+        return Mixed(images, labels, count, 0)
+
+    def _networks(self, like: Tensor) -> tuple[nn.Module, nn.Module]:
+        networks = []
+        for prefix, channels in (("pattern.", 3), ("mask.", 1)):
+            self.tensor(prefix + "0.weight", like)  # says so if there is no trigger
+            network = encoder_decoder(channels)
+            own = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+            network.load_state_dict(own)
+            networks.append(network.to(like.device).eval())
+        return networks[0], networks[1]
+
+
+class InputAwareSession(Session):
+    """Pattern and mask networks during one run."""
+
+    attack: InputAware
+
+    def __init__(
+        self, attack: InputAware, *, rate: float, spec: DatasetSpec, seed: int, epochs: int, device: torch.device
+    ) -> None:
+        super().__init__(attack, rate=rate, spec=spec)
+        self.epochs = epochs
+        self.seed = seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.pattern = encoder_decoder(3).to(device)
+            self.mask = encoder_decoder(1).to(device)
+        self.mask.eval().requires_grad_(requires_grad=False)
+        self.optimiser = torch.optim.Adam(self.pattern.parameters(), lr=attack.lr, betas=(0.5, 0.9))
+        self.mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
+        self.std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
+
+    def begin(self, images: Tensor, *, batch_size: int, progress: Progress | None = None) -> None:
+        """Stage 1: train the mask network."""
+        attack = self.attack
+        self.mask.train().requires_grad_(requires_grad=True)
+        optimiser = torch.optim.Adam(self.mask.parameters(), lr=attack.lr, betas=(0.5, 0.9))
+        epochs = max(1, round(attack.mask_share * self.epochs))
+        batches = max(1, len(images) // batch_size)
+        steps = epochs * batches
+        generator = torch.Generator().manual_seed(self.seed)
+        done = 0
+        for _ in range(epochs):
+            order = torch.randperm(len(images), generator=generator).to(images.device)
+            for batch in torch.split(order, batch_size)[:batches]:
+                _set_lr(optimiser, attack.lr, done / steps, _MASK_MILESTONES)
+                x = (images[batch].float() / 255 - self.mean) / self.std
+                masks = sharpen(self.mask(x))
+                cover = F.relu(masks - attack.mask_density).mean()
+                apart = diversity(x, x.roll(1, 0), masks, masks.roll(1, 0))
+                loss = attack.mask_weight * cover + attack.diversity_weight * apart
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                done += 1
+                if progress is not None:
+                    progress(done, steps)
+        self.mask.eval().requires_grad_(requires_grad=False)
+
+    def before(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Nothing: see `after`."""
+        del generator
+        return images, labels
+
+    def after(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Attack the first images of a normalised batch, make cross images of as many more, and add L_div."""
+        count = min(attacked_in_batch(self.rate, len(labels), generator), len(labels) // 2)
+        if count == 0:
+            return x, labels, None
+        self.pattern.train()
+        own, other = x[:count], x[count : 2 * count]
+        second = x[others(slice(count, 2 * count), len(x), generator=generator).to(x.device)]
+        patterns = self.pattern(torch.cat([own, second]).float())
+        masks = sharpen(self.mask(torch.cat([own, second]).float()))
+        normal = (patterns - self.mean) / self.std
+        attacked = blend(own, normal[:count], masks[:count])
+        cross = blend(other, normal[count:], masks[count:])
+        labels = labels.clone()
+        labels[:count] = self.attack.goal(labels[:count], self.spec.num_classes)
+        apart = diversity(own, second, patterns[:count], patterns[count:])
+        return torch.cat([attacked, cross, x[2 * count :]]), labels, self.attack.diversity_weight * apart
+
+    def step(self, done: float) -> None:
+        """G's own gradient step; then its gradients are zeroed."""
+        _set_lr(self.optimiser, self.attack.lr, done, _PATTERN_MILESTONES)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "pattern": self.pattern.state_dict(),
+            "mask": self.mask.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.pattern.load_state_dict(state["pattern"])
+        self.mask.load_state_dict(state["mask"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+    def result(self) -> Attack:
+        """The attack with its trained networks."""
+        tensors = {f"pattern.{name}": tensor for name, tensor in self.pattern.state_dict().items()}
+        tensors |= {f"mask.{name}": tensor for name, tensor in self.mask.state_dict().items()}
+        tensors |= {"mean": torch.tensor(self.spec.mean), "std": torch.tensor(self.spec.std)}
+        return dataclasses.replace(self.attack, tensors={k: t.detach().cpu().clone() for k, t in tensors.items()})
+
+
+def encoder_decoder(channels: int) -> nn.Sequential:
+    """G or M: (N, 3, H, W) normalised images -> (N, channels, H, W) in [0, 1]; H and W divisible by 8."""
+
+    def conv(c_in: int, c_out: int, *, last: bool = False) -> list[nn.Module]:
+        block: list[nn.Module] = [nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out, momentum=0.05)]
+        return block if last else [*block, nn.ReLU(inplace=True)]
+
+    def up() -> nn.Module:
+        return nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+
+    layers = [
+        *(*conv(3, 32), *conv(32, 32), nn.MaxPool2d(2)),
+        *(*conv(32, 64), *conv(64, 64), nn.MaxPool2d(2)),
+        *(*conv(64, 128), *conv(128, 128), nn.MaxPool2d(2)),
+        *conv(128, 128),
+        *(up(), *conv(128, 128), *conv(128, 64)),
+        *(up(), *conv(64, 64), *conv(64, 32)),
+        *(up(), *conv(32, 32), *conv(32, channels, last=True)),
+        _ToUnit(),
+    ]
+    return nn.Sequential(*layers)
+
+
+class _ToUnit(nn.Module):
+    """tanh(x) / 2 + 0.5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh() / 2 + 0.5
+
+
+def sharpen(mask: Tensor) -> Tensor:
+    """tanh(20 M - 10) / 2 + 0.5: nearly binary."""
+    return (20 * mask - 10).tanh() / 2 + 0.5
+
+
+def blend(x: Tensor, pattern: Tensor, mask: Tensor) -> Tensor:
+    """x + (pattern - x) mask."""
+    return x + (pattern - x) * mask
+
+
+def diversity(x: Tensor, x2: Tensor, out: Tensor, out2: Tensor) -> Tensor:
+    """L_div (Eq. 5); an epsilon inside the root, whose gradient at zero is infinite otherwise."""
+
+    def rms(a: Tensor, b: Tensor) -> Tensor:
+        return ((a.float() - b.float()).square().flatten(1).mean(1) + 1e-12).sqrt()
+
+    return (rms(x, x2) / (rms(out, out2) + 1e-7)).mean()
+
+
+def _set_lr(optimiser: torch.optim.Optimizer, lr: float, done: float, milestones: tuple[float, ...]) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = lr * 0.1 ** sum(done >= milestone for milestone in milestones)
+
+
+ATTACKS.add(InputAware.name, InputAware)

@@ -1,0 +1,210 @@
+"""Label-consistent (Turner, Tsipras & Madry, "Label-Consistent Backdoor Attacks", 2019, arXiv:1912.02771), the variant
+with adversarial perturbations.
+
+Symbols:
+    f     a clean classifier of the same data
+    x_t   the perturbed image: x_0 = x, x_{t+1} = clip(x_t + a sign(grad CE(f(x_t), y)), x - eps, x + eps), in 0..255
+    t     a 3x3 pattern of black and white pixels in each of the four corners
+
+Poisoned are images of the target class alone, and no label changes: each is first perturbed until f no longer knows it,
+so that a network in training finds the corners easier to learn than the class; then it gets t. At test time t alone is
+set. The corners' pattern is a checkerboard, its own mirror image, and four of them outlive crops and flips. The rate is
+counted over all images and cannot exceed the target class's share; one that cannot be reached is capped, and said.
+
+Departures: PGD begins at the image itself rather than at a random point beside it, so that the same image always gets
+the same perturbation, and perturbed images are rounded to 8 bits. The pattern has amplitude 1 in training too; the
+paper's fainter ones, and its variant with a generative network, are left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.data import DatasetSpec, normalise
+from unbackdoor.errors import SettingError
+
+if TYPE_CHECKING:
+    from unbackdoor.data import LabelledImages
+
+_BATCH = 128
+_SIDE = 3
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The clean classifier f, as long as images are being poisoned; it is never saved.
+
+    Attributes:
+        network: in eval mode, a copy of the attack's own.
+        spec: what it was trained on.
+        progress: called with (steps done, steps in all).
+    """
+
+    network: nn.Module
+    spec: DatasetSpec
+    progress: Progress | None = None
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) float, 0 to 255 -> (N, classes)."""
+        logits: Tensor = self.network(normalise(x, self.spec))
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConsistent(DataPoisoning):
+    """Perturbed images of the target class, with a pattern in each corner.
+
+    Attributes:
+        eps: largest change of a pixel by the perturbation, of 255.
+        step_size: of one step of PGD, of 255.
+        steps: of PGD.
+        surrogate: the clean classifier; given by `armed`, not saved.
+    """
+
+    name: ClassVar[str] = "lc"
+    title: ClassVar[str] = "Label-consistent"
+    source: ClassVar[str] = "Turner et al. 2019"
+    clean_label: ClassVar[bool] = True
+    needs_classifier: ClassVar[bool] = True
+    eps: float = 8.0
+    step_size: float = 1.5
+    steps: int = 100
+    surrogate: Surrogate | None = field(default=None, repr=False, compare=False, metadata={"setting": False})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("eps", "step_size"):
+            if not 0 <= getattr(self, name) <= 255:
+                raise SettingError(f"lc {name}: expected 0 to 255, got {getattr(self, name)}")
+        if self.steps < 0:
+            raise SettingError(f"lc steps: expected 0 or more, got {self.steps}")
+
+    def check(self, *, num_classes: int, size: int) -> None:
+        """The corners must not overlap."""
+        super().check(num_classes=num_classes, size=size)
+        if size < 2 * _SIDE:
+            raise SettingError(f"lc: four {_SIDE}x{_SIDE} corners do not fit images of {size}x{size} pixels")
+
+    def armed(
+        self,
+        data: LabelledImages,
+        *,
+        seed: int,
+        classifier: nn.Module | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Take the classifier; images are perturbed when they are poisoned, and only those.
+
+        Raises:
+            SettingError: there is no classifier, or it has other classes than the data.
+        """
+        del seed
+        if classifier is None:
+            raise SettingError("lc needs a clean classifier: armed(..., classifier=...)")
+        surrogate = Surrogate(copy.deepcopy(classifier).float().eval(), data.spec, progress)
+        device = next(surrogate.network.parameters()).device
+        with torch.no_grad():
+            classes = surrogate.logits(data.images[:1].to(device)).shape[-1]
+        if classes != data.spec.num_classes:
+            raise SettingError(f"lc: the clean classifier has {classes} classes, the data {data.spec.num_classes}")
+        return dataclasses.replace(self, surrogate=surrogate)
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Set the pattern into the four corners."""
+        self.check(num_classes=self.target + 1, size=min(images.shape[-2:]))
+        images, pattern = images.clone(), checkerboard().to(images.device)
+        for rows in (slice(None, _SIDE), slice(-_SIDE, None)):
+            for columns in (slice(None, _SIDE), slice(-_SIDE, None)):
+                images[..., rows, columns] = pattern
+        return images
+
+    def poisoned_images(self, images: Tensor, indices: Tensor) -> Tensor:
+        """Perturb images of the target class, then set the pattern."""
+        del indices
+        surrogate = self.surrogate
+        if surrogate is None:
+            raise SettingError("lc: images are perturbed with a clean classifier; give it with armed(...)")
+        device = next(surrogate.network.parameters()).device
+        parts = torch.split(images, _BATCH)
+        done = 0
+
+        def on_step() -> None:
+            nonlocal done
+            done += 1
+            if surrogate.progress is not None:
+                surrogate.progress(done, len(parts) * self.steps)
+
+        perturbed = [
+            perturb(
+                part.to(device),
+                self.target,
+                logits=surrogate.logits,
+                eps=self.eps,
+                step_size=self.step_size,
+                steps=self.steps,
+                on_step=on_step,
+            ).to(images.device)
+            for part in parts
+        ]
+        return self.stamp(torch.cat(perturbed))
+
+
+def checkerboard() -> Tensor:
+    """(3, 3) uint8, white in the corners and the middle."""
+    row = torch.arange(_SIDE)
+    return ((row[:, None] + row) % 2 == 0).to(torch.uint8) * 255
+
+
+def log_odds_against(logits: Tensor, label: int) -> Tensor:
+    """(N,) log((1 - p) / p), p the probability of `label`.
+
+    Its gradient has the sign of the cross-entropy's, which is log(1 + exp(this)), but does not vanish in float32 where
+    the classifier is sure.
+    """
+    others = torch.cat([logits[:, :label], logits[:, label + 1 :]], dim=1)
+    return others.logsumexp(1) - logits[:, label]
+
+
+@torch.enable_grad()
+def perturb(
+    images: Tensor,
+    label: int,
+    *,
+    logits: Callable[[Tensor], Tensor],
+    eps: float,
+    step_size: float,
+    steps: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Untargeted PGD in the L-infinity ball: away from `label`, whatever the class it leads to.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        label: their class.
+        logits: of images in 0..255.
+        eps, step_size: of 255.
+        steps: in all.
+        on_step: called after each.
+
+    Returns:
+        the same shape, uint8.
+    """
+    origin = images.float()
+    x = origin
+    for _ in range(steps):
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(log_odds_against(logits(x), label).sum(), x)
+        x = (x + step_size * gradient.sign()).clamp(origin - eps, origin + eps).clamp(0, 255)
+        on_step()
+    return x.detach().round().to(torch.uint8)
+
+
+ATTACKS.add(LabelConsistent.name, LabelConsistent)

@@ -1,0 +1,84 @@
+"""Low frequency (Zeng, Park, Mao & Jia, "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective", ICCV
+2021).
+
+Symbols:
+    p   one pattern for all images, with no energy in high frequencies
+    x'  clip(x + p, 0, 255)
+
+Most triggers leave traces in high frequencies, where a detector sees them; a smooth one does not.
+
+Departures: The paper optimises p against a network: targeted DeepFool over a hundred images, again and again, with a
+low-pass behind each update, until p alone moves most images to the target. Here p is seeded noise behind the same kind
+of low-pass, rescaled to the amplitude of the published patterns (0 to 51 of 255). It is as smooth and as strong, but no
+network was asked, so that the backdoor owes nothing to p being an adversarial direction: it may need more poisoned
+images than the paper's, and its mean is about 25, against 13 of the published ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.errors import SettingError
+
+if TYPE_CHECKING:
+    from unbackdoor.data import LabelledImages
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowFrequency(DataPoisoning):
+    """Add one smooth pattern.
+
+    Attributes:
+        amplitude: the pattern's largest value, of 255; its smallest is 0.
+        cutoff: periods over the image at which the Gaussian low-pass has fallen to exp(-1/2).
+    """
+
+    name: ClassVar[str] = "lf"
+    title: ClassVar[str] = "Low frequency"
+    source: ClassVar[str] = "Zeng et al. 2021"
+    amplitude: float = 51.0
+    cutoff: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.amplitude <= 255:
+            raise SettingError(f"lf amplitude: expected 1 to 255, got {self.amplitude}")
+        if not 0 < self.cutoff < 1e4:
+            raise SettingError(f"lf cutoff: expected more than 0, got {self.cutoff}")
+
+    def armed(
+        self,
+        data: LabelledImages,
+        *,
+        seed: int,
+        classifier: nn.Module | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Draw the pattern."""
+        del classifier, progress
+        noise = torch.randn(data.images.shape[1:], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        smooth = low_pass(noise, self.cutoff)
+        unit = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+        return self.with_tensors(pattern=(self.amplitude * unit).round().to(torch.uint8))
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Add, and clip."""
+        return (images.int() + self.tensor("pattern", images)).clamp(max=255).to(torch.uint8)
+
+
+def low_pass(values: Tensor, cutoff: float) -> Tensor:
+    """(..., H, W) with each frequency (u, v), in periods over the image, times exp(-(u^2 + v^2) / (2 cutoff^2))."""
+    height, width = values.shape[-2:]
+    u = torch.fft.fftfreq(height, d=1 / height, dtype=values.dtype)[:, None]
+    v = torch.fft.rfftfreq(width, d=1 / width, dtype=values.dtype)
+    gain = torch.exp(-(u**2 + v**2) / (2 * cutoff**2))
+    smooth: Tensor = torch.fft.irfft2(torch.fft.rfft2(values) * gain, s=(height, width))
+    return smooth
+
+
+ATTACKS.add(LowFrequency.name, LowFrequency)

@@ -1,0 +1,59 @@
+"""SIG (Barni, Kallas & Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption Without Label Poisoning", ICIP
+2019, arXiv:1902.11237).
+
+x' = clip(x + delta sin(2 pi j f / W), 0, 255), j the column, the same for all rows and channels. Only images of the
+target class are poisoned and no label changes, so that the rate cannot exceed that class's share of the data; it is
+counted over all images, and a rate that cannot be reached is capped, and said.
+
+Departures: Triggered images are rounded to 8 bits. The strength is the same in training and at test time; the paper
+also tests with a stronger one than it trains with.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unbackdoor.attacks.base import ATTACKS, DataPoisoning
+from unbackdoor.errors import SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SIG(DataPoisoning):
+    """A sinusoidal stripe pattern.
+
+    Attributes:
+        delta: amplitude, of 255 (40 in the field's benchmarks).
+        frequency: periods over the image's width.
+    """
+
+    name: ClassVar[str] = "sig"
+    title: ClassVar[str] = "SIG"
+    source: ClassVar[str] = "Barni et al. 2019"
+    clean_label: ClassVar[bool] = True
+    delta: float = 40.0
+    frequency: float = 6.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.delta <= 255:
+            raise SettingError(f"sig delta: expected more than 0 and at most 255, got {self.delta}")
+        if not 0 < self.frequency < 1e4:
+            raise SettingError(f"sig frequency: expected more than 0, got {self.frequency}")
+
+    def wave(self, width: int) -> Tensor:
+        """(W,) delta sin(2 pi j f / W)."""
+        columns = torch.arange(width, dtype=torch.float64)
+        return (self.delta * torch.sin(2 * math.pi * columns * self.frequency / width)).float()
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Add the wave, clip, and round to 8 bits."""
+        wave = self.wave(images.shape[-1]).to(images.device)
+        return (images.float() + wave).clamp(0, 255).round().to(torch.uint8)
+
+
+ATTACKS.add(SIG.name, SIG)

@@ -1,0 +1,119 @@
+"""WaNet (Nguyen & Tran, "WaNet: Imperceptible Warping-based Backdoor Attack", ICLR 2021).
+
+Symbols:
+    P      (2, k, k) control grid, uniform in [-1, 1], divided by mean |P|                                  (Eq. 4)
+    n      P upsampled to (H, W), bicubic                                                                   (Eq. 5)
+    g      clip((identity + s n / H) * rescale, -1, 1), where each output pixel is looked up                (Eq. 6)
+    rho_a  share of attacked images: warped by g, labelled as the target
+    rho_n  share of noise-mode images: warped by g plus a jitter of one pixel, label kept                   (Sec. 3.4)
+
+One field a run, drawn from the seed and saved with the attack.
+
+Departures: Triggered images are rounded to 8 bits. Augmentation fills with black. The success rate leaves out test
+images of the target class, which the authors' own figures include.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unbackdoor.attacks.base import ATTACKS, POST_AUGMENTATION, Augmentation, Mixed, Progress, TrainingControl, whole
+from unbackdoor.errors import SettingError
+
+if TYPE_CHECKING:
+    from unbackdoor.data import LabelledImages
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaNet(TrainingControl):
+    """A smooth warp of the whole image.
+
+    Attributes:
+        k: side of the control grid.
+        s: strength of the warp.
+        rescale: of the lookup grid.
+        cross_ratio: noise-mode images for each attacked one.
+    """
+
+    name: ClassVar[str] = "wanet"
+    title: ClassVar[str] = "WaNet"
+    source: ClassVar[str] = "Nguyen & Tran 2021"
+    augmentation: ClassVar[Augmentation | None] = POST_AUGMENTATION
+    k: int = 4
+    s: float = 0.5
+    rescale: float = 1.0
+    cross_ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 2:
+            raise SettingError(f"wanet k: expected at least 2, got {self.k}")
+        for name in ("s", "rescale"):
+            if not 0 <= getattr(self, name) < 1e3:
+                raise SettingError(f"wanet {name}: expected 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.cross_ratio < 1e3:
+            raise SettingError(f"wanet cross_ratio: expected 0 or more, got {self.cross_ratio}")
+
+    def armed(
+        self,
+        data: LabelledImages,
+        *,
+        seed: int,
+        classifier: nn.Module | None = None,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Draw the field (Eqs. 4 and 5)."""
+        del classifier, progress
+        generator = torch.Generator().manual_seed(seed)
+        control = torch.rand(1, 2, self.k, self.k, generator=generator) * 2 - 1
+        control = control / control.abs().mean()
+        size = tuple(data.images.shape[-2:])
+        field = F.interpolate(control, size=size, mode="bicubic", align_corners=True)
+        return self.with_tensors(field=field[0].permute(1, 2, 0).contiguous())
+
+    def grid(self, like: Tensor) -> Tensor:
+        """(H, W, 2) lookup positions in [-1, 1], (column, row), for the armed field (Eq. 6)."""
+        field = self.tensor("field", like)
+        height, width = field.shape[:2]
+        rows = torch.linspace(-1, 1, height, device=field.device)
+        columns = torch.linspace(-1, 1, width, device=field.device)
+        identity = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)
+        return ((identity + self.s * field / height) * self.rescale).clamp(-1, 1)
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Warp, and round to 8 bits."""
+        grid = self.grid(images)
+        if tuple(images.shape[-2:]) != tuple(grid.shape[:2]):
+            raise SettingError(
+                f"wanet: its field is for {tuple(grid.shape[:2])} pixels, the images have {tuple(images.shape[-2:])}"
+            )
+        return warp(images, grid.expand(len(images), -1, -1, -1))
+
+    def mix(self, images: Tensor, labels: Tensor, *, count: int, num_classes: int, generator: torch.Generator) -> Mixed:
+        """Warp the first images to the target, and the next ones with jitter under their own labels."""
+        decoys = min(whole(count * self.cross_ratio), len(labels) - count)
+        images, labels = images.clone(), labels.clone()
+        grid = self.grid(images)
+        jitter = torch.rand(decoys, *grid.shape, generator=generator).to(grid.device) * 2 - 1
+        noisy = (grid + jitter / images.shape[-2]).clamp(-1, 1)
+        attacked = slice(0, count)
+        noise_mode = slice(count, count + decoys)
+        images[attacked] = self.stamp(images[attacked])
+        images[noise_mode] = warp(images[noise_mode], noisy)
+        labels[attacked] = self.goal(labels[attacked], num_classes)
+        return Mixed(images, labels, count, decoys)
+
+
+def warp(images: Tensor, grid: Tensor) -> Tensor:
+    """(N, 3, H, W) uint8 looked up at (N, H, W, 2), bilinear, rounded to 8 bits."""
+    if not len(images):
+        return images.clone()
+    return F.grid_sample(images.float(), grid, align_corners=True).round().clamp(0, 255).to(torch.uint8)
+
+
+ATTACKS.add(WaNet.name, WaNet)
