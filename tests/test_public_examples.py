@@ -58,6 +58,7 @@ def test_the_names() -> None:
 def test_every_name_is_what_its_module_defines(name: str) -> None:
     home = importlib.import_module(f"unbackdoor.{ub._HOME[name]}")
     assert getattr(ub, name) is getattr(home, name)
+    assert getattr(ub, name).__doc__
     if getattr(home, "__all__", None) is not None:
         assert name in home.__all__
 
