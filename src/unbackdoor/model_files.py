@@ -6,15 +6,17 @@ the file: the file's tensors are scored and edited as they are.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from unbackdoor import checkpoint
 from unbackdoor.checkpoint import Checkpoint
@@ -299,10 +301,31 @@ def _recorded_arch(found: Checkpoint) -> tuple[Arch | None, Remark | None]:
         arch = parse_arch(text)
         if arch.source != "own":
             return None, Remark(ARCH_KEY, "metadata", "names a network that is not the package's own: not used")
-        _check_fit(arch.build(device="meta"), found, arch)
+        with _no_larger_than(found):
+            model = arch.build(device="meta")
+        _check_fit(model, found, arch)
     except ArchitectureError:
         return None, Remark(ARCH_KEY, "metadata", "names a network that the file does not hold: not used")
     return arch, None
+
+
+@contextlib.contextmanager
+def _no_larger_than(found: Checkpoint) -> Iterator[None]:
+    """Stops the building of a network with more parameters than a file holds: its options are the stranger's."""
+    left = [len(found.tensors), sum(tensor.numel() for tensor in found.tensors.values())]
+
+    def count(_module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            left[0] -= 1
+            left[1] -= parameter.numel()
+        if min(left) < 0:
+            raise ArchitectureError(f"{found.path}: holds fewer parameters than the network that it names: {name}")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _gap(report: Report) -> str | None:
@@ -339,6 +362,8 @@ def _check_fit(model: nn.Module, found: Checkpoint, arch: Arch) -> None:
     if not missing and not extra and len({name.rpartition(".")[0] for name in wrong}) == 1 == len(rows) and all(rows):
         classes = rows.pop()
         parts.append(f"its classifier has {classes} rows: try {arch.with_options(num_classes=classes)}")
+    else:
+        parts.append("give the network that it was saved from with --arch (arch=...)")
     raise ArchitectureError(f"{found.path}: is not {arch}: {'; '.join(parts)}")
 
 

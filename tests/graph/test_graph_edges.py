@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from unbackdoor.errors import GraphError
 from unbackdoor.graph import LayerGraph, layer_graph
@@ -196,10 +196,12 @@ def test_a_norm_that_also_normalises_a_sum(example: Tensor | None) -> None:
     assert "not the only" in refused(graph)["c"]
 
 
-def test_one_module_under_two_names_is_one_layer() -> None:
+@BOTH
+def test_one_module_under_two_names_is_one_layer(example: Tensor | None) -> None:
     shared = conv(3, 3)
-    graph = layer_graph(Net(lambda s, x: s.n(s.b(s.a(x))), a=shared, b=shared, n=bn(3)))
+    graph = layer_graph(Net(lambda s, x: s.n(s.b(s.a(x))), a=shared, b=shared, n=bn(3)), example)
     assert len(graph.layers) == 1
+    assert graph.aside == ()  # the other name is no module that is never called
     assert not graph.layers[0].tied
     assert graph.pairs == {}  # one of its results goes to itself
 
@@ -255,7 +257,7 @@ def test_torchvisions_frozen_norm(example: Tensor | None) -> None:
 def test_a_norm_whose_factor_depends_on_the_input(norm: nn.Module, example: Tensor | None) -> None:
     graph = layer_graph(Net(lambda s, x: s.n(s.c(x)), c=conv(), n=norm), example)
     assert (graph.pairs, graph.norms, graph.unpaired_norms) == ({}, {}, ())
-    assert "depends on the input" in graph["c"].note
+    assert "cannot be folded in" in graph["c"].note
 
 
 @BOTH
@@ -383,6 +385,21 @@ def test_channels_merged_into_the_batch_are_not_the_convolutions(example: Tensor
     assert pairs(model, example) == {}
 
 
+def test_signals_merged_into_the_batch_are_not_the_convolutions() -> None:
+    model = Net(lambda s, x: s.n(s.c(x).flatten(0, 1)), c=nn.Conv1d(3, 8, 1), n=nn.BatchNorm1d(8))
+    for example in (None, torch.zeros(2, 3, 8)):
+        assert pairs(model, example) == {}
+
+
+@BOTH
+def test_a_weight_used_forwards_and_backwards_is_refused(example: Tensor | None) -> None:
+    model = Net(lambda s, x: F.conv_transpose2d(s.n(s.c(x)).relu(), s.c.weight), c=conv(), n=bn())
+    graph = layer_graph(model, example)
+    assert graph.layers == ()
+    assert graph.classifier is None
+    assert "in another way" in refused(graph)["c"]
+
+
 def test_the_functions_with_the_modules_tensors() -> None:
     def forward(s: Net, x: Tensor) -> Tensor:
         y = F.conv2d(x, s.c.weight, s.c.bias, padding=1)
@@ -437,6 +454,34 @@ def test_a_computed_bias_leaves_the_weight_readable(example: Tensor | None) -> N
     graph = layer_graph(model, example)
     assert paths(graph) == ["c"]
     assert graph.uncovered == ()
+    assert graph["c"].parametrization == "other"  # a filter of zeros would leave the bias
+
+
+@BOTH
+def test_a_computed_bias_of_a_bare_filter_is_refused(example: Tensor | None) -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.filters = nn.Parameter(torch.randn(4, 3, 3, 3))
+            self.shift = nn.Parameter(torch.randn(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.filters, self.shift.exp())
+
+    graph = layer_graph(Bare(), example)
+    assert graph.layers == ()
+    assert "bias is computed" in refused(graph)["filters"]
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_norm_of_computed_weight_is_refused(name: str, example: Tensor | None) -> None:
+    model = Net(lambda s, x: s.n(s.c(x)), c=conv(), n=bn())
+    parametrize.register_parametrization(model.n, name, nn.Softplus())
+    graph = layer_graph(model, example)
+    assert graph.pairs == {}
+    assert "computed" in refused(graph)["n"]
+    assert set(channel_lipschitz(model, graph=graph)) == {"c"}
 
 
 def test_a_replaced_forward_pass_is_what_counts() -> None:
@@ -823,10 +868,23 @@ def test_the_same_network_gives_the_same_graph() -> None:
         (Net(lambda s, x: (s.a(x) + s.b(x)) / 2, a=nn.Linear(3, 2), b=nn.Linear(3, 2)), None, ("a", "b")),
         (Net(lambda s, x: s.a(x) + s.b(x), a=conv(), b=conv()), None, ()),
         (Net(lambda s, x: s.n(s.a(x)) + s.b(x), a=conv(), n=bn(), b=conv()), None, ()),
+        (Net(lambda s, x: (s.a(x), s.b(x)), a=conv(), b=conv()), None, ("a", "b")),
+        (Net(lambda s, x: (s.n(s.a(x)), s.b(x)), a=conv(), n=bn(), b=nn.Linear(8, 2)), "b", ("b",)),
     ],
-    ids=["Linear", "softmax", "1x1", "ends in a norm", "tuple", "dict", "mean of heads", "features", "residual"],
+    ids=[
+        *("Linear", "softmax", "1x1", "ends in a norm", "tuple", "dict", "mean of heads", "features", "residual"),
+        *("two maps", "features beside the answer"),
+    ],
 )
 def test_the_classifier(model: nn.Module, classifier: str | None, outputs: tuple[str, ...]) -> None:
     graph = layer_graph(model)
     assert graph.classifier == classifier
     assert graph.outputs == outputs
+
+
+def test_a_module_with_hooks_is_told() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    model[0].register_forward_hook(lambda *_: None)
+    (remark,) = layer_graph(model).aside
+    assert (remark.path, remark.kind) == ("0", "Conv2d")
+    assert "hooks" in remark.reason

@@ -159,6 +159,13 @@ def test_a_bias_that_is_a_number_does_not_stop_the_reader() -> None:
     assert list(refused(graph)) == ["fc"]
 
 
+def test_an_exported_network_is_not_silently_empty() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    graph = layer_graph(torch.export.export(network, (torch.zeros(2, 3, 8, 8),)).module())
+    assert graph.layers == ()
+    assert [remark.path for remark in graph.uncovered] == ["0.weight"]
+
+
 def test_a_bare_tensor_without_a_path() -> None:
     graph = of_tensors({"weight": torch.ones(2, 4), "bias": torch.ones(2)}, ordered=True)
     assert [(layer.path, layer.weight, layer.bias) for layer in graph.layers] == [("", "weight", "bias")]

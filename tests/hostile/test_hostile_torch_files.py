@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -267,6 +267,7 @@ _WHOLE = _STREAM.getvalue()
 
 @settings(deadline=None, max_examples=60)
 @given(where=st.integers(0, len(_WHOLE) - 1), bit=st.integers(0, 7))
+@example(where=3339, bit=1)  # a disk number in the end record: the zip reader's own check raised
 def test_a_flipped_bit_is_refused_or_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, where: int, bit: int
 ) -> None:

@@ -126,6 +126,15 @@ def test_what_the_user_says_goes_before_what_the_file_says(state: dict[str, Tens
         scan(tmp_path / "n.safetensors", arch="resnet18")
 
 
+@pytest.mark.parametrize(
+    "arch", ["vit_small:depth=1000000000", "resnet18:width=999999999", "densenet121:growth=100000000000"]
+)
+def test_a_network_larger_than_the_file_that_names_it_is_not_built(arch: str, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "m.safetensors", {"a.weight": torch.zeros(4, 4)}, metadata={ARCH_KEY: arch})
+    report = scan(tmp_path / "m.safetensors")
+    assert any(remark.path == ARCH_KEY and "not used" in remark.reason for remark in report.left_alone)
+
+
 def test_older_files_without_batch_counters_are_read(state: dict[str, Tensor], tmp_path: Path) -> None:
     old = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     checkpoint.save(tmp_path / "old.pt", old)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from layer_zoo import KINDS, Net, filters_of, inputs, network, rescale
 from unbackdoor.graph import LayerGraph, layer_graph
@@ -89,6 +90,25 @@ def test_a_norm_with_beta_and_no_gamma_loses_its_beta_too() -> None:
     model.norm.weight = None
     plan = plan_for(model)
     assert torch.count_nonzero(channel(repaired(model, plan).features(inputs("conv2d with bias")), 2)) == 0
+
+
+def test_a_bias_kept_as_a_buffer_goes_with_its_filter() -> None:
+    model = network("conv2d with bias", norm=False)
+    bias = model.layer.bias.detach()
+    del model.layer.bias
+    model.layer.register_buffer("bias", bias)
+    plan = plan_for(model)
+    assert plan.report().pruned == 1
+    assert torch.count_nonzero(channel(repaired(model, plan).features(inputs("conv2d with bias")), 2)) == 0
+
+
+def test_a_computed_bias_would_outlive_its_filter() -> None:
+    model = network("conv2d with bias", norm=False)
+    parametrize.register_parametrization(model.layer, "bias", nn.Softplus())
+    plan = plan_for(model)
+    assert plan.edits == ()
+    (layer,) = plan.report().layers
+    assert layer.immutable == (2,)
 
 
 BROKEN = [

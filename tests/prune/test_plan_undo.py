@@ -272,6 +272,17 @@ def test_copies_share_nothing_and_compute_the_same(name: str) -> None:
     assert not mine & {tensor.data_ptr() for tensor in copy.state_dict().values() if tensor.numel()}
 
 
+def test_features_that_a_forward_pass_left_behind_are_copied() -> None:
+    model = network("conv2d")
+    model.seen = {"features": [model.features(inputs("conv2d"))]}
+    kept = model.seen["features"][0]
+    copy = copy_model(model)
+    assert torch.equal(copy.seen["features"][0], kept)
+    assert copy.seen["features"][0] is not kept
+    assert model.seen["features"][0] is kept
+    assert kept.grad_fn is not None
+
+
 def test_a_plan_says_its_scores() -> None:
     model = network("conv2d")
     plan = HARSH.plan(model)

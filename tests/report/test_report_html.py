@@ -135,6 +135,12 @@ def test_an_incomplete_report_says_so_first() -> None:
     assert "alarm" not in a_report().to_html().split("</style>")[1]
 
 
+def test_outliers_that_cannot_be_cut_are_said() -> None:
+    page = a_report(a_layer("conv1", pruned_high=(), scaled=(), immutable=(5, 7))).to_html()
+    assert "no outliers" not in page
+    assert "Outliers that cannot be cut (z)" in page
+
+
 def test_channels_without_a_score_are_said() -> None:
     text = Structure(REPORTS["no scores"].to_html()).text
     assert "No channel has a finite score" in text

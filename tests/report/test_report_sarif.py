@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -39,6 +40,14 @@ def test_each_kind_of_finding_has_its_rule_and_place() -> None:
     assert places(run, "not-finite") == ["conv1[4]"]
     assert places(run, "not-covered") == ["conv2"]
     assert run["properties"]["complete"] is False
+
+
+def test_outliers_that_cannot_be_cut_are_findings_too() -> None:
+    layer = a_layer("conv1", scores=(1.0, 9.0, 0.0, 1.0, None), pruned_high=(), pruned_low=(), scaled=(), factors=())
+    run = run_of(a_report(dataclasses.replace(layer, mean=1.0, immutable=(1, 2, 4))))
+    assert places(run, "outlier-high") == ["conv1[1]"]
+    assert places(run, "outlier-low") == ["conv1[2]"]
+    assert places(run, "not-finite") == ["conv1[4]"]
 
 
 def test_results_refer_to_their_rule_and_to_the_file() -> None:

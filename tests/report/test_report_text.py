@@ -91,6 +91,12 @@ def test_channels_without_a_score_are_named() -> None:
     assert re.search(r"layer1\.0\.conv1: 3, 9$", text, re.MULTILINE)
 
 
+def test_outliers_that_cannot_be_cut_are_named() -> None:
+    text = a_report(a_layer("conv1", pruned_high=(), immutable=(5, 7))).to_text()
+    assert "2 outliers that cannot be cut" in " ".join(text.split())
+    assert any("conv1: " in line and "5 (" in line and "7 (" in line for line in text.splitlines())
+
+
 def test_the_class_is_a_guess() -> None:
     assert "class 3 (a guess, not a verdict)" in a_report().to_text()
 

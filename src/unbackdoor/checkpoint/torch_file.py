@@ -125,9 +125,9 @@ def _globals(stream: BinaryIO) -> Iterator[str]:
 
 def _check_archive(path: Path) -> None:
     """Refuse what torch's reader would take: compressed, encrypted, repeated, overlapping or damaged entries."""
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             names = {entry.filename for entry in entries}

@@ -86,7 +86,7 @@ def command(
 
             say(str(error))
     if reports:
-        emit(_together(reports, form), output, overwrite=force)
+        emit(_together(reports, form, single=len(paths) == 1), output, overwrite=force)
         if output is not None and not quiet:
             click.echo(f"{visible(str(output))}: written", err=True)
     if failed:
@@ -102,14 +102,14 @@ def _findings(report: Report, level: str) -> int:
     return {"outlier": outliers, "near": outliers + report.scaled, "never": 0}[level]
 
 
-def _together(reports: list[Report], form: str) -> str:
-    """One document for all reports."""
+def _together(reports: list[Report], form: str, *, single: bool) -> str:
+    """One document for all reports; of several paths the same shape, however many could be read."""
     if form == "text":
         return "\n".join(report.to_text() for report in reports)
     if form == "html":
         return reports[0].to_html()
     documents = [json.loads(report.to_json() if form == "json" else report.to_sarif()) for report in reports]
-    if len(documents) == 1:
+    if single:
         whole = documents[0]
     elif form == "json":
         whole = {"schema_version": documents[0]["schema_version"], "reports": documents}

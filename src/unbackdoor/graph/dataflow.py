@@ -109,7 +109,7 @@ class Dataflow:
             changing = {op.path for op in consumers if op.kind == "input_norm"}
             if changing and all(op.kind == "input_norm" for op in consumers):
                 kind = " and ".join(sorted(changing))
-                note = f"read by {kind} alone, whose factor depends on the input: scored without it"
+                note = f"read by {kind} alone, which cannot be folded in: scored without it"
                 return dataclasses.replace(layer, note=note)
             return layer
         alone = all(op.kind == "norm" for op in consumers)
@@ -132,12 +132,21 @@ class Dataflow:
     def _outputs(self) -> tuple[str, ...]:
         """The layers whose result reaches the output past no other layer and no norm.
 
+        Each value that the network puts out is looked at by itself: feature maps beside the answer hide nothing.
+        """
+        values = dict.fromkeys(i for op in self.ops if op.kind == "output" for i in op.inputs)
+        found = {path for value in values for path in self._heads(value)}
+        return tuple(path for path in self.layers if path in found)
+
+    def _heads(self, value: int) -> set[str]:
+        """The layers that put out one value; none if a norm is among what does.
+
         Where several do, they count only if all are Linear (several heads): a network that ends in a sum of feature
         maps has no classifier.
         """
-        found: dict[str, None] = {}
+        found: set[str] = set()
         seen: set[int] = set()
-        stack = [i for op in self.ops if op.kind == "output" for i in op.inputs]
+        stack = [value]
         while stack:
             number = stack.pop()
             if number in seen:
@@ -145,12 +154,11 @@ class Dataflow:
             seen.add(number)
             op = self.ops[number]
             if op.kind == "layer":
-                found[op.path] = None
+                found.add(op.path)
             elif op.kind in ("alias", "other"):
                 stack.extend(op.inputs)
             elif op.kind in ("norm", "input_norm"):
-                return ()
-        paths = tuple(path for path in self.layers if path in found)
-        if len(paths) > 1 and any(self.layers[path].kind != "Linear" for path in paths):
-            return ()
-        return paths
+                return set()
+        if len(found) > 1 and any(self.layers[path].kind != "Linear" for path in found):
+            return set()
+        return found

@@ -101,6 +101,7 @@ class _Reader:
                 inputs,
                 weight=self._exact(node, 1),
                 bias=self._exact(node, 2),
+                bias_computed=len(node.args) > 2 and node.args[2] is not None and self._exact(node, 2) is None,
                 made_of=used,
                 function=packet.__name__,
                 groups=int(groups),
@@ -144,9 +145,15 @@ class _Reader:
         return next((x for x in names if x.rpartition(".")[0] == running[-1]), name)
 
     def _merges_leading(self, node: fx.Node, inputs: tuple[int, ...]) -> bool:
-        """(N, L, C) -> (N * L, C) of a Linear's result: how implementers put it before a BatchNorm1d."""
+        """(N, L, C) -> (N * L, C) of a Linear's result: how implementers put it before a BatchNorm1d.
+
+        Of a convolution's (N, C, L) it would merge the channels.
+        """
+        layer = self.flow.source(inputs[0])
+        if layer is None or self.owners.tensors[layer.weight].ndim != 2:
+            return False
         before, after = _value(node, 0).shape, node.meta["val"].shape
-        return self.flow.source(inputs[0]) is not None and len(before) == 3 and tuple(after[1:]) == tuple(before[2:])
+        return len(before) == 3 and tuple(after[1:]) == tuple(before[2:])
 
 
 def _value(node: fx.Node, index: int) -> Any:

@@ -144,6 +144,7 @@ class _Reader:
                 inputs,
                 weight=_exact(_argument(node, 1, "weight")),
                 bias=_exact(_argument(node, 2, "bias")),
+                bias_computed=_argument(node, 2, "bias") is not None and _exact(_argument(node, 2, "bias")) is None,
                 made_of=used,
                 function=_name(target),
                 groups=groups,

@@ -25,8 +25,8 @@ class Layer:
         groups: of a grouped convolution.
         transposed: whether the weight is (in, out / groups, ...), as transposed convolutions keep it.
         blocks: number of equal parts of the output that mean different things: 3 for packed query, key and value.
-        parametrization: "weight_norm" (`weight` is its direction, `gain` its length), "other" (the weight is computed
-            and cannot be edited), or None.
+        parametrization: "weight_norm" (`weight` is its direction, `gain` its length), "other" (the weight or the
+            bias is computed and cannot be edited), or None.
         gain: name of the length tensor of weight_norm.
         tied: whether another layer uses the same weight tensor.
         note: what a reader of its scores should know.

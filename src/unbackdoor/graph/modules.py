@@ -20,7 +20,7 @@ INPUT_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, _InstanceNorm)
 _FROZEN = "FrozenBatchNorm2d"
 
 #: What implementers call a Linear that holds query, key and value one behind the other.
-_PACKED = ("qkv", "qkv_proj", "to_qkv", "in_proj", "query_key_value", "c_attn")
+_PACKED = ("qkv", "qkv_proj", "to_qkv", "query_key_value", "c_attn")
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 
@@ -76,6 +76,9 @@ def read_layer(module: nn.Module, path: str, rule: str) -> Layer:
     linear = isinstance(module, nn.Linear)
     out = int(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
     weight, gain, parametrization = _weight_names(module, path)
+    bias = "bias" in module._parameters or "bias" in module._buffers
+    if not bias and getattr(module, "bias", None) is not None:
+        gain, parametrization = None, "other"  # a computed bias would outlive a filter of zeros
     packed = linear and path.rpartition(".")[2] in _PACKED and out % 3 == 0
     return Layer(
         path=path,
@@ -85,7 +88,7 @@ def read_layer(module: nn.Module, path: str, rule: str) -> Layer:
         weight=weight,
         gain=gain,
         parametrization=parametrization,
-        bias=join(path, "bias") if "bias" in module._parameters and module.bias is not None else None,
+        bias=join(path, "bias") if bias and module.bias is not None else None,
         groups=1 if isinstance(module, nn.Linear) else module.groups,
         transposed=isinstance(module, _ConvTransposeNd),
         blocks=3 if packed else 1,

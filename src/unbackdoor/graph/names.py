@@ -59,10 +59,20 @@ def of_module(owners: Owners, failure: str) -> LayerGraph:
             entries.append(_Entry(path, layer=read_layer(module, path, "names"), refusal=refusal))
         elif is_batch_norm(module):
             norm = read_norm(module, path)
-            if norm is not None:
+            if norm is not None and any(x is not None and x not in owners.tensors for x in (norm.weight, norm.bias)):
+                entries.append(_Entry(path, refusal="its weight or bias is computed by a parametrization"))
+            elif norm is not None:
                 entries.append(_Entry(path, norm=norm))
         elif is_unreadable(module) or isinstance(module, nn.MultiheadAttention):
             refused.append(Remark(path, type(module).__name__, "the network could not be traced"))
+    known = {entry.path for entry in entries}.union(remark.path for remark in refused)
+    for name, tensor in owners.tensors.items():  # of code that was compiled or exported, and of a module's own making
+        parts = name.split(".")[:-1]
+        inside = any(".".join(parts[:end]) in known for end in range(1, len(parts) + 1))
+        kind = type(owners.modules.get(".".join(parts)))
+        own = kind is nn.Module or not kind.__module__.startswith("torch.nn.modules.")
+        if isinstance(tensor, nn.Parameter) and tensor.ndim >= 2 and own and not inside:
+            refused.append(Remark(name, "parameter", "its part in the network is not known: it could not be traced"))
     reason = f"the network could not be traced ({failure})"
     aside = (Remark("*", "network", f"read by names and order alone: {reason}"),)
     return _graph(entries, refused, owners.aliases, ordered=True, reason=reason, aside=aside)
@@ -126,12 +136,12 @@ def agreeing(entries: list[tuple[str, bool]]) -> dict[str, str]:
     """
     layers = {path for path, is_norm in entries if not is_norm}
     pairs: dict[str, str] = {}
-    last: str | None = None
+    last: str | None = None  # the layer registered last, unless it has its norm already
     for path, is_norm in entries:
         if not is_norm:
             last = path
-        elif last is not None and last in partners(path) & layers and last not in pairs.values():
-            pairs[path] = last
+        elif last is not None and last in partners(path) & layers:
+            pairs[path], last = last, None
     return pairs
 
 

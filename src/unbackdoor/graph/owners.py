@@ -38,6 +38,9 @@ class Owners:
             **dict(model.named_parameters(remove_duplicate=False)),
             **dict(model.named_buffers(remove_duplicate=False)),
         }
+        self._first: dict[nn.Module, str] = {}
+        for path, module in self.modules.items():
+            self._first.setdefault(module, path)
         names: dict[int, list[str]] = defaultdict(list)
         for name, tensor in self.tensors.items():
             names[id(tensor)].append(name)
@@ -49,7 +52,8 @@ class Owners:
         }
 
     def call_layer(self, flow: Dataflow, path: str, inputs: tuple[int, ...]) -> int:
-        """A call of the convolution or Linear at `path`."""
+        """A call of the convolution or Linear at `path`; one that has several names goes by the first."""
+        path = self._first[self.modules[path]]
         if path not in flow.layers:
             flow.layers[path] = self._tie(read_layer(self.modules[path], path, flow.rule))
         return flow.add("layer", inputs, path)
@@ -64,9 +68,13 @@ class Owners:
                 last: a norm of dimension 1 is theirs in (N, C), and belongs to another axis in (N, L, C).
             changes: what the call gives otherwise than the module does.
         """
+        path = self._first[self.modules[path]]
         norm = read_norm(self.modules[path], path)
         if norm is None:
             return flow.add("input_norm", inputs, "BatchNorm without running statistics")
+        if any(name is not None and name not in self.tensors for name in (norm.weight, norm.bias)):
+            flow.refuse(path, type(self.modules[path]).__name__, "its weight or bias is computed by a parametrization")
+            return flow.add("input_norm", inputs, "BatchNorm of computed weight")
         layer = flow.source(inputs[0]) if inputs else None
         if layer is not None and self.tensors[layer.weight].ndim == 2:
             ndim = rank()
@@ -147,6 +155,7 @@ class Owners:
         *,
         weight: str | None,
         bias: str | None,
+        bias_computed: bool,
         made_of: frozenset[str],
         function: str,
         groups: int,
@@ -156,6 +165,7 @@ class Owners:
 
         Args:
             weight, bias: names of its tensors; the weight's is None where it is computed.
+            bias_computed: whether there is a bias that is no tensor of the network's.
             made_of: every tensor that weight and bias are made of.
             function: its name, for example "conv2d".
             groups, transposed: how the weight is laid out.
@@ -174,7 +184,18 @@ class Owners:
         path, _, attribute = weight.rpartition(".")
         owner = self.modules.get(path)
         if owner is not None and is_layer(owner) and attribute == "weight":
-            return self.call_layer(flow, path, inputs)
+            own = read_layer(owner, path, flow.rule)
+            if (own.groups, own.transposed) != (groups, transposed):
+                flow.refuse(path, own.kind, f"{function} uses its weight too, in another way")
+                return flow.add("other", inputs)
+            number = self.call_layer(flow, path, inputs)
+            if bias_computed or bias not in (None, own.bias):
+                called = flow.ops[number].path
+                flow.layers[called] = dataclasses.replace(flow.layers[called], gain=None, parametrization="other")
+            return number
+        if bias_computed:  # nothing stored would switch a channel off
+            flow.refuse(path or attribute, function, "its bias is computed during the forward pass")
+            return flow.add("other", inputs)
         if isinstance(owner, nn.MultiheadAttention):
             (layer, *_) = [x for x in read_attention(owner, path, flow.rule) if x.weight == weight]
         else:
@@ -229,18 +250,23 @@ class Owners:
         """What plays no part: modules that are never called, parameters outside every layer and norm."""
         known = {name for layer in flow.layers.values() for name in (layer.weight, layer.bias, layer.gain)}
         result, idle = [], set()
+        running = {self.modules[path] for path in (*flow.layers, *flow.norms, *flow.uncovered) if path in self.modules}
         for path, module in self.modules.items():
-            called = path in flow.layers or path in flow.norms or path in flow.uncovered
+            called = module in running
             if (is_layer(module) or (is_batch_norm(module) and read_norm(module, path))) and not called:
                 if any(layer.weight.startswith(path + ".") for layer in flow.layers.values()):
                     continue  # called under another name
                 result.append(Remark(path, type(module).__name__, "never called in eval mode"))
                 idle.add(path)
+            if any(not hasattr(hook, "compute_weight") for hook in _hooks(module)):
+                result.append(Remark(path, type(module).__name__, "has forward hooks, which are taken to observe only"))
+        spoken_for = idle.union(flow.layers)
         for name, tensor in self.tensors.items():
             owner = name.rpartition(".")[0]
             module = self.modules.get(owner)
             layer = module is not None and (is_layer(module) or is_batch_norm(module) or is_unreadable(module))
-            inside = any(owner == path or owner.startswith(path + ".") for path in (*idle, *flow.layers))
+            parts = owner.split(".")
+            inside = any(".".join(parts[:end]) in spoken_for for end in range(1, len(parts) + 1))
             told = inside or name in known or name in flow.uncovered or owner in flow.uncovered
             if isinstance(tensor, nn.Parameter) and tensor.ndim >= 2 and not layer and not told:
                 result.append(Remark(name, "parameter", "outside every convolution, Linear and BatchNorm"))
@@ -283,3 +309,8 @@ class Owners:
         if not others:
             return layer
         return dataclasses.replace(layer, tied=True, note=f"shares its weight with {', '.join(others)}")
+
+
+def _hooks(module: nn.Module) -> list[object]:
+    """A module's forward hooks of both kinds."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]

@@ -91,7 +91,7 @@ class Arch:
             with torch.device(device), _NoValuesOnMeta():
                 model = factory(**self.options)
         except (Exception, SystemExit) as error:
-            if torch.device(device).type == "meta" and isinstance(error, RuntimeError):
+            if torch.device(device).type == "meta" and isinstance(error, RuntimeError) and self.source != "own":
                 return self.build()
             raise ArchitectureError(f"--arch {self}: the network could not be built: {_first_line(error)}") from error
         if not isinstance(model, nn.Module):

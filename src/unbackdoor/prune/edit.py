@@ -81,7 +81,7 @@ class Editor:
         if through_norm and not weight_scaled and not selection.broken.any():
             return None
         if layer.parametrization == "other" or (layer.parametrization == "weight_norm" and layer.transposed):
-            return "its weight is computed by a parametrization that couples its channels"
+            return "its weight or bias is computed by a parametrization that couples its channels"
         if layer.tied:
             return "its weight is shared with another layer"
         return None

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from unbackdoor.errors import PlanError
 from unbackdoor.graph import LayerGraph
@@ -120,20 +121,11 @@ class Plan:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A deep copy; weights that older weight_norm and spectral_norm keep as computed attributes are copied too."""
-    computed = [
-        (module, name, value)
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, Tensor) and not value.is_leaf
-    ]
-    for module, name, value in computed:
-        vars(module)[name] = value.detach()
-    try:
-        return copy.deepcopy(model)
-    finally:
-        for module, name, value in computed:
-            vars(module)[name] = value
+    """A deep copy; tensors that a forward pass left behind (features, weights of older weight_norm) are copied too."""
+    held = [value for module in model.modules() for value in vars(module).values()]
+    computed = [value for value in tree_leaves(held) if isinstance(value, Tensor) and not value.is_leaf]
+    memo: dict[int, Any] = {id(value): value.detach().clone() for value in computed}
+    return copy.deepcopy(model, memo)
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

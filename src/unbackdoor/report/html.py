@@ -261,6 +261,7 @@ def _found(layer: LayerReport) -> str:
         ("high", len(layer.pruned_high), "above"),
         ("low", len(layer.pruned_low), "below"),
         ("none", len(layer.not_finite), "no score"),
+        ("high", len(layer.immutable), "cannot be cut"),
         ("near", len(layer.scaled), "near"),
     ]
     said = "".join(
@@ -288,6 +289,7 @@ def _layer_words(layer: LayerReport) -> str:
     lists = [
         _listed("Outliers above (z)", _with_z(layer, layer.pruned_high), kind="high"),
         _listed("Outliers below (z)", _with_z(layer, layer.pruned_low), kind="low"),
+        _listed("Outliers that cannot be cut (z)", _with_z(layer, layer.immutable), kind="high"),
         _listed("Near outliers (z)", _with_z(layer, layer.scaled), kind="near"),
         _listed("Without a finite score (NaN or infinite)", [str(c) for c in layer.not_finite], kind="none"),
     ]

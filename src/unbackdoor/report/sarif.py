@@ -143,6 +143,12 @@ def _findings(report: Report) -> Iterator[Finding]:
             yield _channel("outlier-high", layer, channel, "is an outlier above the upper cut", {"cut": layer.upper})
         for channel in layer.pruned_low:
             yield _channel("outlier-low", layer, channel, "is an outlier below the lower cut", {"cut": layer.lower})
+        for channel in layer.immutable:
+            score = layer.scores[channel]
+            above = score is not None and layer.mean is not None and score > layer.mean
+            rule = "not-finite" if score is None else "outlier-high" if above else "outlier-low"
+            cut = {} if score is None else {"cut": layer.upper if above else layer.lower}
+            yield _channel(rule, layer, channel, "is an outlier that cannot be cut", cut)
         for channel in layer.scaled:
             more = {"cut": layer.band, "factor": factors.get(channel)}
             yield _channel("near-outlier", layer, channel, "is a near outlier", more)

@@ -24,6 +24,7 @@ def render(report: Report) -> str:
         _findings(report),
         _table(report),
         _channels(report),
+        _immutable(report),
         _not_finite(report),
         _classifier(report.classifier, action=report.action),
         _left_alone(report),
@@ -71,6 +72,8 @@ def _findings(report: Report) -> list[str]:
     ]
     if no_score:
         parts.append(f"{summary.count(no_score, 'channel')} with no finite score")
+    if report.immutable:
+        parts.append(f"{summary.count(report.immutable, 'outlier')} that cannot be cut")
     done = {"repair": "Outliers were pruned, near outliers scaled."}.get(report.action, "Nothing was changed.")
     return lines + _wrap("; ".join(parts) + f". {done}")
 
@@ -140,6 +143,20 @@ def _channels(report: Report) -> list[str]:
     lines = ["Outlier channels, with their distance from the layer's mean in standard deviations (z):"]
     for layer in hit[:MOST_LINES]:
         channels = summary.strongest(layer, (*layer.pruned_high, *layer.pruned_low))
+        shown = [f"{channel} ({summary.signed(layer.z(channel))})" for channel in channels[:FIRST]]
+        lines += _wrap(_and_more(shown, len(channels)), first=f"  {short(layer.path, 40)}: ")
+    if len(hit) > MOST_LINES:
+        lines.append(f"  ... and {summary.count(len(hit) - MOST_LINES, 'layer')} more; the JSON report holds all")
+    return lines
+
+
+def _immutable(report: Report) -> list[str]:
+    hit = [layer for layer in report.layers if layer.immutable]
+    if not hit:
+        return []
+    lines = ["Outlier channels that cannot be cut (z), why is said below:"]
+    for layer in hit[:MOST_LINES]:
+        channels = summary.strongest(layer, layer.immutable)
         shown = [f"{channel} ({summary.signed(layer.z(channel))})" for channel in channels[:FIRST]]
         lines += _wrap(_and_more(shown, len(channels)), first=f"  {short(layer.path, 40)}: ")
     if len(hit) > MOST_LINES:
