@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 from unbackdoor import checkpoint
@@ -265,15 +263,17 @@ torch.save(GOOD, _STREAM)
 _WHOLE = _STREAM.getvalue()
 
 
-@settings(deadline=None, max_examples=60)
-@given(where=st.integers(0, len(_WHOLE) - 1), bit=st.integers(0, 7))
-@example(where=3339, bit=1)  # a disk number in the end record: the zip reader's own check raised
-def test_a_flipped_bit_is_refused_or_changes_nothing(
-    tmp_path_factory: pytest.TempPathFactory, where: int, bit: int
-) -> None:
+def test_every_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    """All of them, one by one: a folder's mark on an entry makes torch's own reader return unfilled memory."""
+    path = tmp_path / "m.pt"
+    for where in range(len(_WHOLE)):
+        for bit in range(8):
+            _load_flipped(path, where, bit)
+
+
+def _load_flipped(path: Path, where: int, bit: int) -> None:
     content = bytearray(_WHOLE)
     content[where] ^= 1 << bit
-    path = tmp_path_factory.mktemp("flip") / "m.pt"
     path.write_bytes(content)
     try:
         loaded = checkpoint.load(path)

@@ -6,6 +6,7 @@ import copy
 import pickle
 import pickletools
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,9 @@ from unbackdoor.errors import CheckpointError
 
 #: What the pickle of a plain state dict names; `torch.load` decides, this only keeps them out of a message.
 _PLAIN = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.(\w*Storage|Size|device|\w*\d+)")
+
+#: MS-DOS's mark of a folder among a zip entry's attributes; torch's reader returns memory it never filled for one.
+_FOLDER = 0x10
 
 
 def load(path: Path, key: str | None = None) -> Checkpoint:
@@ -139,10 +143,12 @@ def _check_archive(path: Path) -> None:
             for entry in entries:
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                     raise CheckpointError(f"{path}: refused: its entry {entry.filename!r} is compressed or encrypted")
+                if entry.is_dir() or entry.external_attr & _FOLDER:
+                    raise CheckpointError(f"{path}: refused: its entry {entry.filename!r} says that it is a folder")
             if len(names) < len(entries) or sum(entry.file_size for entry in entries) > path.stat().st_size:
                 raise CheckpointError(f"{path}: refused: entries of this archive overlap or come twice")
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         raise CheckpointError(f"{path}: not a readable PyTorch file: {_first_line(error)}") from error
     if damaged is not None:
         raise CheckpointError(f"{path}: damaged: the checksum of its entry {damaged!r} is wrong")
