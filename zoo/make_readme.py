@@ -31,8 +31,8 @@ Real networks, honestly trained, one folder each: `model.safetensors` (bfloat16)
 each stands beside it, whatever that is. ACC: clean test images answered rightly; ASR: triggered test images of other
 classes answered with the attacker's class. The data sets are JPEG copies, so that accuracies come out a little low.
 
-WaNet was trained for 15 epochs first, like the others; its ASR was then 52.57 %, no established attack, so that it got 60.
-The minutes are those of a machine that had other work.
+WaNet was trained for 15 epochs first, like the others; its ASR was then 52.57 %, no established attack, and so it got
+60. The minutes are those of a machine that had other work.
 
 This file is written by `python zoo/make_readme.py`.
 """
