@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from unbackdoor.report import summary
 from unbackdoor.report.escape import short, visible, width
@@ -137,44 +137,43 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _channels(report: Report) -> list[str]:
     """Which channels they are: the number one needs to look further."""
-    hit = [layer for layer in report.layers if layer.pruned_high or layer.pruned_low]
-    if not hit:
-        return []
-    lines = ["Outlier channels, with their distance from the layer's mean in standard deviations (z):"]
-    for layer in hit[:MOST_LINES]:
-        channels = summary.strongest(layer, (*layer.pruned_high, *layer.pruned_low))
-        shown = [f"{channel} ({summary.signed(layer.z(channel))})" for channel in channels[:FIRST]]
-        lines += _wrap(_and_more(shown, len(channels)), first=f"  {short(layer.path, 40)}: ")
-    if len(hit) > MOST_LINES:
-        lines.append(f"  ... and {summary.count(len(hit) - MOST_LINES, 'layer')} more; the JSON report holds all")
-    return lines
+    title = "Outlier channels, with their distance from the layer's mean in standard deviations (z):"
+    return _by_layer(report, title, lambda layer: _with_z(layer, (*layer.pruned_high, *layer.pruned_low)))
 
 
 def _immutable(report: Report) -> list[str]:
-    hit = [layer for layer in report.layers if layer.immutable]
-    if not hit:
-        return []
-    lines = ["Outlier channels that cannot be cut (z), why is said below:"]
-    for layer in hit[:MOST_LINES]:
-        channels = summary.strongest(layer, layer.immutable)
-        shown = [f"{channel} ({summary.signed(layer.z(channel))})" for channel in channels[:FIRST]]
-        lines += _wrap(_and_more(shown, len(channels)), first=f"  {short(layer.path, 40)}: ")
-    if len(hit) > MOST_LINES:
-        lines.append(f"  ... and {summary.count(len(hit) - MOST_LINES, 'layer')} more; the JSON report holds all")
-    return lines
+    title = "Outlier channels that cannot be cut (z), why is said below:"
+    return _by_layer(report, title, lambda layer: _with_z(layer, layer.immutable))
 
 
 def _not_finite(report: Report) -> list[str]:
-    hit = [layer for layer in report.layers if layer.not_finite]
-    if not hit:
+    title = "Channels whose score is NaN or infinite:"
+    return _by_layer(
+        report,
+        title,
+        lambda layer: _and_more([str(channel) for channel in layer.not_finite[: 2 * FIRST]], len(layer.not_finite)),
+    )
+
+
+def _by_layer(report: Report, title: str, say: Callable[[LayerReport], str]) -> list[str]:
+    """A line a layer that there is something to say of, up to a limit; nothing where there is none."""
+    said = [(layer, words) for layer in report.layers if (words := say(layer))]
+    if not said:
         return []
-    lines = ["Channels whose score is NaN or infinite:"]
-    for layer in hit[:MOST_LINES]:
-        shown = [str(channel) for channel in layer.not_finite[: 2 * FIRST]]
-        lines += _wrap(_and_more(shown, len(layer.not_finite)), first=f"  {short(layer.path, 40)}: ")
-    if len(hit) > MOST_LINES:
-        lines.append(f"  ... and {summary.count(len(hit) - MOST_LINES, 'layer')} more; the JSON report holds all")
+    lines = [title]
+    for layer, words in said[:MOST_LINES]:
+        lines += _wrap(words, first=f"  {short(layer.path, 40)}: ")
+    if len(said) > MOST_LINES:
+        lines.append(f"  ... and {summary.count(len(said) - MOST_LINES, 'layer')} more; the JSON report holds all")
     return lines
+
+
+def _with_z(layer: LayerReport, channels: tuple[int, ...]) -> str:
+    """The channels farthest out first, each with its z."""
+    strongest = summary.strongest(layer, channels)
+    return _and_more(
+        [f"{channel} ({summary.signed(layer.z(channel))})" for channel in strongest[:FIRST]], len(channels)
+    )
 
 
 def _classifier(step: ClassifierReport | None, *, action: str) -> list[str]:
