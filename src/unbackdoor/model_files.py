@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from unbackdoor import checkpoint
-from unbackdoor.checkpoint import Checkpoint
+from unbackdoor.checkpoint import ARCH_KEY, Checkpoint
 from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.data_free import LPP
 from unbackdoor.errors import ArchitectureError, CheckpointError, IncompleteError, SettingError
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from unbackdoor.attacks import Attack
     from unbackdoor.metrics import Evaluation
 
-#: The string in a safetensors file under which `unbackdoor train` keeps the network's name.
-ARCH_KEY = "unbackdoor.arch"
-#: Characters of it that are looked at: a stranger's string must not keep the parser busy.
+#: Characters of a file's own network name that are looked at: a stranger's string must not keep the parser busy.
 MAX_ARCH = 200
 
 

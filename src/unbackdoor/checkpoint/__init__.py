@@ -1,6 +1,6 @@
 """Model files: read without running anything in them, written whole or not at all."""
 
-from unbackdoor.checkpoint.checkpoint import Checkpoint
+from unbackdoor.checkpoint.checkpoint import ARCH_KEY, Checkpoint
 from unbackdoor.checkpoint.files import check_output, load, save
 
-__all__ = ["Checkpoint", "check_output", "load", "save"]
+__all__ = ["ARCH_KEY", "Checkpoint", "check_output", "load", "save"]

@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+#: The string in a safetensors file under which this package keeps the name of the network.
+ARCH_KEY = "unbackdoor.arch"
+
 #: Prefixes that training wrappers put before every name: DataParallel's and torch.compile's.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 

@@ -84,9 +84,9 @@ def announce(arch: str | None, *, quiet: bool = False) -> None:
     """Say so, before a file that the user named is run."""
     from unbackdoor.models import parse_arch
 
-    file = None if arch is None else parse_arch(arch).file
-    if file is not None and file.is_file() and not quiet:
-        click.echo(f"running {visible(str(file))} (--arch)", err=True)
+    network = None if arch is None else parse_arch(arch)
+    if network is not None and network.runs_code and Path(str(network.file)).is_file() and not quiet:
+        click.echo(f"running {visible(str(network.file))} (--arch)", err=True)
 
 
 def is_gap(report: Report) -> bool:

@@ -21,10 +21,8 @@ from torch import Tensor, nn
 from unbackdoor.attacks import Attack, read_attack
 from unbackdoor.data import DATASETS, LabelledImages, normalise
 from unbackdoor.defences.data_free import CLP, LPP
-from unbackdoor.graph import layer_graph
 from unbackdoor.metrics import Evaluation, Rate, defence_effectiveness, predict
 from unbackdoor.model_files import load_model
-from unbackdoor.prune import copy_model
 from unbackdoor.report import Report, figures, html
 from unbackdoor.report.escape import Html
 from unbackdoor.report.escape import html as escaped
@@ -47,7 +45,7 @@ class Contender:
         model: the network.
         result: on the demo's images.
         report: of the method; None for the network as it came.
-        seconds: scoring, deciding and cutting, the network read and traced; None likewise.
+        seconds: the whole call: tracing, scoring, deciding, copying, cutting, reporting; None likewise.
     """
 
     name: str
@@ -92,13 +90,10 @@ def run(progress: Callable[[int, int], None] | None = None) -> Demo:
     done(1)
     for method in (LPP(), CLP()):
         started = time.perf_counter()
-        plan = method.plan(model, graph=layer_graph(model))
-        repaired = copy_model(model)
-        plan.apply_(repaired)
+        outcome = method(model)
         seconds = time.perf_counter() - started
-        result = measure(repaired, images, attack)
-        report = plan.report(action="repair")
-        contenders.append(Contender(method.name.upper(), repaired, result, report, seconds))
+        result = measure(outcome.model, images, attack)
+        contenders.append(Contender(method.name.upper(), outcome.model, result, outcome.report, seconds))
         done(len(contenders))
     return Demo(images, attack, tuple(contenders), record)
 

@@ -174,7 +174,7 @@ def train_run(
         (folder / file).unlink(missing_ok=True)
     if attack is not None:
         save_attack(attack, folder)
-    checkpoint.save(folder / MODEL, model.state_dict(), metadata={"unbackdoor.arch": str(arch)}, overwrite=True)
+    checkpoint.save(folder / MODEL, model.state_dict(), metadata={checkpoint.ARCH_KEY: str(arch)}, overwrite=True)
     _write_json(folder / RECORD, record)
     resume.unlink(missing_ok=True)
     return record
