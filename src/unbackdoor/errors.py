@@ -5,7 +5,8 @@ UnbackdoorError
 │   ├── CheckpointError     a model file: unreadable, refused, or not what it should be
 │   ├── ArchitectureError   an architecture: unknown, or not the one in the file
 │   ├── DataError           a data set: missing, corrupt, or of the wrong shape
-│   └── SettingError        a hyper-parameter or option outside its range
+│   ├── SettingError        a hyper-parameter or option outside its range
+│   └── MethodError         a method that cannot work on this network, or on these images
 ├── GraphError              a network whose dataflow could not be read at all
 ├── PlanError               a plan that does not fit the model it is applied to
 ├── IncompleteError         part of a model could not be read or paired, and nothing was written
@@ -41,6 +42,10 @@ class DataError(InputError):
 
 class SettingError(InputError):
     """A hyper-parameter or option is outside its range."""
+
+
+class MethodError(InputError):
+    """A method cannot work on this network, or on these images."""
 
 
 class GraphError(UnbackdoorError):

@@ -30,12 +30,13 @@ def save_attack(attack: Attack, folder: Path) -> None:
         stream.write((json.dumps(record, indent=2) + "\n").encode())
 
 
-def load_attack(path: Path) -> Attack:
+def load_attack(path: str | Path) -> Attack:
     """Read an attack.json, and the trigger beside it.
 
     Raises:
         SettingError: it is missing, describes no known attack, or the trigger is not the one it was saved with.
     """
+    path = Path(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -120,9 +120,10 @@ def describe_fields(cls: type) -> dict[str, str]:
 
 def _methods() -> dict[str, type[DataFree]]:
     from unbackdoor.defences import data_free  # noqa: F401 (registers the methods)
-    from unbackdoor.defences.base import DEFENCES
+    from unbackdoor.defences.base import DEFENCES, DataFree
 
-    return {name: DEFENCES[name] for name in sorted(DEFENCES, key=lambda name: name != DEFAULT_METHOD)}
+    kinds = {name: DEFENCES[name] for name in sorted(DEFENCES, key=lambda name: name != DEFAULT_METHOD)}
+    return {name: kind for name, kind in kinds.items() if issubclass(kind, DataFree)}
 
 
 def _click_type(hint: Any, default: Any) -> Any:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -17,7 +17,10 @@ from unbackdoor.prune import Plan, copy_model
 from unbackdoor.registry import Registry
 from unbackdoor.report import Report
 
-DEFENCES: Registry[type[DataFree]] = Registry("method")
+DEFENCES: Registry[type[Defence]] = Registry("method")
+
+#: What a defence asks for beside the network: no images; clean ones; or the training set, poisoned images and all.
+Needs = Literal["nothing", "clean images", "training images"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Outcome:
 
     Attributes:
         model: a copy: same class, same state-dict keys and shapes, same dtype and device, same modes.
-        report: what was read, scored, pruned, scaled, left alone, and why.
+        report: what was read, scored, pruned, scaled, trained, left alone, and why.
     """
 
     model: nn.Module
@@ -34,10 +37,26 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFree(ABC):
-    """A defence that needs nothing but the network; its fields are its hyper-parameters."""
+class Defence(ABC):
+    """A way to repair a network; its fields are its hyper-parameters, its class attributes say what it asks for."""
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    needs: ClassVar[Needs] = "nothing"
+    needs_labels: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
+    #: What it costs, in passes over the images it is given.
+    passes: ClassVar[str] = "none"
+
+    def settings(self) -> dict[str, Any]:
+        """Every hyper-parameter by name."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFree(Defence):
+    """A defence that needs nothing but the network."""
 
     @abstractmethod
     def plan(self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None) -> Plan:
@@ -59,10 +78,6 @@ class DataFree(ABC):
         plan.apply_(repaired)
         return Outcome(repaired, plan.report(action="repair"))
 
-    def settings(self) -> dict[str, Any]:
-        """Every hyper-parameter by name."""
-        return dataclasses.asdict(self)
-
 
 def check_number(name: str, value: object, *, least: float, most: float = math.inf) -> None:
     """SettingError unless `value` is a number in [least, most]; infinities count where the range allows them."""
@@ -75,3 +90,9 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     """SettingError unless `value` is one of `choices`."""
     if not any(type(value) is type(choice) and value == choice for choice in choices):  # True is not 1 here
         raise SettingError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def check_count(name: str, value: object, *, least: int = 1) -> None:
+    """SettingError unless `value` is a whole number of at least `least`."""
+    if type(value) is not int or value < least:
+        raise SettingError(f"{name}: expected a whole number of at least {least}, got {value!r}")

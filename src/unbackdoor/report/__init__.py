@@ -1,5 +1,5 @@
 """What was found and done, as plain values, and how a reader sees it. Nothing here imports torch."""
 
-from unbackdoor.report.record import ClassifierReport, LayerReport, Remark, Report
+from unbackdoor.report.record import ClassifierReport, DataReport, LayerReport, Remark, Report, Stage
 
-__all__ = ["ClassifierReport", "LayerReport", "Remark", "Report"]
+__all__ = ["ClassifierReport", "DataReport", "LayerReport", "Remark", "Report", "Stage"]

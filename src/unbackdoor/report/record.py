@@ -92,6 +92,42 @@ class ClassifierReport:
     class_means: tuple[float | None, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a method that trains: a point an epoch (or every so many steps, as `unit` says).
+
+    Attributes:
+        name: what is trained, for example "fine-tuning".
+        unit: what one point stands for.
+        losses: mean losses; None where one was not a finite number.
+        accuracies: on the images it was given, as they were shown to the network (augmented where they were).
+    """
+
+    name: str
+    unit: str
+    losses: tuple[float | None, ...]
+    accuracies: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """The images that a method was given.
+
+    Attributes:
+        images: how many.
+        digest: SHA-256 of the images and their labels.
+        name: of the data set, where it has one.
+        share: of its training part, where one was asked for, and `seed` of that draw.
+        seed: of the draw; None where the images came as tensors.
+    """
+
+    images: int
+    digest: str
+    name: str | None = None
+    share: float | None = None
+    seed: int | None = None
+
+
 @dataclass(frozen=True)
 class Remark:
     """A layer or norm that something is to be said of."""
@@ -113,6 +149,8 @@ class Report:
         not_covered: what could not be read or paired: nothing is known of it, and it makes the report incomplete.
         left_alone: what was read, but is not this method's to change.
         unpaired_norms: norms that no single layer feeds.
+        stages: how training went, for methods that train.
+        data: the images that the method was given, or None.
         source: the file read, `digest` its SHA-256 and `arch` the architecture it was read with.
         output: the file written.
     """
@@ -125,6 +163,8 @@ class Report:
     not_covered: tuple[Remark, ...] = ()
     left_alone: tuple[Remark, ...] = ()
     unpaired_norms: tuple[str, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    data: DataReport | None = None
     source: str | None = None
     digest: str | None = None
     arch: str | None = None

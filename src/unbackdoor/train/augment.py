@@ -64,3 +64,22 @@ def rotate(images: Tensor, *, degrees: float, share: float, generator: torch.Gen
         images = images.clone()
         images[chosen] = F.grid_sample(part, grid, align_corners=False)
     return images
+
+
+def cutout(images: Tensor, *, size: int, generator: torch.Generator) -> Tensor:
+    """Zero a square of `size` pixels a side in each image, at a random centre; it may hang over the edge.
+
+    Args:
+        images: (N, C, H, W); others, and a size of 0, leave everything as it is.
+        generator: on the CPU; draws a row and a column an image.
+    """
+    if not size or images.ndim != 4:
+        return images
+    n, _, height, width = images.shape
+    row = torch.randint(height, (n, 1), generator=generator) - size // 2
+    column = torch.randint(width, (n, 1), generator=generator) - size // 2
+    rows, columns = torch.arange(height), torch.arange(width)
+    inside = ((rows >= row) & (rows < row + size))[:, :, None] & ((columns >= column) & (columns < column + size))[
+        :, None
+    ]
+    return images.masked_fill(inside[:, None].to(images.device), 0)

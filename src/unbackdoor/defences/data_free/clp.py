@@ -42,6 +42,8 @@ class CLP(DataFree):
     """
 
     name: ClassVar[str] = "clp"
+    title: ClassVar[str] = "Channel Lipschitzness Pruning"
+    source: ClassVar[str] = "Zheng et al., ECCV 2022"
     u: float = 3.0
     norm_factor: NormFactor = "folded"
     only_with_norm: bool = False

@@ -59,6 +59,8 @@ class LPP(DataFree):
     """
 
     name: ClassVar[str] = "lpp"
+    title: ClassVar[str] = "Lipschitzness Precise Pruning"
+    source: ClassVar[str] = "submitted to ICLR 2025"
     lower: float = -3.0
     upper: float = 3.0
     band: float = 1.5

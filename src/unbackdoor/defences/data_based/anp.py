@@ -1,0 +1,161 @@
+"""ANP, adversarial neuron pruning (Wu & Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models",
+NeurIPS 2021).
+
+Symbols, over all BatchNorm channels at once:
+    m        masks in [0, 1], 1 at first: gamma becomes (m + delta) gamma
+    delta, xi   noises on gamma and beta: within eps the ones that raise the loss most; beta becomes (1 + xi) beta
+    alpha    weight of the loss without noise against the one with
+Masks are trained (Eq. 6) to keep the loss low under the noise; channels whose mask ends at or below `threshold` go.
+
+Departures: none in the mathematics. The published code prints the test results of all thresholds; here the threshold is
+fixed at the paper's 0.2, or chosen on held-out clean images (`holdout`), never by an attack's success. Noise on beta
+follows the published code, as the text does: (1 + xi) beta, no mask.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unbackdoor.attacks import Augmentation
+from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
+from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
+from unbackdoor.defences.norm_channels import NormChannels, report_norms, switch_off
+from unbackdoor.defences.tuning import stage
+from unbackdoor.train.fit import autocast_dtype
+
+#: Iterations a point of the loss curve stands for.
+POINT = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class ANP(DataBased):
+    """Prune channels that react most to noise on their norms.
+
+    Attributes:
+        eps: the noises' range, as a share of gamma and beta.
+        steps: ascent steps of the noise.
+        alpha: weight of the loss without noise.
+        iterations: of the masks.
+        lr: of SGD on the masks, momentum 0.9.
+        batch_size: images an iteration, drawn with replacement.
+        threshold: channels with a mask at or below it are pruned.
+        holdout: share of the images kept aside to choose the threshold instead; 0 takes `threshold` as it is.
+        tolerance: the share of the accuracy on those that the chosen threshold may cost.
+        crop_padding: zero pixels around an image before a random crop; 0 is none.
+        beta: "keep" switches off gamma alone, as trained and published; "zero" both.
+    """
+
+    name: ClassVar[str] = "anp"
+    title: ClassVar[str] = "Adversarial neuron pruning"
+    source: ClassVar[str] = "Wu & Wang, NeurIPS 2021"
+    needs_gradients: ClassVar[bool] = True
+    passes: ClassVar[str] = "2,000 batches, each 3 forward and 2 backward"
+
+    eps: float = 0.4
+    steps: int = 1
+    alpha: float = 0.2
+    iterations: int = 2000
+    lr: float = 0.2
+    batch_size: int = 128
+    threshold: float = 0.2
+    holdout: float = 0.0
+    tolerance: float = 0.05
+    crop_padding: int = 4
+    beta: Literal["keep", "zero"] = "keep"
+
+    def __post_init__(self) -> None:
+        check_number("eps", self.eps, least=0, most=100)
+        check_count("steps", self.steps)
+        check_number("alpha", self.alpha, least=0, most=1)
+        check_count("iterations", self.iterations)
+        check_number("lr", self.lr, least=1e-9, most=1e3)
+        check_count("batch_size", self.batch_size, least=2)
+        check_number("threshold", self.threshold, least=0, most=1)
+        check_number("holdout", self.holdout, least=0, most=0.9)
+        check_number("tolerance", self.tolerance, least=0, most=1)
+        check_count("crop_padding", self.crop_padding, least=0)
+        check_choice("beta", self.beta, ("keep", "zero"))
+
+    @classmethod
+    def backdoorbench(cls) -> ANP:
+        """That benchmark's settings: a learning rate of 0.01, twentyfold smaller, and batches of 256."""
+        return cls(lr=0.01, batch_size=256)
+
+    def repair(self, patient: Patient) -> Findings:
+        """Algorithm 1: learn the masks, then prune the network as it came."""
+        model, channels = patient.model, NormChannels(patient.model, patient.graph, self.name)
+        came = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        learn, held = patient.data, None
+        if self.holdout:
+            learn, held = patient.data.held_out(self.holdout, patient.generator)
+        model.train().requires_grad_(False)
+        masks = channels.ones().requires_grad_()
+        optimiser = torch.optim.SGD([masks], lr=self.lr, momentum=0.9)
+        device, dtype = masks.device, autocast_dtype(masks.device)
+        how = Augmentation(padding=self.crop_padding)
+        losses: list[float] = []
+        hits: list[float] = []
+        curve: list[float] = []
+        rates: list[float] = []
+        for iteration in range(self.iterations):
+            x, y = learn.draw(self.batch_size, patient.generator, how)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                noise = worst_noise(channels, masks.detach(), x, y, self.eps, self.steps, patient.generator)
+                noisy = F.cross_entropy(channels(x, masks + noise[0], 1 + noise[1]), y)
+                logits = channels(x, masks)
+                loss = self.alpha * F.cross_entropy(logits, y) + (1 - self.alpha) * noisy  # Eq. 6
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            with torch.no_grad():
+                masks.clamp_(0, 1)
+            losses.append(float(loss.detach()))
+            hits.append(float((logits.detach().argmax(1) == y).double().mean()))
+            if (iteration + 1) % POINT == 0 or iteration + 1 == self.iterations:
+                curve.append(sum(losses) / len(losses))
+                rates.append(sum(hits) / len(hits))
+                losses, hits = [], []
+                if not math.isfinite(curve[-1]):
+                    break
+            low_now = int((masks <= self.threshold).sum())
+            said = f"masks: loss {float(loss.detach()):.3f}, at or below {self.threshold:g}: {low_now}"
+            patient.progress(iteration + 1, self.iterations, said)
+        model.load_state_dict(came)
+        model.eval()
+        masks = masks.detach()
+        threshold = self.threshold if held is None else channels.choose_threshold(masks, held, self.tolerance)
+        by_norm = channels.by_norm(masks)
+        low = {path: mask <= threshold for path, mask in by_norm.items()}
+        switch_off(model, channels.norms, low, beta=self.beta)
+        layers = report_norms(dict(model.named_modules()), by_norm, low=low, lower=dict.fromkeys(by_norm, threshold))
+        return Findings(layers=layers, stages=(stage("masks", f"{POINT} iterations", curve, rates),))
+
+
+def worst_noise(
+    channels: NormChannels,
+    masks: Tensor,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    steps: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """(delta, xi), (total,) each: uniform in [-eps, eps], then `steps` ascent steps of eps / steps by the sign of the
+    gradient (Eq. 5); not projected, as published, so that they reach up to 2 eps.
+    """
+    delta, xi = ((torch.rand(2, len(masks), generator=generator) * 2 - 1) * eps).to(masks.device)
+    for _ in range(steps):
+        delta, xi = delta.detach().requires_grad_(), xi.detach().requires_grad_()
+        loss = F.cross_entropy(channels(x, masks + delta, 1 + xi), y)
+        by_delta, by_xi = torch.autograd.grad(loss, (delta, xi))
+        delta, xi = delta + eps / steps * by_delta.sign(), xi + eps / steps * by_xi.sign()
+    return delta.detach(), xi.detach()
+
+
+DEFENCES.add(ANP.name, ANP)

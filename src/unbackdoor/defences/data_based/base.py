@@ -1,0 +1,161 @@
+"""How a defence that sees images is called, and what it is given to work on."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from unbackdoor.data import DatasetSpec
+from unbackdoor.defences.base import Defence, Needs, Outcome
+from unbackdoor.defences.clean_data import DefenderData, defender_data
+from unbackdoor.defences.tuning import Progress, silent
+from unbackdoor.errors import MethodError
+from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.prune import copy_model
+from unbackdoor.report import DataReport, LayerReport, Remark, Report, Stage
+
+
+@dataclass
+class Patient:
+    """A network under repair.
+
+    Attributes:
+        model: a float32 copy in eval mode, all of whose weights can be trained; what it holds when `repair` returns is
+            the result.
+        graph: its layers.
+        data: the images.
+        generator: of everything that is drawn, on the CPU.
+        progress: told how far it is.
+    """
+
+    model: nn.Module
+    graph: LayerGraph
+    data: DefenderData
+    generator: torch.Generator
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a repair found and did, for the report.
+
+    Attributes:
+        layers: what was scored and pruned.
+        stages: how training went.
+        not_covered: what the method should have read and could not.
+        left_alone: what it left as it is.
+    """
+
+    layers: tuple[LayerReport, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    not_covered: tuple[Remark, ...] = ()
+    left_alone: tuple[Remark, ...] = field(default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBased(Defence):
+    """A defence that is given images beside the network."""
+
+    needs: ClassVar[Needs] = "clean images"
+    needs_labels: ClassVar[bool] = True
+
+    @abstractmethod
+    def repair(self, patient: Patient) -> Findings:
+        """Repair `patient.model` in place.
+
+        Raises:
+            MethodError: the method cannot work on this network, or on these images.
+        """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        generator: torch.Generator,
+        spec: DatasetSpec | None = None,
+        graph: LayerGraph | None = None,
+        progress: Progress = silent,
+    ) -> Outcome:
+        """A repaired copy; the network itself is never changed.
+
+        Args:
+            model: a network that answers (N, classes) logits.
+            images: (N, 3, H, W) uint8 beside a `spec`; else (N, ...) floating point, as the network takes them.
+            labels: (N,) int64.
+            generator: of everything that is drawn, on the CPU: the same one gives the same result.
+            spec: the data set whose normalisation the network expects (`data.DATASETS["cifar10"]`).
+            graph: the network's layer graph, if it has been read already.
+            progress: called with (done, total, a note).
+
+        Raises:
+            GraphError: the network could not be read at all.
+            SettingError: images or labels are of a wrong type, shape or range.
+            MethodError: the method cannot work on this network, or training diverged.
+        """
+        graph = graph or layer_graph(model)
+        work = working_copy(model, self.name)
+        with seeded(generator, work):
+            data = defender_data(images, labels, spec, work, self.name)
+            findings = self.repair(Patient(work, graph, data, generator, progress))
+        report = Report(
+            action="defend",
+            method=self.name,
+            settings=self.settings(),
+            layers=findings.layers,
+            stages=findings.stages,
+            not_covered=findings.not_covered,
+            left_alone=findings.left_alone,
+            data=DataReport(images=len(data), digest=data.digest, name=None if spec is None else spec.name),
+        )
+        return Outcome(_with_weights_of(work, model, self.name), report)
+
+
+def working_copy(model: nn.Module, name: str) -> nn.Module:
+    """A float32 copy in eval mode, without the caller's hooks, all of whose weights can be trained."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise MethodError(
+            f"{name} trains or masks a network's modules, which TorchScript does not allow; give the module"
+        )
+    work = copy_model(model).float().eval().requires_grad_(True)
+    for module in work.modules():
+        for hooks in (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        ):
+            for key, hook in list(hooks.items()):
+                if not type(hook).__module__.startswith("torch.nn.utils."):
+                    del hooks[key]
+    flat = all(p.ndim != 5 for p in work.parameters())  # three-dimensional filters have a format of their own
+    return work.to(memory_format=torch.channels_last) if flat else work
+
+
+@contextlib.contextmanager
+def seeded(generator: torch.Generator, model: nn.Module) -> Iterator[None]:
+    """Dropout and the like draw from `generator` for a while; the global generators are put back."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)), sdpa_kernel(SDPBackend.MATH):  # the one that derives twice
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield
+
+
+def _with_weights_of(work: nn.Module, model: nn.Module, name: str) -> nn.Module:
+    """A copy of `model`, dtype, modes and hooks and all, with the weights of `work`."""
+    result = copy_model(model)
+    new = work.state_dict()
+    before = model.state_dict()
+    for key, tensor in result.state_dict().items():
+        tensor.copy_(new[key])
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all() and torch.isfinite(before[key]).all():
+            raise MethodError(f"{name}: training diverged: {key} holds numbers that are not finite; use a smaller lr")
+    return result

@@ -1,0 +1,116 @@
+"""BNP, BatchNorm statistics-based pruning (Zheng, Tang, Li & Liu, "Pre-activation Distributions Expose Backdoor
+Neurons", NeurIPS 2022).
+
+Symbols, per BatchNorm with c channels:
+    m1, v1   mean and variance of channel j's pre-activations on clean images
+    m2, v2   the running mean and variance, which the (poisoned) training set left
+    KL_j     of N(m1, v1) from N(m2, v2)
+    u        channels with KL_j > mean + u * std (sample) are pruned
+
+Departures: a benchmark's BNP records poisoned images over the clean ones and takes twice the log term; here the images
+are the defender's alone, and the formula is that of two normal distributions. eps stays in the running variance, so
+that a channel that never moved has a finite divergence. A channel that is constant in both has a divergence of 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unbackdoor.attacks import Augmentation
+from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
+from unbackdoor.defences.clean_data import PLAIN
+from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
+from unbackdoor.defences.norm_channels import NormChannels, norm_inputs, report_norms, switch_off
+
+
+@dataclass(frozen=True, kw_only=True)
+class BNP(DataBased):
+    """Prune channels whose pre-activations on clean images are not distributed as they were in training.
+
+    Attributes:
+        u: the cut, in standard deviations above the layer's mean divergence.
+        batch_size: how many of the images are used, in one batch.
+        crop_padding: zero pixels around an image before a random crop, as in training; 0 shows images as they are.
+        beta: "keep" switches off gamma alone, as published: the channel becomes the constant beta; "zero" both.
+    """
+
+    name: ClassVar[str] = "bnp"
+    title: ClassVar[str] = "BatchNorm statistics-based pruning"
+    source: ClassVar[str] = "Zheng et al., NeurIPS 2022"
+    needs_labels: ClassVar[bool] = False
+    passes: ClassVar[str] = "1 forward pass of one batch"
+
+    u: float = 3.0
+    batch_size: int = 500
+    crop_padding: int = 4
+    beta: Literal["keep", "zero"] = "keep"
+
+    def __post_init__(self) -> None:
+        check_number("u", self.u, least=0)
+        check_count("batch_size", self.batch_size, least=2)
+        check_count("crop_padding", self.crop_padding, least=0)
+        check_choice("beta", self.beta, ("keep", "zero"))
+
+    @classmethod
+    def backdoorbench(cls) -> BNP:
+        """That benchmark's settings: a batch of 256, gamma and beta both switched off."""
+        return cls(batch_size=256, beta="zero")
+
+    def repair(self, patient: Patient) -> Findings:
+        """Sec. 4.2 of the paper, "BNP"."""
+        model, channels = patient.model, NormChannels(patient.model, patient.graph, self.name)
+        seen: dict[str, list[Tensor]] = {}
+
+        def record(path: str, x: Tensor) -> None:
+            seen.setdefault(path, []).append(moments(x))
+
+        how = Augmentation(padding=self.crop_padding) if self.crop_padding else PLAIN
+        images = patient.data.images[torch.randperm(len(patient.data), generator=patient.generator)[: self.batch_size]]
+        with torch.no_grad(), norm_inputs(model, channels.norms, record) as not_covered:
+            model(patient.data.augmented(images, how, patient.generator))
+        patient.progress(1, 1, "statistics recorded")
+        scores, high, cuts = {}, {}, {}
+        tensors = model.state_dict()
+        for norm in channels.norms:
+            if norm.path in seen:
+                m1, v1 = combined(seen[norm.path])
+                scores[norm.path] = kl = divergence(m1, v1, tensors[norm.mean], tensors[norm.var] + norm.eps, norm.eps)
+                cuts[norm.path] = cut = float(kl.mean() + self.u * kl.std())
+                high[norm.path] = kl > cut
+        switch_off(model, channels.norms, high, beta=self.beta)
+        layers = report_norms(dict(model.named_modules()), scores, high, upper=cuts)
+        return Findings(layers=layers, not_covered=tuple(not_covered))
+
+
+def divergence(m1: Tensor, v1: Tensor, m2: Tensor, v2: Tensor, eps: float = 0.0) -> Tensor:
+    """KL(N(m1, v1) || N(m2, v2)), channel by channel (Eq. 5), (C,) float64.
+
+    Args:
+        eps: added to v1 as it was to v2.
+    """
+    m1, v1, m2, v2 = m1.double(), v1.double() + eps, m2.double(), v2.double()
+    return 0.5 * (v2 / v1).log() + (v1 + (m1 - m2) ** 2) / (2 * v2) - 0.5
+
+
+def moments(x: Tensor) -> Tensor:
+    """(N, C, ...) -> (3, C) number of values, mean, variance (unbiased) of each channel."""
+    places = [d for d in range(x.ndim) if d != 1]
+    var, mean = torch.var_mean(x, dim=places)
+    return torch.stack([torch.full_like(mean, x.numel() / x.shape[1]), mean, var])
+
+
+def combined(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance over several calls of the same norm."""
+    if len(parts) == 1:
+        return parts[0][1], parts[0][2]
+    n, mean, var = (row.double() for row in torch.stack(parts, dim=1))  # (calls, C) each
+    whole = (n * mean).sum(0) / n.sum(0)
+    squares = ((n - 1) * var + n * (mean - whole) ** 2).sum(0)
+    return whole, squares / (n.sum(0) - 1)
+
+
+DEFENCES.add(BNP.name, BNP)

@@ -1,0 +1,114 @@
+"""EP, entropy-based pruning (Zheng, Tang, Li & Liu, "Pre-activation Distributions Expose Backdoor Neurons",
+NeurIPS 2022).
+
+Symbols, per BatchNorm with c channels:
+    z_ij     channel j's pre-activation on image i (the largest over its map), standardised over the images
+    h        width of the histogram's bins: `bin_width`
+    H_j      entropy of the histogram of z_.j
+    u        channels with H_j < mean - u * std (sample) are pruned
+
+It wants the *training images*, poisoned ones among them: a backdoor channel answers those and the others differently,
+and its two-humped histogram has a low entropy. Clean images alone show it nothing.
+
+Departures: a channel that is constant over the images cannot be standardised; it is left out of mean and std and kept.
+A value on the edge of two bins is counted in the upper one, where the published code leaves it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unbackdoor.attacks import Augmentation
+from unbackdoor.defences.base import DEFENCES, Needs, check_choice, check_count, check_number
+from unbackdoor.defences.clean_data import PLAIN
+from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
+from unbackdoor.defences.norm_channels import NormChannels, norm_inputs, report_norms, switch_off
+
+
+@dataclass(frozen=True, kw_only=True)
+class EP(DataBased):
+    """Prune channels that answer the training images in two humps.
+
+    Attributes:
+        u: the cut, in standard deviations below the layer's mean entropy.
+        bin_width: of the histograms, in standard deviations of a channel.
+        batch_size: how many of the images are used, in one batch.
+        crop_padding: zero pixels around an image before a random crop, as in training; 0 shows images as they are.
+        beta: "keep" switches off gamma alone, as published: the channel becomes the constant beta; "zero" both.
+    """
+
+    name: ClassVar[str] = "ep"
+    title: ClassVar[str] = "Entropy-based pruning"
+    source: ClassVar[str] = "Zheng et al., NeurIPS 2022"
+    needs: ClassVar[Needs] = "training images"
+    needs_labels: ClassVar[bool] = False
+    passes: ClassVar[str] = "1 forward pass of one batch"
+
+    u: float = 3.0
+    bin_width: float = 0.01
+    batch_size: int = 500
+    crop_padding: int = 4
+    beta: Literal["keep", "zero"] = "keep"
+
+    def __post_init__(self) -> None:
+        check_number("u", self.u, least=0)
+        check_number("bin_width", self.bin_width, least=1e-4, most=10)
+        check_count("batch_size", self.batch_size, least=2)
+        check_count("crop_padding", self.crop_padding, least=0)
+        check_choice("beta", self.beta, ("keep", "zero"))
+
+    @classmethod
+    def backdoorbench(cls) -> EP:
+        """That benchmark's settings: bins of 0.1, a batch of 256, gamma and beta both switched off."""
+        return cls(bin_width=0.1, batch_size=256, beta="zero")
+
+    def repair(self, patient: Patient) -> Findings:
+        """Sec. 4.2 of the paper, "EP"."""
+        model, channels = patient.model, NormChannels(patient.model, patient.graph, self.name)
+        seen: dict[str, list[Tensor]] = {}
+
+        def record(path: str, x: Tensor) -> None:
+            seen.setdefault(path, []).append(x.flatten(2).amax(2) if x.ndim > 2 else x)
+
+        how = Augmentation(padding=self.crop_padding) if self.crop_padding else PLAIN
+        images = patient.data.images[torch.randperm(len(patient.data), generator=patient.generator)[: self.batch_size]]
+        with torch.no_grad(), norm_inputs(model, channels.norms, record) as not_covered:
+            model(patient.data.augmented(images, how, patient.generator))
+        patient.progress(1, 1, "pre-activations recorded")
+        scores, low, cuts = {}, {}, {}
+        for norm in channels.norms:
+            if norm.path in seen:
+                scores[norm.path] = entropies = entropy(torch.cat(seen[norm.path]), self.bin_width)
+                known = entropies[torch.isfinite(entropies)]
+                cuts[norm.path] = cut = float(known.mean() - self.u * known.std())
+                low[norm.path] = entropies < cut
+        switch_off(model, channels.norms, low, beta=self.beta)
+        layers = report_norms(dict(model.named_modules()), scores, low=low, lower=cuts)
+        return Findings(layers=layers, not_covered=tuple(not_covered))
+
+
+def entropy(features: Tensor, bin_width: float) -> Tensor:
+    """(N, C) -> (C,) float64: the entropy, in nats, of each channel's histogram after standardising.
+
+    The bins reach from the smallest to the largest value of all channels. NaN for a channel that is constant.
+    """
+    x = features.double()
+    std = x.std(0)
+    constant = ~(std > 0)
+    z = torch.where(constant, 0.0, (x - x.mean(0)) / std)
+    bins = ((z - z.min()) / bin_width).long()
+    n, channels = bins.shape
+    width = int(bins.max()) + 1
+    flat = bins + torch.arange(channels, device=bins.device) * width
+    used, counts = torch.unique(flat, return_counts=True)
+    share = counts.double() / n
+    result = torch.zeros(channels, dtype=torch.float64, device=x.device)
+    result.index_add_(0, used // width, -share * share.log())
+    return result.masked_fill(constant, torch.nan)
+
+
+DEFENCES.add(EP.name, EP)

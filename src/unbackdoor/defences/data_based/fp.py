@@ -1,0 +1,178 @@
+"""FP, fine-pruning (Liu, Dolan-Gavitt & Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural
+Networks", RAID 2018).
+
+Symbols:
+    a_f      mean activation of feature f (an input of the classifier) over clean images
+    r        features go in ascending order of a_f, `step` of all at a time, while accuracy on clean images stays within
+             `tolerance` of what it was; then all weights are fine-tuned without them
+
+The features are the classifier's inputs, which in a network with global pooling are the last convolution's channels.
+
+Departures: accuracy is measured on the clean images, never on test images; nothing was fitted to them before, so that
+all of them serve. What is fine-tuned is the last network that kept the accuracy, not the first that lost it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unbackdoor.defences.base import DEFENCES, check_count, check_number
+from unbackdoor.defences.clean_data import DefenderData
+from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
+from unbackdoor.defences.tuning import cross_entropy, tune
+from unbackdoor.errors import MethodError
+from unbackdoor.report import LayerReport
+from unbackdoor.train import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class FP(DataBased):
+    """Prune the features that sleep on clean images, then fine-tune.
+
+    Attributes:
+        tolerance: the share of the accuracy that pruning may cost.
+        step: the share of all features that goes at a time.
+        epochs: of fine-tuning.
+        lr: of SGD, falling by a cosine to 0.
+        batch_size: images a step.
+        momentum, weight_decay: of SGD.
+        crop_padding: zero pixels around an image before a random crop; 0 is none.
+    """
+
+    name: ClassVar[str] = "fp"
+    title: ClassVar[str] = "Fine-pruning"
+    source: ClassVar[str] = "Liu et al., RAID 2018"
+    needs_gradients: ClassVar[bool] = True
+    passes: ClassVar[str] = "1 forward, then 100 forward and backward"
+
+    tolerance: float = 0.1
+    step: float = 0.01
+    epochs: int = 100
+    lr: float = 0.01
+    batch_size: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    crop_padding: int = 4
+
+    def __post_init__(self) -> None:
+        check_number("tolerance", self.tolerance, least=0, most=1)
+        check_number("step", self.step, least=1e-6, most=1)
+        check_count("epochs", self.epochs)
+        check_number("lr", self.lr, least=1e-9, most=1e3)
+        check_count("batch_size", self.batch_size, least=2)
+        check_number("momentum", self.momentum, least=0, most=1)
+        check_number("weight_decay", self.weight_decay, least=0, most=1)
+        check_count("crop_padding", self.crop_padding, least=0)
+
+    def repair(self, patient: Patient) -> Findings:
+        """Prune (Sec. 3.1), then fine-tune with the mask kept (Sec. 3.3)."""
+        model, path = patient.model, patient.graph.classifier
+        head = dict(model.named_modules()).get(path or "")
+        if not path or not isinstance(head, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            raise MethodError("fp prunes inputs of the classifier, and this network has no single layer that is one")
+        if getattr(head, "groups", 1) != 1 or "weight" not in head._parameters:
+            raise MethodError(f"fp: {path}: its columns cannot be cut one by one (grouped, or its weight is computed)")
+        features, labels = inputs_of(head, model, patient.data)
+        if features.ndim < 2 or (isinstance(head, nn.Linear) and features.ndim != 2):
+            raise MethodError(f"fp: {path}: expected one feature vector an image, got {tuple(features.shape)}")
+        activation = features.flatten(2).mean((0, 2)) if features.ndim > 2 else features.mean(0)
+        kept = dormant_first(head, features, labels, activation, step=self.step, tolerance=self.tolerance)
+        weight = f"{path}.weight"
+        mask = kept.to(features.dtype).view(1, -1, *(1,) * (head.weight.ndim - 2))
+
+        def masked(x: Tensor) -> Any:
+            return functional_call(model, {weight: head.weight * mask}, (x,))
+
+        recipe = Recipe(
+            name=self.name,
+            epochs=self.epochs,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            crop_padding=self.crop_padding,
+        )
+        model.train()
+        stage = tune(
+            model.parameters(),
+            cross_entropy(masked),
+            patient.data,
+            recipe,
+            name="fine-tuning",
+            generator=patient.generator,
+            progress=patient.progress,
+        )
+        with torch.no_grad():
+            head.weight.mul_(mask)
+        layer = LayerReport(
+            path=path,
+            kind=type(head).__name__,
+            norm=None,
+            rule="module",
+            scores=tuple(activation.double().tolist()),
+            mean=float(activation.mean()),
+            std=float(activation.std()) if len(activation) > 1 else None,
+            lower=None,
+            band=None,
+            upper=None,
+            pruned_low=tuple((~kept).nonzero().flatten().tolist()),
+            notes=("scores are mean activations of the classifier's input features; the most dormant are cut",),
+        )
+        return Findings(layers=(layer,), stages=(stage,))
+
+
+@torch.no_grad()
+def inputs_of(head: nn.Module, model: nn.Module, data: DefenderData) -> tuple[Tensor, Tensor]:
+    """What the classifier is given for each image, (N, F, ...), and the labels."""
+    found: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0]))
+    try:
+        for x, _ in data.chunks():
+            model(x)
+    finally:
+        handle.remove()
+    features = torch.cat(found)
+    if len(features) != len(data):
+        raise MethodError(f"fp: the classifier was called for {len(features)} inputs with {len(data)} images")
+    return features, data.labels
+
+
+@torch.no_grad()
+def dormant_first(
+    head: nn.Module, features: Tensor, labels: Tensor, activation: Tensor, *, step: float, tolerance: float
+) -> Tensor:
+    """(F,) bool: the features that stay.
+
+    Args:
+        head: the classifier.
+        features: (N, F, ...) its inputs.
+        labels: (N,).
+        activation: (F,) their means.
+        step: share of the features that goes at a time, rounded up.
+        tolerance: share of the accuracy that may be lost.
+    """
+
+    def accuracy(kept: Tensor) -> float:
+        logits = head(features * kept.to(features.dtype).view(1, -1, *(1,) * (features.ndim - 2)))
+        return float((logits.flatten(2).mean(2) if logits.ndim > 2 else logits).argmax(1).eq(labels).double().mean())
+
+    order = activation.argsort(stable=True)
+    kept = torch.ones_like(activation, dtype=torch.bool)
+    least = (1 - tolerance) * accuracy(kept)
+    size = math.ceil(step * len(order))
+    for part in torch.split(order[:-1], size):  # one feature at least stays
+        trial = kept.clone()
+        trial[part] = False
+        if accuracy(trial) < least:
+            break
+        kept = trial
+    return kept
+
+
+DEFENCES.add(FP.name, FP)

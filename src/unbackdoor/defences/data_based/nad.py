@@ -1,0 +1,156 @@
+"""NAD, neural attention distillation (Li, Lyu, Koren, Lyu, Li & Ma, "Neural Attention Distillation: Erasing Backdoor
+Triggers from Deep Neural Networks", ICLR 2021).
+
+Symbols:
+    F_l      feature map of place l, (C, H, W)
+    A(F)     attention: sum over channels of |F|^p, (H, W), divided by its length                    (Eqs. 1 and 2)
+    teacher  the network, fine-tuned on the clean images
+    student  the network, trained by CE + sum of beta_l * mean (A(student) - A(teacher))^2           (Eq. 4)
+
+Departures: the maps are the last of each of the last three resolutions *before* pooling, found in any network by
+running it. A benchmark's code takes the pooled map, whose attention is the constant 1, and so distils nothing from a
+ResNet-18. The published code keeps the best epoch by test images; here the last one is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unbackdoor.defences.base import DEFENCES, check_count, check_number
+from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
+from unbackdoor.defences.feature_maps import last_maps, recorded
+from unbackdoor.defences.tuning import cross_entropy, tune
+from unbackdoor.errors import MethodError
+from unbackdoor.report import Remark
+from unbackdoor.train import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class NAD(DataBased):
+    """Fine-tune a teacher, and teach the network its attention.
+
+    Attributes:
+        teacher_epochs: of fine-tuning the teacher.
+        epochs: of the student.
+        lr: of SGD with Nesterov's momentum, a tenth of it from the third epoch on.
+        beta1, beta2, beta3: weights of the attention losses, from the earliest map to the last.
+        power: p in the attention.
+        batch_size: images a step.
+        momentum, weight_decay: of SGD.
+        crop_padding: zero pixels around an image before a random crop; 0 is none.
+        cutout: side of a square blacked out in each image; 0 is none.
+    """
+
+    name: ClassVar[str] = "nad"
+    title: ClassVar[str] = "Neural attention distillation"
+    source: ClassVar[str] = "Li et al., ICLR 2021"
+    needs_gradients: ClassVar[bool] = True
+    passes: ClassVar[str] = "10 forward and backward, then 20 of 2 forward and 1 backward"
+
+    teacher_epochs: int = 10
+    epochs: int = 20
+    lr: float = 0.1
+    beta1: float = 500.0
+    beta2: float = 1000.0
+    beta3: float = 1000.0
+    power: float = 2.0
+    batch_size: int = 64
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    crop_padding: int = 4
+    cutout: int = 3
+
+    def __post_init__(self) -> None:
+        check_count("teacher_epochs", self.teacher_epochs)
+        check_count("epochs", self.epochs)
+        check_number("lr", self.lr, least=1e-9, most=1e3)
+        for name in ("beta1", "beta2", "beta3"):
+            check_number(name, getattr(self, name), least=0, most=1e9)
+        check_number("power", self.power, least=1, most=10)
+        check_count("batch_size", self.batch_size, least=2)
+        check_number("momentum", self.momentum, least=0, most=1)
+        check_number("weight_decay", self.weight_decay, least=0, most=1)
+        check_count("crop_padding", self.crop_padding, least=0)
+        check_count("cutout", self.cutout, least=0)
+
+    def repair(self, patient: Patient) -> Findings:
+        """Fig. 1: a fine-tuned teacher, a distilled student."""
+        student = patient.model
+        places = last_maps(student, patient.data.inputs(patient.data.images[:2]), count=3)
+        if not places:
+            raise MethodError(
+                "nad compares feature maps of shape (N, C, H, W), and this network has none of more than one pixel; "
+                "use ft or ibau"
+            )
+        betas = (self.beta1, self.beta2, self.beta3)[-len(places) :]
+        teacher = copy.deepcopy(student).train()
+        taught = tune(
+            teacher.parameters(),
+            cross_entropy(teacher),
+            patient.data,
+            self._recipe(self.teacher_epochs),
+            name="teacher",
+            generator=patient.generator,
+            progress=patient.progress,
+            cutout_size=self.cutout,
+        )
+        teacher.eval().requires_grad_(False)
+        student.train()
+        with recorded(teacher, places) as wanted, recorded(student, places) as own:
+
+            def loss(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+                with torch.no_grad():
+                    teacher(x)
+                value, logits = cross_entropy(student)(x, y)
+                for beta, mine, theirs in zip(betas, own.tensors, wanted.tensors, strict=True):
+                    value = value + beta * attention_loss(mine, theirs, self.power)
+                return value, logits
+
+            distilled = tune(
+                student.parameters(),
+                loss,
+                patient.data,
+                self._recipe(self.epochs),
+                name="student",
+                generator=patient.generator,
+                progress=patient.progress,
+                cutout_size=self.cutout,
+            )
+        said = ", ".join(f"{place.path} ({place.size[0]}x{place.size[1]})" for place in places)
+        remark = Remark(said, "feature maps", "their attention was distilled")
+        return Findings(stages=(taught, distilled), left_alone=(remark,))
+
+    def _recipe(self, epochs: int) -> Recipe:
+        return Recipe(
+            name=self.name,
+            epochs=epochs,
+            lr=self.lr,
+            schedule="multistep",
+            milestones=(2,),
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            nesterov=self.momentum > 0,
+            weight_decay=self.weight_decay,
+            crop_padding=self.crop_padding,
+        )
+
+
+def attention(maps: Tensor, power: float) -> Tensor:
+    """(N, C, H, W) -> (N, H, W): sum over channels of |F|^p, divided by its Euclidean length (Eq. 2)."""
+    summed = maps.float().abs().pow(power).sum(1)
+    shares: Tensor = summed / (summed.flatten(1).norm(dim=1) + 1e-6)[:, None, None]
+    return shares
+
+
+def attention_loss(student: Tensor, teacher: Tensor, power: float) -> Tensor:
+    """The mean squared difference of two attentions (Eq. 3)."""
+    return F.mse_loss(attention(student, power), attention(teacher, power))
+
+
+DEFENCES.add(NAD.name, NAD)

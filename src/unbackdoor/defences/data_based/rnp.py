@@ -1,0 +1,166 @@
+"""RNP, reconstructive neuron pruning (Li, Lyu, Ma, Koren, Lyu, Li & Jiang, "Reconstructive Neuron Pruning for Backdoor
+Defense", ICML 2023).
+
+Three phases:
+    unlearn  (Eq. 2) raise the loss on the clean images until the network answers a share of `clean_threshold` of them
+    recover  (Eq. 3) with those weights frozen, learn a mask in [0, 1] a BatchNorm channel that lowers it again
+    prune    channels of the network *as it came* whose mask ends at or below a threshold
+
+Departures: the published code clips gradients before it has computed them, which does nothing; here they are clipped
+(`clip`), and unlearning stays finite. It keeps the unlearned network only where the accuracy limit was reached; here
+the last epoch's is used, whatever it reached, and the report shows the curve. It prints the test results of all
+thresholds; here the largest one is taken that costs at most `tolerance` of the accuracy on held-out clean images,
+or a fixed one (`holdout` 0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
+from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
+from unbackdoor.defences.norm_channels import NormChannels, report_norms, switch_off
+from unbackdoor.defences.tuning import Loss, cross_entropy, tune
+from unbackdoor.train import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class RNP(DataBased):
+    """Unlearn, recover, and prune the channels that do not come back.
+
+    Attributes:
+        clean_threshold: unlearning ends at this accuracy.
+        unlearn_epochs: at most.
+        unlearn_lr: of SGD; a tenth of it after half of the epochs.
+        clip: the largest norm of all gradients together, while unlearning.
+        alpha: weight of the loss while recovering.
+        recover_epochs: of the masks.
+        recover_lr: of SGD on the masks.
+        batch_size: images a step.
+        momentum, weight_decay: of SGD.
+        threshold: channels with a mask at or below it are pruned, where `holdout` is 0.
+        holdout: share of the images kept aside to choose the threshold.
+        tolerance: the share of the accuracy on those that pruning may cost.
+        crop_padding: zero pixels around an image before a random crop; 0 is none.
+        beta: "keep" switches off gamma alone, as published; "zero" both.
+    """
+
+    name: ClassVar[str] = "rnp"
+    title: ClassVar[str] = "Reconstructive neuron pruning"
+    source: ClassVar[str] = "Li et al., ICML 2023"
+    needs_gradients: ClassVar[bool] = True
+    passes: ClassVar[str] = "at most 20 + 20 forward and backward"
+
+    clean_threshold: float = 0.2
+    unlearn_epochs: int = 20
+    unlearn_lr: float = 0.01
+    clip: float = 20.0
+    alpha: float = 0.2
+    recover_epochs: int = 20
+    recover_lr: float = 0.2
+    batch_size: int = 128
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    threshold: float = 0.2
+    holdout: float = 0.2
+    tolerance: float = 0.05
+    crop_padding: int = 4
+    beta: Literal["keep", "zero"] = "keep"
+
+    def __post_init__(self) -> None:
+        check_number("clean_threshold", self.clean_threshold, least=0, most=1)
+        check_count("unlearn_epochs", self.unlearn_epochs)
+        check_number("unlearn_lr", self.unlearn_lr, least=1e-9, most=1e3)
+        check_number("clip", self.clip, least=1e-9)
+        check_number("alpha", self.alpha, least=1e-9, most=1e3)
+        check_count("recover_epochs", self.recover_epochs)
+        check_number("recover_lr", self.recover_lr, least=1e-9, most=1e3)
+        check_count("batch_size", self.batch_size, least=2)
+        check_number("momentum", self.momentum, least=0, most=1)
+        check_number("weight_decay", self.weight_decay, least=0, most=1)
+        check_number("threshold", self.threshold, least=0, most=1)
+        check_number("holdout", self.holdout, least=0, most=0.9)
+        check_number("tolerance", self.tolerance, least=0, most=1)
+        check_count("crop_padding", self.crop_padding, least=0)
+        check_choice("beta", self.beta, ("keep", "zero"))
+
+    @classmethod
+    def backdoorbench(cls) -> RNP:
+        """That benchmark's settings: batches of 256 and a fixed threshold of 0.7."""
+        return cls(batch_size=256, threshold=0.7, holdout=0.0)
+
+    def repair(self, patient: Patient) -> Findings:
+        """Algorithm 1."""
+        model, channels = patient.model, NormChannels(patient.model, patient.graph, self.name)
+        came = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        learn, held = patient.data, None
+        if self.holdout:
+            learn, held = patient.data.held_out(self.holdout, patient.generator)
+        model.train()
+        unlearning = tune(
+            model.parameters(),
+            weighted(cross_entropy(model), -1.0),  # Eq. 2
+            learn,
+            self._recipe(self.unlearn_epochs, self.unlearn_lr, self.weight_decay, (self.unlearn_epochs // 2,)),
+            name="unlearning",
+            generator=patient.generator,
+            progress=patient.progress,
+            clip=self.clip,
+            stop=lambda accuracy: accuracy <= self.clean_threshold,
+        )
+        model.requires_grad_(False)
+        masks = channels.ones().requires_grad_()
+
+        def keep_range() -> None:
+            with torch.no_grad():
+                masks.clamp_(0, 1)
+
+        recovering = tune(
+            [masks],
+            weighted(cross_entropy(lambda x: channels(x, masks)), self.alpha),  # Eq. 3
+            learn,
+            self._recipe(self.recover_epochs, self.recover_lr, 0.0, ()),
+            name="recovering",
+            generator=patient.generator,
+            progress=patient.progress,
+            behind=keep_range,
+        )
+        model.load_state_dict(came)
+        model.eval()
+        masks = masks.detach()
+        threshold = self.threshold if held is None else channels.choose_threshold(masks, held, self.tolerance)
+        by_norm = channels.by_norm(masks)
+        low = {path: mask <= threshold for path, mask in by_norm.items()}
+        switch_off(model, channels.norms, low, beta=self.beta)
+        layers = report_norms(dict(model.named_modules()), by_norm, low=low, lower=dict.fromkeys(by_norm, threshold))
+        return Findings(layers=layers, stages=(unlearning, recovering))
+
+    def _recipe(self, epochs: int, lr: float, weight_decay: float, milestones: tuple[int, ...]) -> Recipe:
+        return Recipe(
+            name=self.name,
+            epochs=epochs,
+            lr=lr,
+            schedule="multistep",
+            milestones=milestones,
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            weight_decay=weight_decay,
+            crop_padding=self.crop_padding,
+        )
+
+
+def weighted(loss: Loss, weight: float) -> Loss:
+    """`weight` times a loss."""
+
+    def value(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        inner, logits = loss(x, y)
+        return weight * inner, logits
+
+    return value
+
+
+DEFENCES.add(RNP.name, RNP)

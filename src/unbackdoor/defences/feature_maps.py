@@ -1,0 +1,99 @@
+"""A network's feature maps, wherever in it they come from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+#: Their results are summaries of maps, not maps.
+_POOLS = (
+    *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.LPPool2d),
+    *(nn.FractionalMaxPool2d, nn.Upsample, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a feature map appears: the `call`-th result of a module in one forward pass."""
+
+    path: str
+    call: int
+    size: tuple[int, int]
+
+
+@dataclass
+class Maps:
+    """What a forward pass left: one (N, C, H, W) tensor a place."""
+
+    tensors: list[Tensor] = field(default_factory=list)
+
+
+def last_maps(model: nn.Module, example: Tensor, *, count: int) -> tuple[Place, ...]:
+    """The last feature map of each of the last `count` resolutions, in the order of the network.
+
+    A map is a module's result of shape (N, C, H, W) with H / W as in the example, and more than one pixel, that is no
+    pooling's. Where blocks are nested, the outermost one ends last.
+
+    Args:
+        model: in eval mode.
+        example: (N, C, H, W), a few images.
+    """
+    found: list[Place] = []
+    calls: dict[str, int] = {}
+    height, width = example.shape[-2:] if example.ndim == 4 else (0, 0)
+    handles = []
+    for path, module in model.named_modules():
+
+        def hook(module: nn.Module, _inputs: object, result: object, path: str = path) -> None:
+            call = calls[path] = calls.get(path, -1) + 1
+            if isinstance(result, Tensor) and result.ndim == 4 and not isinstance(module, _POOLS):
+                h, w = result.shape[-2:]
+                if h * w > 1 and h * width == w * height and h <= height:
+                    found.append(Place(path, call, (h, w)))
+
+        handles.append(module.register_forward_hook(hook))
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    last = {place.size: place for place in found}  # the later entry wins
+    order = [place for place in found if last[place.size] is place]
+    return tuple(order[-count:])
+
+
+@contextlib.contextmanager
+def recorded(model: nn.Module, places: tuple[Place, ...]) -> Iterator[Maps]:
+    """Within, the maps of the latest forward pass are kept, with their gradients."""
+    maps = Maps()
+    calls: dict[str, int] = {}
+    kept: dict[int, Tensor] = {}
+
+    def begin(_module: nn.Module, _inputs: object) -> None:
+        calls.clear()
+        kept.clear()
+
+    handles: list[RemovableHandle] = [model.register_forward_pre_hook(begin)]
+    modules = dict(model.named_modules())
+    for path in dict.fromkeys(place.path for place in places):
+
+        def hook(_module: nn.Module, _inputs: object, result: Tensor, path: str = path) -> None:
+            call = calls[path] = calls.get(path, -1) + 1
+            for index, place in enumerate(places):
+                if (place.path, place.call) == (path, call):
+                    kept[index] = result
+            if len(kept) == len(places):
+                maps.tensors = [kept[index] for index in range(len(places))]
+
+        handles.append(modules[path].register_forward_hook(hook))
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()

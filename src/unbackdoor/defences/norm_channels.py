@@ -1,0 +1,168 @@
+"""The channels of a network's BatchNorms: their inputs recorded, masks laid over them, and the worst switched off.
+
+Masks go through `torch.func.functional_call` with replaced norm weights, so that no architecture is copied or edited.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unbackdoor.defences.clean_data import DefenderData, accuracy_on
+from unbackdoor.errors import MethodError
+from unbackdoor.graph import LayerGraph, Norm
+from unbackdoor.report import LayerReport, Remark
+
+#: Tried in turn where a threshold is chosen on held-out images.
+THRESHOLDS = tuple(step / 20 for step in range(20))
+
+
+class NormChannels:
+    """All channels of a network's BatchNorms as one vector, in the order of the norms.
+
+    Args:
+        model: a network.
+        graph: its layer graph.
+        method: for messages.
+
+    Raises:
+        MethodError: there is no BatchNorm with running statistics and weights.
+    """
+
+    def __init__(self, model: nn.Module, graph: LayerGraph, method: str) -> None:
+        self.model = model
+        self.norms = tuple(norm for norm in graph.norms.values() if norm.weight is not None)
+        if not self.norms:
+            raise MethodError(
+                f"{method} works on BatchNorm channels, and this network has none with running statistics and weights; "
+                "use ft, nad or ibau, or the data-free lpp"
+            )
+        self.sizes = [norm.channels for norm in self.norms]
+        self.total = sum(self.sizes)
+        self._tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+    def __call__(self, x: Tensor, gain: Tensor, shift: Tensor | None = None) -> Tensor:
+        """The network's logits with each norm's weight multiplied by `gain` and its bias by `shift`, both (total,)."""
+        replaced = {}
+        for norm, factors in zip(self.norms, torch.split(gain, self.sizes), strict=True):
+            replaced[norm.weight] = factors * self._tensors[str(norm.weight)]
+        if shift is not None:
+            for norm, factors in zip(self.norms, torch.split(shift, self.sizes), strict=True):
+                if norm.bias is not None:
+                    replaced[norm.bias] = factors * self._tensors[norm.bias]
+        logits: Tensor = functional_call(self.model, replaced, (x,))  # type: ignore[arg-type]
+        return logits
+
+    def ones(self) -> Tensor:
+        """(total,) a factor that changes nothing."""
+        return torch.ones(self.total, device=self._tensors[str(self.norms[0].weight)].device)
+
+    def by_norm(self, values: Tensor) -> dict[str, Tensor]:
+        """(total,) -> path of a norm -> (C,)."""
+        return {norm.path: part for norm, part in zip(self.norms, torch.split(values, self.sizes), strict=True)}
+
+    def choose_threshold(self, masks: Tensor, held: DefenderData, tolerance: float) -> float:
+        """The largest of THRESHOLDS at which channels with a mask at or below it can go without a loss in accuracy of
+        more than `tolerance` of what it was, on images that the masks were not learnt on.
+        """
+        self.model.eval()
+        least = (1 - tolerance) * accuracy_on(self.model, held)
+        chosen = 0.0
+        for threshold in THRESHOLDS:
+            gain = (masks > threshold).to(masks.dtype)
+            with torch.no_grad():
+                hits = sum(int((self(x, gain).argmax(1) == y).sum()) for x, y in held.chunks())
+            if hits / len(held) < least:
+                break
+            chosen = threshold
+        return chosen
+
+
+@contextlib.contextmanager
+def norm_inputs(
+    model: nn.Module, norms: Sequence[Norm], record: Callable[[str, Tensor], None]
+) -> Iterator[list[Remark]]:
+    """Calls `record(path, input)` whenever a norm is called; yields what cannot be recorded."""
+    modules = dict(model.named_modules())
+    handles, remarks = [], []
+    for norm in norms:
+        module = modules.get(norm.path)
+        if module is None:
+            remarks.append(Remark(norm.path, "BatchNorm", "is called as a function: its inputs cannot be recorded"))
+            continue
+
+        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], path: str = norm.path) -> None:
+            record(path, inputs[0])
+
+        handles.append(module.register_forward_pre_hook(hook))
+    try:
+        yield remarks
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def switch_off(model: nn.Module, norms: Sequence[Norm], pruned: Mapping[str, Tensor], *, beta: str) -> None:
+    """Prune channels in place.
+
+    Args:
+        model: the network.
+        norms: its norms.
+        pruned: path of a norm -> (C,) bool.
+        beta: "zero" makes the channel zero; "keep" leaves it the constant beta, as some published code does.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with torch.no_grad():
+        for norm in norms:
+            mask = pruned.get(norm.path)
+            if mask is None or not bool(mask.any()):
+                continue
+            for name in (norm.weight, norm.bias if beta == "zero" else None):
+                if name is not None:
+                    tensors[name][mask] = 0
+
+
+def report_norms(
+    modules: Mapping[str, nn.Module],
+    scores: Mapping[str, Tensor],
+    high: Mapping[str, Tensor] | None = None,
+    low: Mapping[str, Tensor] | None = None,
+    *,
+    upper: Mapping[str, float] | None = None,
+    lower: Mapping[str, float] | None = None,
+    correction: int = 1,
+) -> tuple[LayerReport, ...]:
+    """One record a norm, from (C,) scores, and (C,) bool of what was pruned above and below."""
+    result = []
+    for path, values in scores.items():
+        finite = values[torch.isfinite(values)].double()
+        kind = type(modules[path]).__name__ if path in modules else "BatchNorm"
+        result.append(
+            LayerReport(
+                path=path,
+                kind=kind,
+                norm=path,
+                rule="module",
+                scores=tuple(x if abs(x) < float("inf") else None for x in values.double().tolist()),
+                mean=float(finite.mean()) if len(finite) else None,
+                std=float(finite.std(correction=correction)) if len(finite) > correction else None,
+                lower=_finite((lower or {}).get(path)),
+                band=None,
+                upper=_finite((upper or {}).get(path)),
+                pruned_high=_indices(high, path),
+                pruned_low=_indices(low, path),
+            )
+        )
+    return tuple(result)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and abs(value) < float("inf") else None
+
+
+def _indices(masks: Mapping[str, Tensor] | None, path: str) -> tuple[int, ...]:
+    return tuple(masks[path].nonzero().flatten().tolist()) if masks is not None and path in masks else ()

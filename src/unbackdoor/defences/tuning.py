@@ -1,0 +1,116 @@
+"""Gradient descent on a defender's few images: the loop that FT, FP, NAD and RNP share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unbackdoor.attacks import Augmentation
+from unbackdoor.defences.clean_data import DefenderData
+from unbackdoor.report import Stage
+from unbackdoor.train import Recipe
+from unbackdoor.train.augment import cutout
+from unbackdoor.train.fit import autocast_dtype, batch_sizes
+
+#: Called with (steps done, steps in all, what to say beside it).
+Progress = Callable[[int, int, str], None]
+
+#: (inputs, labels) -> (loss, logits).
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def silent(_done: int, _total: int, _note: str) -> None:
+    """Shows no progress."""
+
+
+def cross_entropy(forward: Callable[[Tensor], Tensor]) -> Loss:
+    """The usual loss of a network (or of a function that stands for one)."""
+
+    def loss(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = forward(x)
+        return F.cross_entropy(logits, y), logits
+
+    return loss
+
+
+def tune(
+    parameters: Iterable[Tensor],
+    loss: Loss,
+    data: DefenderData,
+    recipe: Recipe,
+    *,
+    name: str,
+    generator: torch.Generator,
+    progress: Progress = silent,
+    cutout_size: int = 0,
+    clip: float = math.inf,
+    behind: Callable[[], None] | None = None,
+    stop: Callable[[float], bool] | None = None,
+) -> Stage:
+    """Train some tensors in place.
+
+    Args:
+        parameters: what is trained.
+        loss: of a batch; its logits are counted for the accuracy.
+        recipe: epochs, learning rate, batch size and so on; `crop_padding` and the data set say how images are varied.
+        name: of the stage.
+        generator: of the order and the augmentation.
+        progress: told after each step.
+        cutout_size: side of a square that is blacked out in each image; 0 is none.
+        clip: the largest norm of all gradients together.
+        behind: called after each step, for example to keep a mask in its range.
+        stop: told the accuracy of each epoch; True ends the training.
+    """
+    trained = list(parameters)
+    optimiser = torch.optim.SGD(
+        trained, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
+    )
+    how = Augmentation(padding=recipe.crop_padding)
+    device, dtype = data.labels.device, autocast_dtype(data.labels.device)
+    per_epoch = len(batch_sizes(len(data), recipe.batch_size))
+    steps = recipe.epochs * per_epoch
+    losses: list[float] = []
+    accuracies: list[float] = []
+    for epoch in range(recipe.epochs):
+        loss_sum, hits = 0.0, 0
+        for index, (x, y) in enumerate(data.epoch(recipe.batch_size, generator, how)):
+            step = epoch * per_epoch + index
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.lr_at(step, steps, losses)
+            x = cutout(x, size=cutout_size, generator=generator)
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                value, logits = loss(_channels_last(x), y)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            if math.isfinite(clip):
+                nn.utils.clip_grad_norm_(trained, clip)
+            optimiser.step()
+            if behind is not None:
+                behind()
+            loss_sum += float(value.detach()) * len(y)
+            hits += int((logits.detach().argmax(1) == y).sum())
+            progress(step + 1, steps, f"{name}: loss {float(value.detach()):.3f}")
+        losses.append(loss_sum / len(data))
+        accuracies.append(hits / len(data))
+        progress(
+            (epoch + 1) * per_epoch,
+            steps,
+            f"{name}: loss {losses[-1]:.3f}, accuracy on the given images {hits / len(data):.1%}",
+        )
+        if not math.isfinite(loss_sum) or (stop is not None and stop(accuracies[-1])):
+            break
+    return stage(name, "epoch", losses, accuracies)
+
+
+def stage(name: str, unit: str, losses: Iterable[float], accuracies: Iterable[float]) -> Stage:
+    """A stage's curves; what is not a finite number becomes None."""
+    curves = (tuple(x if math.isfinite(x) else None for x in curve) for curve in (losses, accuracies))
+    return Stage(name=name, unit=unit, losses=next(curves), accuracies=next(curves))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
