@@ -97,7 +97,8 @@ def _kill_often(folder: Path, count: int, outputs: tuple[str, ...]) -> int:
 
 
 def test_a_repair_that_is_killed(folder: Path) -> None:
-    assert _kill_often(folder, 2, ("out.safetensors",)) >= 1
+    """On a busy machine a write may be over before the kill: then once more."""
+    assert any(_kill_often(folder, 2, ("out.safetensors",)) for _ in range(5))
 
 
 @pytest.mark.slow

@@ -237,10 +237,10 @@ def encoder_decoder(channels: int) -> nn.Sequential:
 
 
 class _ToUnit(nn.Module):
-    """tanh(x) / 2 + 0.5."""
+    """tanh(x) / 2 + 0.5, in float32: `sharpen` multiplies what it rounds by twenty."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.tanh() / 2 + 0.5
+        return x.float().tanh() / 2 + 0.5
 
 
 def sharpen(mask: Tensor) -> Tensor:

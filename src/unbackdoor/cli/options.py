@@ -19,7 +19,6 @@ from unbackdoor.report.escape import visible
 
 if TYPE_CHECKING:
     from unbackdoor.defences.base import DataFree
-    from unbackdoor.report import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_METHOD = "lpp"
@@ -87,11 +86,6 @@ def announce(arch: str | None, *, quiet: bool = False) -> None:
     network = None if arch is None else parse_arch(arch)
     if network is not None and network.runs_code and Path(str(network.file)).is_file() and not quiet:
         click.echo(f"running {visible(str(network.file))} (--arch)", err=True)
-
-
-def is_gap(report: Report) -> bool:
-    """Whether a report does not speak for the whole network: exit code 3."""
-    return not report.complete or not report.layers
 
 
 def emit(text: str, output: Path | None, *, overwrite: bool) -> None:

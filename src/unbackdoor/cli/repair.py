@@ -14,7 +14,6 @@ from unbackdoor.cli.options import (
     emit,
     force_option,
     format_option,
-    is_gap,
     key_option,
     method_options,
     quiet_option,
@@ -77,7 +76,7 @@ def command(
             partial=partial,
             dry_run=dry_run,
         )
-        if dry_run and is_gap(report) and not partial:
+        if dry_run and report.gap is not None and not partial:
             code = 3
     except IncompleteError as error:
         say(str(error))

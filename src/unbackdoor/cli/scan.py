@@ -15,7 +15,6 @@ from unbackdoor.cli.options import (
     emit,
     force_option,
     format_option,
-    is_gap,
     key_option,
     method_options,
     quiet_option,
@@ -91,7 +90,7 @@ def command(
             click.echo(f"{visible(str(output))}: written", err=True)
     if failed:
         return 2
-    if any(is_gap(report) for report in reports):
+    if any(report.gap is not None for report in reports):
         return 3
     findings = sum(_findings(report, fail_on) for report in reports)
     return 1 if findings else 0

@@ -177,6 +177,17 @@ class Report:
         return not self.not_covered
 
     @property
+    def gap(self) -> str | None:
+        """What keeps this report from speaking for the whole network, if anything."""
+        if self.not_covered:
+            count, first = len(self.not_covered), self.not_covered[0]
+            return (
+                f"{count} {'part' if count == 1 else 'parts'} of it could not be read or paired (the first is "
+                f"{first.path!r}: {first.reason})"
+            )
+        return None if self.layers or self.stages else "no layer of it was scored"
+
+    @property
     def channels(self) -> int:
         """How many channels were scored."""
         return sum(len(layer.scores) for layer in self.layers)

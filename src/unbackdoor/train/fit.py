@@ -121,7 +121,8 @@ def fit(
     losses: list[float] = []
     first = _restore(resume, model, optimiser, session, losses, identity)
     if session is not None and first == 0:
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        # Without the cache: it would keep the first step's weights for all the steps inside.
+        with torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False):
             session.begin(images, batch_size=recipe.batch_size, progress=on_begin)
     varied = session.attack.augmentation if session is not None else None
     varied = varied or Augmentation(padding=recipe.crop_padding)

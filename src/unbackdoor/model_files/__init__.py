@@ -1,0 +1,20 @@
+"""From a model file to a report, and to a repaired file: `scan`, `repair`, `diff`, `evaluate`, `load_model`."""
+
+from unbackdoor.checkpoint import ARCH_KEY
+from unbackdoor.model_files.differences import Difference, diff
+from unbackdoor.model_files.evaluating import evaluate
+from unbackdoor.model_files.reading import ModelFile, load_model, open_model
+from unbackdoor.model_files.repairing import repair
+from unbackdoor.model_files.scanning import scan
+
+__all__ = [
+    "ARCH_KEY",
+    "Difference",
+    "ModelFile",
+    "diff",
+    "evaluate",
+    "load_model",
+    "open_model",
+    "repair",
+    "scan",
+]

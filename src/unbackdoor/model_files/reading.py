@@ -1,0 +1,226 @@
+"""Find the layers of a model file, and put its weights into a network.
+
+A network behind `--arch` is built on the meta device, without memory or weights, only to be traced and held against
+the file: the file's tensors are scored and edited as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from unbackdoor import checkpoint
+from unbackdoor.checkpoint import ARCH_KEY, Checkpoint
+from unbackdoor.errors import ArchitectureError, CheckpointError
+from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.graph.names import of_tensors
+from unbackdoor.models import Arch, parse_arch
+from unbackdoor.report import Remark, Report
+
+#: Characters of a file's own network name that are looked at: a stranger's string must not keep the parser busy.
+MAX_ARCH = 200
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file that has been read, and the layers found in it.
+
+    Attributes:
+        checkpoint: its tensors.
+        arch: the network it was read with, or None where names had to do.
+        graph: its layers.
+        source: what a method scores: the tensors, or a network that holds them where a weight must be computed.
+    """
+
+    checkpoint: Checkpoint
+    arch: Arch | None
+    graph: LayerGraph
+    source: nn.Module | Mapping[str, Tensor]
+
+
+def open_model(path: str | Path, *, arch: str | Arch | None = None, key: str | None = None) -> ModelFile:
+    """Read a model file and find its layers.
+
+    Args:
+        path: a safetensors file, or a state dict of torch's.
+        arch: as behind `--arch`; without it, the name that `unbackdoor train` left in the file, else names and order.
+        key: which entry of a torch file to read, where there are several.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        ArchitectureError: the network is unknown, or is not the one in the file.
+    """
+    found = checkpoint.load(path, key=key)
+    network = parse_arch(arch) if isinstance(arch, str) else arch
+    hint: Remark | None = None
+    if network is None:
+        network, hint = _recorded_arch(found)
+    if network is None:
+        graph = _with_ties(of_tensors(found.tensors, ordered=found.ordered), found.tensors)
+        if hint is not None:
+            graph = dataclasses.replace(graph, aside=(hint, *graph.aside))
+        return ModelFile(found, None, graph, found.tensors)
+    model = network.build(device="meta")
+    _check_fit(model, found, network)
+    graph = layer_graph(model)
+    graph = dataclasses.replace(graph, layers=tuple(dataclasses.replace(layer, rule="arch") for layer in graph.layers))
+    source: nn.Module | Mapping[str, Tensor] = found.tensors
+    if any(layer.parametrization == "other" for layer in graph.layers):
+        source = load_weights(network.build(), found, network)
+    return ModelFile(found, network, graph, source)
+
+
+def load_model(path: str | Path, *, arch: str | Arch | None = None, key: str | None = None) -> nn.Module:
+    """A network with a file's weights, in eval mode.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        ArchitectureError: no network is named, or it is not the one in the file.
+    """
+    found = checkpoint.load(path, key=key)
+    network = parse_arch(arch) if isinstance(arch, str) else arch
+    if network is None:
+        network, hint = _recorded_arch(found)
+        if network is None:
+            what = "the file does not say which network it is" if hint is None else f"its {hint.path} {hint.reason}"
+            raise ArchitectureError(f"{path}: {what}; give --arch (arch=...)")
+    return load_weights(network.build(), found, network)
+
+
+def load_weights(model: nn.Module, found: Checkpoint, arch: Arch) -> nn.Module:
+    """Put a file's tensors into a network; every key and shape must match.
+
+    Raises:
+        ArchitectureError: they do not.
+        CheckpointError: a weight is stored as whole numbers.
+    """
+    _check_fit(model, found, arch)
+    state = model.state_dict()
+    for name, tensor in found.tensors.items():
+        if state[name].is_floating_point() and not tensor.is_floating_point():
+            raise CheckpointError(f"{found.path}: {name!r}: expected floating-point numbers, got {dtype_name(tensor)}")
+    # Older files lack the batch counters, which nothing here reads; nothing else can be missing after the check.
+    own = {name: tensor for name, tensor in state.items() if name.endswith("num_batches_tracked")}
+    model.load_state_dict({**own, **found.tensors}, assign=True)
+    return model.eval()
+
+
+def with_source(report: Report, file: ModelFile) -> Report:
+    return dataclasses.replace(
+        report,
+        source=str(file.checkpoint.path),
+        digest=_sha256(file.checkpoint.path),
+        arch=None if file.arch is None else str(file.arch),
+    )
+
+
+def _recorded_arch(found: Checkpoint) -> tuple[Arch | None, Remark | None]:
+    """The network that the file names, if it is one of the package's own and fits: a file must not make code run."""
+    text = found.metadata.get(ARCH_KEY)
+    if text is None:
+        return None, None
+    try:
+        if len(text) > MAX_ARCH:
+            return None, Remark(ARCH_KEY, "metadata", f"is longer than {MAX_ARCH} characters: not used")
+        arch = parse_arch(text)
+        if arch.source != "own":
+            return None, Remark(ARCH_KEY, "metadata", "names a network that is not the package's own: not used")
+        with _no_larger_than(found):
+            model = arch.build(device="meta")
+        _check_fit(model, found, arch)
+    except ArchitectureError:
+        return None, Remark(ARCH_KEY, "metadata", "names a network that the file does not hold: not used")
+    return arch, None
+
+
+@contextlib.contextmanager
+def _no_larger_than(found: Checkpoint) -> Iterator[None]:
+    """Stops the building of a network with more parameters than a file holds: its options are the stranger's."""
+    left = [len(found.tensors), sum(tensor.numel() for tensor in found.tensors.values())]
+
+    def count(_module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            left[0] -= 1
+            left[1] -= parameter.numel()
+        if min(left) < 0:
+            raise ArchitectureError(f"{found.path}: holds fewer parameters than the network that it names: {name}")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _check_fit(model: nn.Module, found: Checkpoint, arch: Arch) -> None:
+    """Keys and shapes must match in full."""
+    wanted, tensors = model.state_dict(), found.tensors
+    missing = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]
+    extra = [name for name in tensors if name not in wanted]
+    wrong = [name for name in wanted if name in tensors and wanted[name].shape != tensors[name].shape]
+    if not missing and not extra and not wrong:
+        return
+    parts = []
+    if missing:
+        parts.append(f"tensors missing from the file: {len(missing)} ({_first(missing)})")
+    if extra:
+        parts.append(f"tensors that it does not have: {len(extra)} ({_first(extra)})")
+    if wrong:
+        name = wrong[0]
+        parts.append(
+            f"tensors of another shape: {len(wrong)} ({name}: expected {tuple(wanted[name].shape)}, "
+            f"got {tuple(tensors[name].shape)})"
+        )
+    rows = {_other_rows(wanted[name], tensors[name]) for name in wrong}
+    if not missing and not extra and len({name.rpartition(".")[0] for name in wrong}) == 1 == len(rows) and all(rows):
+        classes = rows.pop()
+        parts.append(f"its classifier has {classes} rows: try {arch.with_options(num_classes=classes)}")
+    else:
+        parts.append("give the network that it was saved from with --arch (arch=...)")
+    raise ArchitectureError(f"{found.path}: is not {arch}: {'; '.join(parts)}")
+
+
+def _other_rows(wanted: Tensor, found: Tensor) -> int | None:
+    """How many rows a tensor has that differs from what was wanted in that alone."""
+    alike = wanted.ndim == found.ndim > 0 and wanted.shape[1:] == found.shape[1:]
+    return len(found) if alike else None
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _with_ties(graph: LayerGraph, tensors: Mapping[str, Tensor]) -> LayerGraph:
+    """The layers of a state dict, with the ties that its shared memory tells of."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel():
+            groups.setdefault(memory_of(tensor), []).append(name)
+    aliases = {name: tuple(n for n in group if n != name) for group in groups.values() for name in group if group[1:]}
+    layers = tuple(
+        dataclasses.replace(layer, tied=True, note=f"shares its weight with {', '.join(aliases[layer.weight])}")
+        if layer.weight in aliases
+        else layer
+        for layer in graph.layers
+    )
+    return dataclasses.replace(graph, layers=layers, aliases=aliases)
+
+
+def memory_of(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,114 @@
+"""`repair`: a repaired copy of a model file, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from unbackdoor import checkpoint
+from unbackdoor.checkpoint import ARCH_KEY, Checkpoint
+from unbackdoor.defences.base import DataFree
+from unbackdoor.defences.data_free import LPP
+from unbackdoor.errors import CheckpointError, IncompleteError, SettingError
+from unbackdoor.graph import LayerGraph
+from unbackdoor.model_files.differences import different_rows
+from unbackdoor.model_files.reading import memory_of, open_model, with_source
+from unbackdoor.models import Arch
+from unbackdoor.report import Remark, Report
+
+
+def repair(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    method: DataFree | None = None,
+    arch: str | Arch | None = None,
+    key: str | None = None,
+    overwrite: bool = False,
+    partial: bool = False,
+    dry_run: bool = False,
+) -> Report:
+    """Write a repaired copy of a model file; it appears whole, or not at all, and is read back.
+
+    Args:
+        source: a model file; it is never modified.
+        output: the new file; its suffix decides the format. Only a dry run may do without.
+        method: LPP with its defaults if None.
+        arch: as behind `--arch`.
+        key: which entry of a torch file to read, where there are several.
+        overwrite: whether an existing output may be replaced.
+        partial: whether to write although part of the network could not be read or paired, or nothing was scored.
+        dry_run: report only, and write nothing.
+
+    Raises:
+        CheckpointError, ArchitectureError: the file cannot be read, or is not that network's.
+        IncompleteError: part of it could not be read or paired, or nothing was scored, and `partial` is false; nothing
+            was written.
+        OutputError: the output exists, is the input, or cannot be written.
+        SettingError: no output was given.
+    """
+    if output is not None:
+        checkpoint.check_output(output, overwrite=overwrite, inputs=[source])
+    elif not dry_run:
+        raise SettingError("repair: expected an output, or dry_run=True")
+    file = open_model(source, arch=arch, key=key)
+    plan = (method or LPP()).plan(file.source, graph=file.graph)
+    report = with_source(plan.report(action="repair"), file)
+    if dry_run or output is None:
+        return dataclasses.replace(report, action="plan")
+    if report.gap is not None and not partial:
+        raise IncompleteError(
+            f"{source}: {report.gap}; nothing was written; --partial (partial=True) repairs the rest",
+            dataclasses.replace(report, action="plan"),
+        )
+    tensors = _copy_edited(file.checkpoint.tensors, {edit.name for edit in plan.edits}, file.graph)
+    plan.apply_(tensors)
+    own = file.arch is not None and file.arch.source == "own"
+    checkpoint.save(
+        output,
+        tensors,
+        like=file.checkpoint,
+        metadata={ARCH_KEY: str(file.arch)} if own else None,
+        overwrite=overwrite,
+    )
+    read_back(Path(output), tensors, file.checkpoint)
+    lost = _not_kept(file.checkpoint, Path(output))
+    return dataclasses.replace(report, output=str(output), left_alone=(*report.left_alone, *lost))
+
+
+def _copy_edited(tensors: Mapping[str, Tensor], edited: set[str], graph: LayerGraph) -> dict[str, Tensor]:
+    """The same mapping with copies of the tensors that will change.
+
+    Names of one tensor of the network go on sharing memory where they did. Others that shared it, as a file may have
+    it, keep their content: to the network they are not the same tensor.
+    """
+    result = dict(tensors)
+    for name in edited:
+        copies: dict[tuple[object, ...], Tensor] = {}
+        for alias in (name, *graph.aliases.get(name, ())):
+            if alias in tensors and result[alias] is tensors[alias]:
+                memory = memory_of(tensors[alias])
+                result[alias] = copies.setdefault(memory, tensors[alias].clone())
+    return result
+
+
+def _not_kept(found: Checkpoint, output: Path) -> tuple[Remark, ...]:
+    """What a torch file held besides the weights, where the output can hold tensors only."""
+    if output.suffix.lower() != ".safetensors" or found.key is None:
+        return ()
+    others = [str(name) for name in found.container if name != found.key]
+    return tuple(Remark(name, "entry", "not kept: a safetensors file holds the weights only") for name in others)
+
+
+def read_back(output: Path, tensors: Mapping[str, Tensor], like: Checkpoint) -> None:
+    """Compare what is on the disk with what was meant to be there."""
+    written = checkpoint.load(output, key=like.key if output.suffix.lower() != ".safetensors" else None).tensors
+    same = written.keys() == tensors.keys() and all(
+        written[name].dtype == tensors[name].dtype and not different_rows(written[name], tensors[name])
+        for name in tensors
+    )
+    if not same:
+        raise CheckpointError(f"{output}: what was read back is not what was written; do not use this file")

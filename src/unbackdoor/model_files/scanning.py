@@ -1,0 +1,40 @@
+"""`scan`: a report on a model file or a network; nothing is changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from unbackdoor.defences.base import DataFree
+from unbackdoor.defences.data_free import LPP
+from unbackdoor.model_files.reading import open_model, with_source
+from unbackdoor.models import Arch
+from unbackdoor.report import Report
+
+
+def scan(
+    source: str | Path | nn.Module,
+    *,
+    arch: str | Arch | None = None,
+    method: DataFree | None = None,
+    key: str | None = None,
+) -> Report:
+    """Outlier channels, layer by layer; changes nothing.
+
+    Args:
+        source: a model file, or a network.
+        arch: as behind `--arch`, for a file.
+        method: scores and cuts; LPP with its defaults if None.
+        key: which entry of a torch file to read, where there are several.
+
+    Raises:
+        CheckpointError, ArchitectureError: the file cannot be read, or is not that network's.
+        GraphError: the network could not be read at all.
+    """
+    method = method or LPP()
+    if isinstance(source, nn.Module):
+        return method.plan(source).report(action="scan")
+    file = open_model(source, arch=arch, key=key)
+    report = method.plan(file.source, graph=file.graph).report(action="scan")
+    return with_source(report, file)
