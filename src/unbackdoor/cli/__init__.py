@@ -18,6 +18,7 @@ COMMANDS = {
     "diff": "which channels differ between two files",
     "evaluate": "ACC, and with an attack ASR and RA, on a test set",
     "train": "train a network, clean or backdoored",
+    "defend": "repair a network by any method, with or without clean images",
 }
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def bar(title: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is fed with (done, total)."""
+def bar(title: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A bar that is fed with (done, total), and a note beside it if there is one."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

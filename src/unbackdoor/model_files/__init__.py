@@ -1,6 +1,7 @@
-"""From a model file to a report, and to a repaired file: `scan`, `repair`, `diff`, `evaluate`, `load_model`."""
+"""What is done with model files: `scan`, `repair`, `defend`, `diff`, `evaluate`, `load_model`."""
 
 from unbackdoor.checkpoint import ARCH_KEY
+from unbackdoor.model_files.defending import Defended, defend
 from unbackdoor.model_files.differences import Difference, diff
 from unbackdoor.model_files.evaluating import evaluate
 from unbackdoor.model_files.reading import ModelFile, load_model, open_model
@@ -9,8 +10,10 @@ from unbackdoor.model_files.scanning import scan
 
 __all__ = [
     "ARCH_KEY",
+    "Defended",
     "Difference",
     "ModelFile",
+    "defend",
     "diff",
     "evaluate",
     "load_model",

@@ -94,6 +94,20 @@ def load_model(path: str | Path, *, arch: str | Arch | None = None, key: str | N
     return load_weights(network.build(), found, network)
 
 
+def network_of(file: ModelFile) -> nn.Module:
+    """A network with the weights of a file that has been read, in eval mode.
+
+    Raises:
+        ArchitectureError: it was read without naming its network.
+    """
+    if file.arch is None:
+        said = next((f": its {hint.path} {hint.reason}" for hint in file.graph.aside if hint.path == ARCH_KEY), "")
+        raise ArchitectureError(
+            f"{file.checkpoint.path}: expected a file that names its network{said}; give --arch (arch=...)"
+        )
+    return load_weights(file.arch.build(), file.checkpoint, file.arch)
+
+
 def load_weights(model: nn.Module, found: Checkpoint, arch: Arch) -> nn.Module:
     """Put a file's tensors into a network; every key and shape must match.
 

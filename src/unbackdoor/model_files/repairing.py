@@ -15,7 +15,7 @@ from unbackdoor.defences.data_free import LPP
 from unbackdoor.errors import CheckpointError, IncompleteError, SettingError
 from unbackdoor.graph import LayerGraph
 from unbackdoor.model_files.differences import different_rows
-from unbackdoor.model_files.reading import memory_of, open_model, with_source
+from unbackdoor.model_files.reading import ModelFile, memory_of, open_model, with_source
 from unbackdoor.models import Arch
 from unbackdoor.report import Remark, Report
 
@@ -66,6 +66,21 @@ def repair(
         )
     tensors = _copy_edited(file.checkpoint.tensors, {edit.name for edit in plan.edits}, file.graph)
     plan.apply_(tensors)
+    return write_repaired(report, tensors, file, Path(output), overwrite=overwrite)
+
+
+def write_repaired(
+    report: Report, tensors: Mapping[str, Tensor], file: ModelFile, output: Path, *, overwrite: bool
+) -> Report:
+    """Write a repaired file's tensors, read them back, and say where they are.
+
+    Args:
+        report: of the repair.
+        tensors: the file's, with new content.
+        file: the file they come from.
+        output: the new file.
+        overwrite: whether an existing output may be replaced.
+    """
     own = file.arch is not None and file.arch.source == "own"
     checkpoint.save(
         output,
@@ -74,8 +89,8 @@ def repair(
         metadata={ARCH_KEY: str(file.arch)} if own else None,
         overwrite=overwrite,
     )
-    read_back(Path(output), tensors, file.checkpoint)
-    lost = _not_kept(file.checkpoint, Path(output))
+    _read_back(output, tensors, file.checkpoint)
+    lost = _not_kept(file.checkpoint, output)
     return dataclasses.replace(report, output=str(output), left_alone=(*report.left_alone, *lost))
 
 
@@ -103,7 +118,7 @@ def _not_kept(found: Checkpoint, output: Path) -> tuple[Remark, ...]:
     return tuple(Remark(name, "entry", "not kept: a safetensors file holds the weights only") for name in others)
 
 
-def read_back(output: Path, tensors: Mapping[str, Tensor], like: Checkpoint) -> None:
+def _read_back(output: Path, tensors: Mapping[str, Tensor], like: Checkpoint) -> None:
     """Compare what is on the disk with what was meant to be there."""
     written = checkpoint.load(output, key=like.key if output.suffix.lower() != ".safetensors" else None).tensors
     same = written.keys() == tensors.keys() and all(

@@ -1,0 +1,175 @@
+"""`unbackdoor defend`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from unbackdoor.cli.options import (
+    announce,
+    arch_option,
+    download_option,
+    emit,
+    force_option,
+    format_option,
+    key_option,
+    quiet_option,
+)
+from unbackdoor.errors import IncompleteError, SettingError
+from unbackdoor.report.escape import visible
+
+
+@click.command(
+    epilog="Exit codes: 0 done; 2 error, or refused; 3 part of the model could not be read, or no layer was scored, "
+    "and nothing was written without --partial."
+)
+@click.argument("model")
+@click.option(
+    "--method",
+    "method_text",
+    required=True,
+    help="bnp, ep, ft, fp, anp, nad, ibau, rnp, lpp or clp, with settings as in anp:threshold=0.1 (docs/defences.md).",
+)
+@click.option("--preset", help="A method's other settings: backdoorbench, as_published, as_printed.")
+@click.option("--data", help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md).")
+@click.option(
+    "--clean",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="Share of its training images that the method is given; above 1 their number.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw of these, and of the method's.")
+@click.option("--evaluate", "measured", is_flag=True, help="Measure ACC on the test images, before and after.")
+@click.option(
+    "--attack",
+    "attack_text",
+    help="Measure ASR and RA too: badnet, badnet:size=3, or the attack.json that train wrote.",
+)
+@click.option(
+    "--poisoned",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Share of the method's images that carry the trigger, for methods that want training images (ep).",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
+@click.option("--partial", is_flag=True, help="Write what could be repaired, though a part could not be read.")
+@arch_option
+@key_option
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
+@download_option
+@format_option
+@click.option("--report", "report_file", type=click.Path(path_type=Path), help="Write the report there, not to stdout.")
+@click.option(
+    "--record", "record_file", type=click.Path(path_type=Path), help="Write settings, rates and time as JSON."
+)
+@force_option
+@quiet_option
+def command(
+    *,
+    model: str,
+    method_text: str,
+    preset: str | None,
+    data: str | None,
+    clean: float,
+    seed: int,
+    measured: bool,
+    attack_text: str | None,
+    poisoned: float,
+    output: Path | None,
+    partial: bool,
+    arch: str | None,
+    key: str | None,
+    device: str,
+    data_dir: Path | None,
+    download: bool,
+    form: str,
+    report_file: Path | None,
+    record_file: Path | None,
+    force: bool,
+    quiet: bool,
+) -> int:
+    """Repair a network by any method, data-free or with clean images. The input file is never modified."""
+    from unbackdoor.atomic import atomic_write, check_target
+    from unbackdoor.attacks import load_attack, parse_attack
+    from unbackdoor.cli import say
+    from unbackdoor.cli.progress import bar
+    from unbackdoor.cli.train import describe_rates
+    from unbackdoor.defences.table import parse_method
+    from unbackdoor.model_files import defend
+
+    method = parse_method(method_text, preset=preset)
+    measured = measured or attack_text is not None or record_file is not None
+    if output is None and not measured:
+        raise SettingError("defend: expected -o OUT for the repaired file, or --evaluate for its rates, or both")
+    targets = [path.resolve() for path in (output, report_file, record_file) if path is not None]
+    if len(set(targets)) < len(targets):
+        raise SettingError("defend: expected different files behind -o, --report and --record")
+    for path in (report_file, record_file):
+        if path is not None:
+            check_target(path, overwrite=force, inputs=[model])
+    attack = None
+    if attack_text is not None:
+        attack = load_attack(attack_text) if attack_text.endswith(".json") else parse_attack(attack_text)
+    announce(arch, quiet=quiet)
+    code = 0
+    done = None
+    try:
+        with bar(method.name, quiet=quiet) as update:
+            done = defend(
+                model,
+                output,
+                method=method,
+                data=data,
+                clean=clean,
+                seed=seed,
+                attack=attack,
+                poisoned=poisoned,
+                measured=measured,
+                arch=arch,
+                key=key,
+                data_dir=data_dir,
+                download=download,
+                device=device,
+                overwrite=force,
+                partial=partial,
+                progress=update,
+            )
+        report = done.report
+    except IncompleteError as error:
+        say(str(error))
+        report, code = error.report, 3
+    text = {"text": report.to_text, "json": report.to_json, "html": report.to_html, "sarif": report.to_sarif}[form]()
+    emit(text, report_file, overwrite=force)
+    if done is not None and done.before is not None and done.after is not None:
+        for label, rates in (("before", done.before), ("after", done.after)):
+            click.echo(f"{label:<7} {describe_rates(rates.to_dict())}", err=form != "text" and report_file is None)
+        if record_file is not None:
+            command = shlex.join(["unbackdoor", *_portable(sys.argv[1:])])
+            record = {"command": command, "poisoned": poisoned, **done.record(device)}
+            with atomic_write(record_file, overwrite=force) as stream:
+                stream.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+    if not quiet and done is not None:
+        click.echo(f"{method.name}: {done.seconds:.1f} s", err=True)
+        if report.output is not None:
+            click.echo(f"{visible(str(output))}: written and read back", err=True)
+    return code
+
+
+def _portable(words: list[str]) -> list[str]:
+    """The command line without the folders of this machine that say nothing to another reader."""
+    result, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in ("--data-dir", "--report", "--record", "-o", "--output"):
+            skip = True
+        elif not word.startswith(("--data-dir=", "--report=", "--record=", "--output=", "-o")) and word != "--force":
+            result.append(word)
+    return result
