@@ -1,10 +1,12 @@
 """Layouts of single image files: torchvision's GTSRB, Tiny ImageNet's archive, class folders."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_images import pixels, write
+from PIL import Image
 
 from unbackdoor.data import DATASETS, LabelledImages, load_dataset
 from unbackdoor.errors import DataError
@@ -116,7 +118,7 @@ def test_a_damaged_table_of_tiny_imagenet(tmp_path: Path, line: str, message: st
         load_dataset("tiny_imagenet", "test", tmp_path)
 
 
-@pytest.mark.parametrize("suffix", ["png", "PNG", "jpg", "jpeg", "ppm", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "PNG", "jpg", "jpeg", "ppm", "pgm", "bmp", "webp", "tif", "TIFF", "gif"])
 def test_class_folders_of_a_known_data_set(tmp_path: Path, suffix: str) -> None:
     for label in (8, 0):
         write(tmp_path / "cifar10" / "test" / DATASETS["cifar10"].classes[label] / f"a.{suffix}", _plain(7 * label))
@@ -155,3 +157,31 @@ def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "cat" / "a.png").write_bytes(whole[:-200])
     with pytest.raises(DataError, match=r"a.png cannot be decoded: .*truncated"):
         load_dataset("cifar10", "train", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path, suffix: str) -> None:
+    """Pillow's own conversion calls everything from 255 of 65535 white."""
+    values = np.array([0, 255, 256, 32_767, 32_768, 65_535] + [1000] * 1018, np.uint16).reshape(32, 32)
+    write(tmp_path / "train" / "cat" / f"a.{suffix}", values)
+    data = load_dataset("cifar10", "train", tmp_path)
+    assert data.images[0, :, 0, :7].tolist() == [[0, 0, 1, 127, 128, 255, 3]] * 3
+
+
+@pytest.mark.parametrize(("dtype", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_numbers_of_no_known_range_are_refused(tmp_path: Path, dtype: type, mode: str) -> None:
+    write(tmp_path / "train" / "cat" / "a.tif", np.full((32, 32), 100, dtype))
+    with pytest.raises(
+        DataError, match=rf"a.tif cannot be decoded: its numbers have no known range .*mode {mode}\); convert"
+    ):
+        load_dataset("cifar10", "train", tmp_path)
+
+
+def test_a_palette_with_transparency_is_read_without_a_word(tmp_path: Path) -> None:
+    palette = Image.new("P", (32, 32), 1)
+    palette.putpalette([9, 9, 9, 10, 20, 30])
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    palette.save(tmp_path / "train" / "cat" / "a.png", transparency=bytes([0, 128]))
+    with warnings.catch_warnings(action="error"):
+        data = load_dataset("cifar10", "train", tmp_path)
+    assert data.images[0, :, 5, 5].tolist() == [10, 20, 30]

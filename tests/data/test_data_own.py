@@ -73,11 +73,16 @@ def test_parts_with_names_of_their_own(birds: Path) -> None:
         load_dataset(file, "test")
 
 
-def test_the_test_part_alone_is_enough_to_evaluate(birds: Path) -> None:
-    (birds / "train").rename(birds / "test")
-    assert load_dataset(str(birds), "test").labels.tolist() == [0, 1]
+def test_a_test_part_alone_does_not_say_which_classes_there_are(birds: Path) -> None:
+    """Its wren would be class 0, because it has no owl."""
+    (birds / "train").rename(birds / "elsewhere")
+    write(birds / "val" / "yellowhammer" / "a.png", pixels(0, 24))
+    with pytest.raises(DataError, match=r"train: expected the training part, .* as classes = \[...\] in a data.toml"):
+        load_dataset(str(birds), "test")
+    file = _toml(birds, '[birds]\nfolder = "birds"\nclasses = ["owl", "wren", "yellowhammer"]')
+    assert load_dataset(file, "test").labels.tolist() == [1, 2]
     with pytest.raises(DataError, match="birds: expected its train images"):
-        load_dataset(str(birds), "train")
+        load_dataset(file, "train")
 
 
 def test_a_test_class_that_training_lacks(birds: Path) -> None:
@@ -104,7 +109,11 @@ def test_images_of_several_sizes_need_one_that_is_given(birds: Path) -> None:
             r"unknown setting 'sise'; it has folder, size, classes, mean, std, flip,",
         ),
         ("[birds]\nfolder = 'birds'\nsize = '64'", "size: expected int, got '64'"),
-        ("[birds]\nfolder = 'birds'\nsize = -1", "size: expected a number of pixels, got -1"),
+        ("[birds]\nfolder = 'birds'\nsize = -1", "size: expected a number of pixels up to 8192, got -1"),
+        (
+            "[birds]\nfolder = 'birds'\nsize = 4294967296",
+            "size: expected a number of pixels up to 8192, got 4294967296",
+        ),
         ("[birds]\nfolder = 'birds'\nflip = 1", "flip: expected bool, got 1"),
         ("[birds]\nfolder = 'birds'\nmean = 0.5", "mean: expected tuple, got 0.5"),
         ("[birds]\nfolder = 'birds'\nmean = [0.5]", r"mean: expected three numbers, got \[0.5\]"),

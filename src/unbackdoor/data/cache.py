@@ -1,8 +1,8 @@
 """Decoded images, kept: a split is decoded once, and mapped into memory from then on.
 
 One safetensors file a (data set, split, source), in $UNBACKDOOR_CACHE, else in the system's folder for caches. Its name
-carries the digest of the source: the names, sizes and times of change of the files, and all that decoding depends on.
-The times stand in for the content, which would take as long to read as to decode. A file that is damaged is made anew;
+carries the digest of the source: names, sizes, inodes and times of change of the files, and all that decoding depends
+on. These stand in for the content, which would take as long to read as to decode. A file that is damaged is made anew;
 where none can be written, images are kept in memory and a CacheWarning says so.
 
 The mapping is private: a program that writes into the tensors changes its own copy of the pages, never the file.
@@ -107,7 +107,9 @@ def file_name(source: Source, split: str, spec: DatasetSpec) -> str:
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from error
         name = str(path).removeprefix(above)
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+        # Times of modification survive a copy and may be set; inode and time of change tell another file of that name.
+        state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        digest.update(f"{name}\0{state}\n".encode("utf-8", "surrogateescape"))
     return f"{re.sub(r'[^A-Za-z0-9._-]', '-', spec.name)}-{split}-{digest.hexdigest()[:24]}.safetensors"
 
 

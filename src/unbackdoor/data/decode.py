@@ -27,7 +27,7 @@ MOST_PIXELS = 2**26
 def decode(
     pictures: Iterable[tuple[str, Any]], labels: Tensor, spec: DatasetSpec, progress: Progress | None = None
 ) -> LabelledImages:
-    """Decode a split; grey, palette and transparent images become RGB.
+    """Decode a split; grey, palette and transparent images become RGB, 16 bits a pixel become the upper 8.
 
     An image that is not `spec.size` by `spec.size` pixels is resized with pillow's bilinear filter (which averages when
     it shrinks), its sides independently, where `spec.resize` allows it.
@@ -39,7 +39,8 @@ def decode(
         progress: called after every 1000 images.
 
     Raises:
-        DataError: a label is no class, an image cannot be decoded, or it has another size and may not be resized.
+        DataError: a label is no class, an image cannot be decoded or holds numbers of no known range, or it has another
+            size and may not be resized.
     """
     check_labels(labels, spec)
     total, size = len(labels), spec.size
@@ -72,13 +73,28 @@ def _pixels(where: str, content: Any, spec: DatasetSpec) -> tuple[NDArray[np.uin
         with _open(content) as picture:
             size = picture.size  # known before the pixels are decoded
             if size == wanted:
-                return np.asarray(picture.convert("RGB")), False
+                return np.asarray(_rgb(picture)), False
             if spec.resize and size[0] * size[1] <= MOST_PIXELS:
-                return np.asarray(picture.convert("RGB").resize(wanted, Resampling.BILINEAR)), True
+                return np.asarray(_rgb(picture).resize(wanted, Resampling.BILINEAR)), True
     except Exception as error:
         raise DataError(f"{where} cannot be decoded: {_reason(error)}") from error
     most = f" (or at most {MOST_PIXELS:,} in all)" if spec.resize else ""
     raise DataError(f"{where}: expected {spec.size}x{spec.size} pixels{most}, got {size[0]}x{size[1]}")
+
+
+def _rgb(picture: Image) -> Image:
+    """What pillow's own conversion would cut off at 255 is scaled, or refused."""
+    from PIL import Image
+
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
+    elif picture.mode in ("I", "F"):
+        raise ValueError(
+            f"its numbers have no known range (pillow's mode {picture.mode}); convert it to 8 bits a pixel"
+        )
+    elif picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # the same colours, without pillow's warning
+    return picture.convert("RGB")
 
 
 def _open(content: Any) -> Image:

@@ -15,7 +15,7 @@ from unbackdoor.data.specs import DatasetSpec
 from unbackdoor.errors import DataError
 
 LAYOUT = "image folder"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 def find(folder: Path, split: str, spec: DatasetSpec) -> Source | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from unbackdoor.config import build
 from unbackdoor.data import image_folder, parquet
-from unbackdoor.data.decode import size_of
+from unbackdoor.data.decode import MOST_PIXELS, size_of
 from unbackdoor.data.source import Source
 from unbackdoor.data.specs import DatasetSpec
 from unbackdoor.errors import DataError, SettingError
@@ -75,8 +75,9 @@ class OwnData:
             raise SettingError(f"{name}: splits: expected the training and the test part, got {list(self.splits)}")
         if any(not _NAME.fullmatch(split) or split in (".", "..") for split in self.splits):
             raise SettingError(f"{name}: splits: expected names without slashes, got {list(self.splits)}")
-        if self.size < 0:
-            raise SettingError(f"{name}: size: expected a number of pixels, got {self.size}")
+        most = math.isqrt(MOST_PIXELS)
+        if not 0 <= self.size <= most:
+            raise SettingError(f"{name}: size: expected a number of pixels up to {most}, got {self.size}")
         if self.format not in ("", *FORMATS):
             raise SettingError(f"{name}: format: expected {' or '.join(FORMATS)}, got {self.format!r}")
 
@@ -146,8 +147,13 @@ def _table(file: Path, name: str | None) -> tuple[str, Mapping[str, Any]]:
 def _describe(name: str, where: str, folder: Path, own: OwnData) -> Found:
     """Fill in what the table leaves open from what lies in the folder."""
     form, splits = _layout(where, folder, own)
-    # The training part decides on the classes: a test part may lack some.
+    # The training part decides on the classes: a test part may lack some, and the labels of the others would shift.
     split = next(split for split in splits if _has(form, folder, split))
+    if form == "imagefolder" and split != splits[0] and not own.classes:
+        raise DataError(
+            f"{folder / splits[0]}: expected the training part, whose folders say which classes there are; without it, "
+            f"list them in label order, as classes = [...] in a data.toml"
+        )
     if form == "parquet":
         classes = own.classes or parquet.find_classes(folder, split, _LABEL_COLUMNS)
     else:
