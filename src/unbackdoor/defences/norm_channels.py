@@ -146,7 +146,7 @@ def report_norms(
                 path=path,
                 kind=kind,
                 norm=path,
-                rule="module",
+                rule="itself",
                 scores=tuple(x if abs(x) < float("inf") else None for x in values.double().tolist()),
                 mean=float(finite.mean()) if len(finite) else None,
                 std=float(finite.std(correction=correction)) if len(finite) > correction else None,

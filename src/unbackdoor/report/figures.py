@@ -123,3 +123,25 @@ def _answer(model: str, answer: str, truth: str, target: str) -> str:
         f'<div><dt>{html(model)}</dt><dd class="{kind}"><span aria-hidden="true">{sign}</span> {html(answer)}'
         f'<span class="unseen"> ({word})</span></dd></div>'
     )
+
+
+def curve(values: Sequence[float | None], name: str) -> Html:
+    """A line through the values, with the smallest and the largest written beside it; gaps where there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return Html(f'<figure class="curve"><figcaption>{html(name)}: no finite value</figcaption></figure>')
+    low, high = min(known), max(known)
+    span = (high - low) or 1.0
+    step = 100 / max(1, len(values) - 1)
+    points: list[list[str]] = [[]]
+    for index, value in enumerate(values):
+        if value is None:
+            points.append([])
+        else:
+            points[-1].append(f"{index * step:.2f},{(high - value) / span * 40:.2f}")
+    lines = "".join(f'<polyline points="{" ".join(part)}"/>' for part in points if part)
+    text = f"{name}: {known[0]:.4g} first, {known[-1]:.4g} last, from {low:.4g} to {high:.4g}"
+    return Html(
+        f'<figure class="curve"><svg viewBox="-1 -2 102 44" preserveAspectRatio="none" role="img" '
+        f'aria-label="{html(text)}">{lines}</svg><figcaption>{html(text)}</figcaption></figure>'
+    )

@@ -14,6 +14,7 @@ from importlib import resources
 
 from unbackdoor.report import strip, summary
 from unbackdoor.report.escape import NOTHING, Html, html, html_short
+from unbackdoor.report.figures import curve
 from unbackdoor.report.record import LayerReport, Report
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -75,6 +76,7 @@ def report_header(report: Report, *, title: str) -> Html:
         "File": _code(report.source),
         "SHA-256": _code(report.digest),
         "Written to": _code(report.output),
+        "Images": html_short(summary.data(report.data), 400) if report.data else NOTHING,
     }
     lead = f'<p class="headline">{html(summary.headline(report))}</p>{_facts(facts)}'
     return header(title, eyebrow=eyebrow, lead=Html(lead))
@@ -94,6 +96,7 @@ def report_sections(report: Report, *, prefix: str = "layer", level: int = 2) ->
         overview_section(report, prefix=prefix, level=level),
         layers_section(report, prefix=prefix, level=level),
         classifier_section(report, level=level),
+        stages_section(report, level=level),
         remarks_section(report, level=level),
         method_section(report, level=level),
     ]
@@ -196,6 +199,20 @@ def classifier_section(report: Report, *, level: int = 2) -> Html:
     return section("The classifier", body, level=level)
 
 
+def stages_section(report: Report, *, level: int = 2) -> Html:
+    """The curves of a method that trains; empty where none did."""
+    if not report.stages:
+        return NOTHING
+    body = "".join(
+        f"<h{level + 1}>{html_short(stage.name, TITLE)}</h{level + 1}>"
+        f'<p class="quiet">{html(summary.stage(stage))}</p>'
+        f'<div class="curves">{curve(stage.losses, "loss")}{curve(stage.accuracies, "accuracy")}</div>'
+        for stage in report.stages
+    )
+    lead = "Measured on the images that the method was given, as it saw them; no test image has a part in it."
+    return section("Training", body, lead=lead, level=level)
+
+
 def remarks_section(report: Report, *, level: int = 2) -> Html:
     """What was left alone, the norms without a layer, and the notes; empty where there is nothing to say."""
     parts = []
@@ -219,8 +236,10 @@ def method_section(report: Report, *, level: int = 2) -> Html:
     table = f'<table class="settings"><tbody>{rows}</tbody></table>' if rows else ""
     prune, scale = summary.consequence(report)
     words = {
-        "score": "how strongly a channel can react to a change of its input (its Lipschitz constant), the norm behind "
-        "it folded in.",
+        "score": f"{report.score}."
+        if report.score
+        else "how strongly a channel can react to a change of its input (its Lipschitz constant), the norm behind it "
+        "folded in.",
         "z": "the score's distance from the mean of its layer, in standard deviations of that layer.",
         "outlier": f"a score beyond the lower or the upper cut: {prune}.",
         "near outlier": f"a score in the band below the upper cut: {scale}.",
@@ -319,7 +338,7 @@ def _many(number: int, noun: str, more: str = "") -> str:
 
 
 def _cut_words(report: Report) -> str:
-    return "set to zero" if report.action == "repair" else "a repair zeroes them"
+    return "set to zero" if report.changed else "a repair zeroes them"
 
 
 def _legend(report: Report) -> str:

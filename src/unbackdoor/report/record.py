@@ -142,8 +142,9 @@ class Report:
     """What was read, scored, pruned, scaled, left alone, and why.
 
     Attributes:
-        action: "plan" (a model in memory), "scan" or "repair".
+        action: "plan" (a model in memory), "scan", "repair", or "defend" (a method that was given images).
         method: the method's name and `settings` all its hyper-parameters.
+        score: what a score is; empty where it is a channel's Lipschitz constant.
         layers: every scored layer, in the order of the network.
         classifier: the classifier step, or None where it was off or had nothing to act on (a remark says so).
         not_covered: what could not be read or paired: nothing is known of it, and it makes the report incomplete.
@@ -158,6 +159,7 @@ class Report:
     action: str
     method: str
     settings: Mapping[str, Any]
+    score: str = ""
     layers: tuple[LayerReport, ...] = ()
     classifier: ClassifierReport | None = None
     not_covered: tuple[Remark, ...] = ()
@@ -186,6 +188,11 @@ class Report:
                 f"{first.path!r}: {first.reason})"
             )
         return None if self.layers or self.stages else "no layer of it was scored"
+
+    @property
+    def changed(self) -> bool:
+        """Whether what is listed was done, rather than planned."""
+        return self.action in ("repair", "defend")
 
     @property
     def channels(self) -> int:

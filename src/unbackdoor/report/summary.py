@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unbackdoor.report.record import LayerReport, Remark, Report
+from unbackdoor.report.record import DataReport, LayerReport, Remark, Report, Stage
 
 NOTHING_FOUND = "No outlier channels were found; that is not proof of absence."
 A_GUESS = "a guess, not a verdict"
@@ -17,6 +17,7 @@ RULES = {
     "onnx": "dataflow in the ONNX graph",
     "arch": "dataflow of the named architecture",
     "names": "order and names of the tensors agree",
+    "itself": "the scored channels are the norm's own",
 }
 
 
@@ -32,6 +33,8 @@ class Group:
 def headline(report: Report) -> str:
     """What was found, in one or two sentences."""
     if not report.layers:
+        if report.stages:
+            return "All weights were trained; no channel was scored."
         return "No layer was scored, so nothing can be said of this model."
     found = report.pruned + report.immutable
     if not found:
@@ -50,9 +53,27 @@ def not_covered(report: Report) -> str:
 
 def consequence(report: Report) -> tuple[str, str]:
     """What happens to an outlier and to a near outlier: it was done in a repair, and not yet in a scan or a plan."""
-    if report.action == "repair":
+    if report.changed:
         return "pruned", "scaled"
     return "a repair prunes it", "a repair scales it"
+
+
+def stage(stage: Stage) -> str:
+    """How training went, in one line."""
+    if not stage.losses:
+        return f"{stage.name}: nothing"
+    loss = f"loss {number(stage.losses[0])} to {number(stage.losses[-1])}"
+    rates = [f"{rate:.1%}" if rate is not None else "-" for rate in (stage.accuracies[0], stage.accuracies[-1])]
+    points = f"{len(stage.losses):,} x {stage.unit}"
+    return f"{stage.name} ({points}): {loss}; accuracy on the given images {rates[0]} to {rates[1]}"
+
+
+def data(data: DataReport) -> str:
+    """Which images a method was given."""
+    origin = f" of {data.name}" if data.name else ""
+    share = f", a share of {data.share:g}" if data.share is not None else ""
+    seed = f", drawn with seed {data.seed}" if data.seed is not None else ""
+    return f"{count(data.images, 'image')}{origin}{share}{seed}; SHA-256 {data.digest}"
 
 
 def group(remarks: Iterable[Remark]) -> tuple[Group, ...]:

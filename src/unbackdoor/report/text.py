@@ -22,11 +22,12 @@ def render(report: Report) -> str:
         _heading(report),
         _not_covered(report),
         _findings(report),
+        [line for stage in report.stages for line in _wrap(summary.stage(stage), first="", rest="  ")],
         _table(report),
         _channels(report),
         _immutable(report),
         _not_finite(report),
-        _classifier(report.classifier, action=report.action),
+        _classifier(report.classifier, changed=report.changed),
         _left_alone(report),
         _unpaired(report),
         _notes(report),
@@ -40,6 +41,7 @@ def _heading(report: Report) -> list[str]:
         "architecture": report.arch,
         "SHA-256": report.digest,
         "written to": report.output,
+        "images": summary.data(report.data) if report.data else None,
         "method": f"{report.method}  " + " ".join(f"{k}={v}" for k, v in summary.settings(report.settings).items()),
     }
     lines = [f"unbackdoor {short(report.action, 10)}: {name}"]
@@ -74,7 +76,9 @@ def _findings(report: Report) -> list[str]:
         parts.append(f"{summary.count(no_score, 'channel')} with no finite score")
     if report.immutable:
         parts.append(f"{summary.count(report.immutable, 'outlier')} that cannot be cut")
-    done = {"repair": "Outliers were pruned, near outliers scaled."}.get(report.action, "Nothing was changed.")
+    done = "Outliers were pruned, near outliers scaled." if report.changed else "Nothing was changed."
+    if report.score:
+        parts.append(f"scores are {report.score}")
     return lines + _wrap("; ".join(parts) + f". {done}")
 
 
@@ -176,10 +180,10 @@ def _with_z(layer: LayerReport, channels: tuple[int, ...]) -> str:
     )
 
 
-def _classifier(step: ClassifierReport | None, *, action: str) -> list[str]:
+def _classifier(step: ClassifierReport | None, *, changed: bool) -> list[str]:
     if step is None:
         return []
-    done = "were set to zero" if action == "repair" else "would be set to zero"
+    done = "were set to zero" if changed else "would be set to zero"
     return [
         f"Classifier {short(step.path, 60)}",
         *_wrap(f"guessed target: class {step.guessed_class} ({summary.A_GUESS})", first="  ", rest="  "),

@@ -134,7 +134,8 @@ class ANP(DataBased):
         low = {path: mask <= threshold for path, mask in by_norm.items()}
         switch_off(model, channels.norms, low, beta=self.beta)
         layers = report_norms(dict(model.named_modules()), by_norm, low=low, lower=dict.fromkeys(by_norm, threshold))
-        return Findings(layers=layers, stages=(stage("masks", f"{POINT} iterations", curve, rates),))
+        score = "masks that were learnt under noise: 1 is a channel that is needed"
+        return Findings(layers=layers, score=score, stages=(stage("masks", f"{POINT} iterations", curve, rates),))
 
 
 def worst_noise(

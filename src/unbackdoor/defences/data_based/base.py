@@ -48,12 +48,14 @@ class Findings:
 
     Attributes:
         layers: what was scored and pruned.
+        score: what a score is.
         stages: how training went.
         not_covered: what the method should have read and could not.
         left_alone: what it left as it is.
     """
 
     layers: tuple[LayerReport, ...] = ()
+    score: str = ""
     stages: tuple[Stage, ...] = ()
     not_covered: tuple[Remark, ...] = ()
     left_alone: tuple[Remark, ...] = field(default=())
@@ -110,6 +112,7 @@ class DataBased(Defence):
             action="defend",
             method=self.name,
             settings=self.settings(),
+            score=findings.score,
             layers=findings.layers,
             stages=findings.stages,
             not_covered=findings.not_covered,

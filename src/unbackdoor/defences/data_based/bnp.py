@@ -83,7 +83,8 @@ class BNP(DataBased):
                 high[norm.path] = kl > cut
         switch_off(model, channels.norms, high, beta=self.beta)
         layers = report_norms(dict(model.named_modules()), scores, high, upper=cuts)
-        return Findings(layers=layers, not_covered=tuple(not_covered))
+        score = "divergences of a channel's values on clean images from its running statistics"
+        return Findings(layers=layers, score=score, not_covered=tuple(not_covered))
 
 
 def divergence(m1: Tensor, v1: Tensor, m2: Tensor, v2: Tensor, eps: float = 0.0) -> Tensor:

@@ -88,7 +88,8 @@ class EP(DataBased):
                 low[norm.path] = entropies < cut
         switch_off(model, channels.norms, low, beta=self.beta)
         layers = report_norms(dict(model.named_modules()), scores, low=low, lower=cuts)
-        return Findings(layers=layers, not_covered=tuple(not_covered))
+        score = "entropies of a channel's values over the images it was given"
+        return Findings(layers=layers, score=score, not_covered=tuple(not_covered))
 
 
 def entropy(features: Tensor, bin_width: float) -> Tensor:

@@ -114,7 +114,7 @@ class FP(DataBased):
             path=path,
             kind=type(head).__name__,
             norm=None,
-            rule="module",
+            rule="",
             scores=tuple(activation.double().tolist()),
             mean=float(activation.mean()),
             std=float(activation.std()) if len(activation) > 1 else None,
@@ -122,9 +122,12 @@ class FP(DataBased):
             band=None,
             upper=None,
             pruned_low=tuple((~kept).nonzero().flatten().tolist()),
-            notes=("scores are mean activations of the classifier's input features; the most dormant are cut",),
         )
-        return Findings(layers=(layer,), stages=(stage,))
+        return Findings(
+            layers=(layer,),
+            stages=(stage,),
+            score="mean activations of the classifier's input features on clean images",
+        )
 
 
 @torch.no_grad()

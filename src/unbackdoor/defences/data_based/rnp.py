@@ -137,7 +137,8 @@ class RNP(DataBased):
         low = {path: mask <= threshold for path, mask in by_norm.items()}
         switch_off(model, channels.norms, low, beta=self.beta)
         layers = report_norms(dict(model.named_modules()), by_norm, low=low, lower=dict.fromkeys(by_norm, threshold))
-        return Findings(layers=layers, stages=(unlearning, recovering))
+        score = "masks that were learnt on the unlearned network: 1 is a channel that comes back"
+        return Findings(layers=layers, score=score, stages=(unlearning, recovering))
 
     def _recipe(self, epochs: int, lr: float, weight_decay: float, milestones: tuple[int, ...]) -> Recipe:
         return Recipe(

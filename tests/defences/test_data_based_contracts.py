@@ -1,0 +1,266 @@
+"""What every data-based method promises, as a table: whoever registers one is tested by adding nothing."""
+
+import dataclasses
+import inspect
+import json
+import math
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layer_zoo import same_state, snapshot
+from unbackdoor.data import DATASETS
+from unbackdoor.defences.base import DEFENCES, Outcome
+from unbackdoor.defences.data_based import DataBased
+from unbackdoor.defences.table import parse_method, presets_of
+from unbackdoor.errors import MethodError, SettingError
+from unbackdoor.models import parse_arch
+
+METHODS = {name: DEFENCES[name] for name in DEFENCES if issubclass(DEFENCES[name], DataBased)}
+SPEC = DATASETS["cifar10"]
+#: Every kind of network that the methods are for, as small as it can be.
+NETWORKS = (
+    "resnet18:width=4",
+    "preactresnet18:width=4",
+    "vgg19_bn:width=4",
+    "mobilenetv2:width=4",
+    "densenet121:growth=4",
+    "timm:resnet18",
+)
+#: Methods that work on BatchNorm channels.
+ON_NORMS = {"anp", "bnp", "ep", "rnp"}
+
+
+def small(cls: type[DataBased]) -> DataBased:
+    """As few and as small steps as a method can take."""
+    counts = {f.name: 1 for f in dataclasses.fields(cls) if re.fullmatch(r".*(epochs|iterations|rounds)", f.name)}
+    sizes = {f.name: 8 for f in dataclasses.fields(cls) if f.name == "batch_size"}
+    return cls(**counts, **sizes)
+
+
+def network(name: str = "resnet18:width=4") -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        classes = {} if name.startswith("timm:") else {"num_classes": 10}
+        model = parse_arch(name).with_options(**classes).build()
+        if name.startswith("timm:"):
+            model.reset_classifier(10)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):  # as after training
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.1)
+                nn.init.normal_(module.running_mean, 0, 0.1)
+                nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def images(count: int = 12) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return pixels, torch.randint(0, 10, (count,), generator=generator)
+
+
+def repaired(method: DataBased, model: nn.Module, seed: int = 0, **more: object) -> Outcome:
+    return method(model, *images(), generator=torch.Generator().manual_seed(seed), spec=SPEC, **more)
+
+
+@pytest.fixture(params=METHODS)
+def cls(request: pytest.FixtureRequest) -> type[DataBased]:
+    return METHODS[request.param]
+
+
+def test_all_rivals_are_registered() -> None:
+    assert {"bnp", "ep", "ft", "fp", "anp", "nad", "ibau", "rnp"} <= set(METHODS)
+
+
+def test_a_method_is_a_frozen_keyword_only_record(cls: type[DataBased]) -> None:
+    method = cls()
+    assert DEFENCES[cls.name] is cls
+    assert hash(method) == hash(cls())
+    for field in dataclasses.fields(cls):
+        assert field.kw_only
+        assert field.default is not dataclasses.MISSING
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(method, field.name, field.default)
+
+
+def test_every_setting_is_described(cls: type[DataBased]) -> None:
+    block = inspect.getdoc(cls).partition("Attributes:\n")[2]
+    described = [name for names in re.findall(r"^    (\w[\w, ]*): ", block, re.MULTILINE) for name in names.split(", ")]
+    assert described == [field.name for field in dataclasses.fields(cls)]
+
+
+def test_every_setting_is_checked(cls: type[DataBased]) -> None:
+    for field in dataclasses.fields(cls):
+        for wrong in (math.nan, "much", None, [], -1, True):
+            with pytest.raises(SettingError, match=rf"^{field.name}: expected .*, got ") as caught:
+                cls(**{field.name: wrong})
+            assert len(str(caught.value).splitlines()) == 1
+
+
+def test_traits_are_told(cls: type[DataBased]) -> None:
+    assert cls.needs in ("clean images", "training images")
+    assert cls.title
+    assert re.search(r"20\d\d", cls.source)
+    assert cls.passes != "none"
+
+
+def test_presets_are_methods_too(cls: type[DataBased]) -> None:
+    for preset in presets_of(cls):
+        assert isinstance(parse_method(cls.name, preset=preset), cls)
+        assert parse_method(cls.name, preset=preset) != cls()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_is_repaired_in_its_own_form(cls: type[DataBased], name: str) -> None:
+    model = network(name)
+    outcome = repaired(small(cls), model)
+    assert type(outcome.model) is type(model)
+    old, new = model.state_dict(), outcome.model.state_dict()
+    assert list(new) == list(old)
+    for key, tensor in old.items():
+        assert (new[key].shape, new[key].dtype, new[key].device) == (tensor.shape, tensor.dtype, tensor.device)
+        assert new[key].data_ptr() != tensor.data_ptr()
+    assert torch.isfinite(outcome.model(torch.randn(2, 3, 32, 32))).all()
+    assert outcome.report.complete
+    assert outcome.report.layers or outcome.report.stages
+    assert (cls.name in ON_NORMS) == bool(outcome.report.layers and outcome.report.layers[0].kind == "BatchNorm2d")
+
+
+def test_the_network_is_never_changed(cls: type[DataBased]) -> None:
+    model = network()
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    model.train()
+    model.layer1.eval()
+    model.conv1.weight.requires_grad_(False)
+    seen = []
+    handle = model.layer2.register_forward_hook(lambda *_: seen.append(1))
+    before, random = snapshot(model), torch.get_rng_state()
+    outcome = repaired(small(cls), model)
+    assert snapshot(model) == before
+    assert torch.equal(torch.get_rng_state(), random)
+    assert seen == []  # an observer does not see the repair
+    assert [m.training for m in outcome.model.modules()] == [m.training for m in model.modules()]
+    assert [p.requires_grad for p in outcome.model.parameters()] == [p.requires_grad for p in model.parameters()]
+    outcome.model.eval()(torch.randn(1, 3, 32, 32))
+    assert seen == [1]  # but the repaired copy carries it, as any deep copy would
+    handle.remove()
+
+
+def test_after_an_exception_the_network_is_as_before(cls: type[DataBased]) -> None:
+    model = network().train()
+    before, random = snapshot(model), torch.get_rng_state()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(_done: int, _total: int, _note: str) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        repaired(small(cls), model, progress=stop)
+    assert snapshot(model) == before
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_same_seed_gives_the_same_network(cls: type[DataBased]) -> None:
+    model = network()
+    method = small(cls)
+    first = repaired(method, model)
+    torch.rand(7)  # whatever the global generator does
+    second = repaired(method, model)
+    assert same_state(first.model, second.model)
+    assert first.report.to_json() == second.report.to_json()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_precision_is_kept(cls: type[DataBased], dtype: torch.dtype) -> None:
+    outcome = repaired(small(cls), network().to(dtype))
+    assert {p.dtype for p in outcome.model.parameters()} == {dtype}
+
+
+def test_reports_hold_every_setting_the_images_and_only_finite_numbers(cls: type[DataBased]) -> None:
+    report = repaired(small(cls), network()).report
+    read = json.loads(report.to_json(), parse_constant=lambda word: pytest.fail(word))
+    assert (read["method"], read["action"]) == (cls.name, "defend")
+    assert set(read["settings"]) == {field.name for field in dataclasses.fields(cls)}
+    assert read["data"]["images"] == 12
+    assert len(read["data"]["digest"]) == 64
+    assert read["data"]["digest"] in report.to_text().replace("\n", "").replace(" ", "")
+    assert "<script" not in report.to_html()
+    for stage in read["stages"]:
+        assert len(stage["losses"]) == len(stage["accuracies"]) >= 1
+
+
+def test_norm_methods_refuse_networks_without_norms(cls: type[DataBased]) -> None:
+    model = network("vgg19:width=4")
+    if cls.name in ON_NORMS:
+        with pytest.raises(MethodError, match="works on BatchNorm channels, and this network has none"):
+            repaired(small(cls), model)
+    else:  # at a rate that a deep network without norms bears
+        assert repaired(dataclasses.replace(small(cls), lr=1e-4), model).report.stages
+
+
+def test_float_images_without_a_data_set(cls: type[DataBased]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(12, 3, 32, 32, generator=generator), images()[1]
+    outcome = small(cls)(network(), x, y, generator=generator)
+    assert outcome.report.data.name is None
+
+
+def test_one_odd_image_more_than_a_batch(cls: type[DataBased]) -> None:
+    """BatchNorm cannot train on one image: the odd one joins the batch before it."""
+    pixels, labels = images(9)
+    assert small(cls)(network(), pixels, labels, generator=torch.Generator(), spec=SPEC).report.data.images == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x, y: (x.float(), y), "images: expected uint8 of shape"),
+        (lambda x, y: (x[:, :1], y), "images: expected uint8 of shape"),
+        (lambda x, y: (x, y[:-1]), "labels: expected int64 of shape"),
+        (lambda x, y: (x, y.int()), "labels: expected int64 of shape"),
+        (lambda x, y: (x, y + 10), "labels: expected 0 to 9, the network's classes"),
+        (lambda x, y: (x, y - 10), "labels: expected 0 to 9, the network's classes"),
+        (lambda x, y: (x[:0], y[:0]), "expected at least one image"),
+        (lambda x, y: (x.tolist(), y), "expected images and labels as tensors"),
+    ],
+)
+def test_wrong_images_are_refused(cls: type[DataBased], change: object, says: str) -> None:
+    with pytest.raises(SettingError, match=says) as caught:
+        small(cls)(network(), *change(*images()), generator=torch.Generator(), spec=SPEC)
+    assert str(caught.value).startswith(f"{cls.name}: ")
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x, lambda x: x.float().fill_(math.nan)])
+def test_images_without_a_data_set_are_checked_too(cls: type[DataBased], wrong: object) -> None:
+    pixels, labels = images()
+    with pytest.raises(SettingError, match="images: expected"):
+        small(cls)(network(), wrong(pixels), labels, generator=torch.Generator())
+
+
+class Tuple(nn.Module):
+    """Answers more than logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.inner(x), x
+
+
+def test_networks_that_do_not_answer_logits_are_refused(cls: type[DataBased]) -> None:
+    with pytest.raises(MethodError, match=r"expected a network that answers \(N, classes\) logits"):
+        repaired(small(cls), Tuple())
+    with pytest.raises(MethodError, match=r"the network fails on images of shape \(3, 32, 32\)"):
+        repaired(small(cls), nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten()))
+
+
+def test_torchscript_is_refused(cls: type[DataBased]) -> None:
+    scripted = torch.jit.trace(network(), torch.randn(1, 3, 32, 32))
+    with pytest.raises(MethodError, match="TorchScript"):
+        repaired(small(cls), scripted)

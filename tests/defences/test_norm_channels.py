@@ -1,0 +1,103 @@
+"""Masks over norms, against networks whose weights were really multiplied."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from unbackdoor.defences.clean_data import DefenderData
+from unbackdoor.defences.data_based.anp import worst_noise
+from unbackdoor.defences.norm_channels import NormChannels, switch_off
+from unbackdoor.graph import layer_graph
+from unbackdoor.models import parse_arch
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = parse_arch("preactresnet18:width=4").build()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+    return model
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_masked_logits_are_those_of_a_network_with_multiplied_weights(model: nn.Module, training: bool) -> None:
+    channels = NormChannels(model, layer_graph(model), "test")
+    generator = torch.Generator().manual_seed(0)
+    gain, shift = torch.rand(2, channels.total, generator=generator) + 0.5
+    other = copy.deepcopy(model)
+    modules = dict(other.named_modules())
+    with torch.no_grad():
+        for path, factors in channels.by_norm(gain).items():
+            modules[path].weight.mul_(factors)
+        for path, factors in channels.by_norm(shift).items():
+            modules[path].bias.mul_(factors)
+    model.train(training)
+    other.train(training)
+    x = torch.randn(4, 3, 32, 32, generator=generator)
+    assert torch.allclose(channels(x, gain, shift), other(x), atol=1e-6)
+    assert channels.total == sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_switching_off(model: nn.Module) -> None:
+    channels = NormChannels(model, layer_graph(model), "test")
+    masks = channels.by_norm(torch.arange(channels.total) % 7 == 0)
+    before = copy.deepcopy(model.state_dict())
+    switch_off(model, channels.norms, masks, beta="keep")
+    for name, tensor in model.state_dict().items():
+        path, _, kind = name.rpartition(".")
+        if path in masks and kind == "weight":
+            assert torch.equal(tensor == 0, masks[path])
+        else:
+            assert torch.equal(tensor, before[name])
+    switch_off(model, channels.norms, masks, beta="zero")
+    for path, mask in masks.items():
+        assert torch.equal(model.get_submodule(path).bias == 0, mask)
+
+
+def test_the_threshold_is_the_largest_that_keeps_the_accuracy() -> None:
+    """Channel 0 decides; channels 1 and 2 say nothing."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[3].weight.copy_(torch.tensor([[-1.0, 0, 0], [1.0, 0, 0]]))
+        model[3].bias.zero_()
+    model.eval()
+    x = torch.tensor([-1.0, 1.0]).repeat(10).view(-1, 1, 1, 1)
+    held = DefenderData(x, (x.flatten() > 0).long(), None)
+    channels = NormChannels(model, layer_graph(model), "test")
+    chosen = channels.choose_threshold(torch.tensor([0.62, 0.1, 0.3]), held, tolerance=0.05)
+    assert chosen == 0.6
+    assert channels.choose_threshold(torch.tensor([0.0, 0.1, 0.3]), held, tolerance=0.05) == 0.0
+    assert channels.choose_threshold(torch.tensor([1.0, 0.1, 0.3]), held, tolerance=0.05) == 0.95
+
+
+def test_worst_noise_climbs_by_the_sign_of_the_slope(model: nn.Module) -> None:
+    model.double().requires_grad_(False).eval()
+    channels = NormChannels(model, layer_graph(model), "test")
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(8, 3, 32, 32, generator=generator, dtype=torch.float64)
+    y = torch.randint(10, (8,), generator=generator)
+    masks = channels.ones()
+    eps = 0.4
+    start = (torch.rand(2, len(masks), generator=torch.Generator().manual_seed(5)) * 2 - 1) * eps
+    found = torch.stack(worst_noise(channels, masks, x, y, eps, 1, torch.Generator().manual_seed(5))).double()
+    assert float(found.abs().max()) <= 2 * eps + 1e-6
+
+    def loss(noise: torch.Tensor) -> float:
+        return float(F.cross_entropy(channels(x, masks + noise[0], 1 + noise[1]), y))
+
+    moved = (found - start.double()) / eps
+    step = 1e-5
+    for row, column in ((0, 0), (0, 17), (1, 3), (1, 40)):
+        probe = torch.zeros_like(found)
+        probe[row, column] = step
+        slope = (loss(start.double() + probe) - loss(start.double() - probe)) / (2 * step)
+        assert float(moved[row, column]) == pytest.approx((slope > 0) - (slope < 0), abs=1e-5)
+    assert loss(found) > loss(start.double())
