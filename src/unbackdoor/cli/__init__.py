@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import sys
+import warnings
 
 import click
 
@@ -18,6 +19,7 @@ COMMANDS = {
     "diff": "which channels differ between two files",
     "evaluate": "ACC, and with an attack ASR and RA, on a test set",
     "train": "train a network, clean or backdoored",
+    "detect": "look for a backdoor with images: Activation Clustering, Neural Cleanse",
     "defend": "repair a network by any method, with or without clean images",
 }
 
@@ -56,8 +58,11 @@ def main() -> None:
     stdout = sys.stdout
     if isinstance(stdout, io.TextIOWrapper):
         stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
+    quiet = "--quiet" in words[:end]
     try:
-        code = cli.main(standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: None if quiet else say(f"warning: {message}")
+            code = cli.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = 2

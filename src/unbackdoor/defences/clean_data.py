@@ -56,6 +56,14 @@ class DefenderData:
             return torch.ones((), device=self.images.device)
         return 1 / torch.tensor(self.spec.std, device=self.images.device).view(1, 3, 1, 1)
 
+    @property
+    def floor(self) -> Tensor:
+        """What a network's input is where a pixel is 0: (1, 3, 1, 1), or a 0."""
+        if self.spec is None:
+            return torch.zeros((), device=self.images.device)
+        mean = torch.tensor(self.spec.mean, device=self.images.device).view(1, 3, 1, 1)
+        return -mean * self.scale
+
     def inputs(self, images: Tensor | None = None) -> Tensor:
         """What the network takes, float32, of some of the images or of all."""
         images = self.images if images is None else images

@@ -1,7 +1,8 @@
-"""What is done with model files: `scan`, `repair`, `defend`, `diff`, `evaluate`, `load_model`."""
+"""What is done with model files: `scan`, `repair`, `defend`, `detect`, `diff`, `evaluate`, `load_model`."""
 
 from unbackdoor.checkpoint import ARCH_KEY
 from unbackdoor.model_files.defending import Defended, defend
+from unbackdoor.model_files.detecting import detect
 from unbackdoor.model_files.differences import Difference, diff
 from unbackdoor.model_files.evaluating import evaluate
 from unbackdoor.model_files.reading import ModelFile, load_model, open_model
@@ -14,6 +15,7 @@ __all__ = [
     "Difference",
     "ModelFile",
     "defend",
+    "detect",
     "diff",
     "evaluate",
     "load_model",

@@ -158,13 +158,13 @@ def defend(
     before = after = None
     test = _load(data, "test", data_dir, download=download) if data is not None and measured else None
     if test is not None:
-        _check_classes(model, test, file)
+        check_classes(model, test, file)
         before = measure(model, test, attack)
     if isinstance(method, DataFree):
         given: tuple[Any, ...] | None = None
     else:
-        given = _images(str(data), clean, seed, attack, poisoned, data_dir, download=download)
-        _check_classes(model, given[0], file)
+        given = method_images(str(data), clean, seed, attack, poisoned, data_dir, download=download)
+        check_classes(model, given[0], file)
     started = time.perf_counter()
     outcome = _call(method, model, file.graph, given, seed, progress)
     seconds = time.perf_counter() - started
@@ -208,7 +208,7 @@ def _call(
     )
 
 
-def _images(
+def method_images(
     data: str,
     clean: float,
     seed: int,
@@ -259,7 +259,7 @@ def _load(data: str, split: str, data_dir: str | Path | None, *, download: bool)
 
 
 @torch.no_grad()
-def _check_classes(model: nn.Module, images: LabelledImages, file: ModelFile) -> None:
+def check_classes(model: nn.Module, images: LabelledImages, file: ModelFile) -> None:
     """ArchitectureError unless the network answers one logit a class of the data set."""
     from unbackdoor.data import normalise
 

@@ -1,0 +1,95 @@
+"""`unbackdoor detect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from unbackdoor.cli.options import announce, arch_option, download_option, emit, force_option, key_option, quiet_option
+
+
+@click.command(epilog="Exit codes: 0 no class is suspicious; 1 a class is; 2 error, or refused.")
+@click.argument("model")
+@click.option(
+    "--method",
+    "method_text",
+    required=True,
+    help="ac (Activation Clustering, wants the training images) or nc (Neural Cleanse, wants clean images), with "
+    "settings as in nc:steps=200 (docs/defences.md).",
+)
+@click.option(
+    "--data", required=True, help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md)."
+)
+@click.option(
+    "--images",
+    type=float,
+    default=0.05,
+    show_default=True,
+    help="Share of its training images that the detector is given; above 1 their number.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw of these, and of the detector's.")
+@click.option("--attack", "attack_text", help="Poison some of them: an attack, or the attack.json that train wrote.")
+@click.option(
+    "--poisoned", type=float, default=0.0, show_default=True, help="Share of the images given that are poisoned (ac)."
+)
+@arch_option
+@key_option
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
+@download_option
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), help="Write the findings there, not to stdout.")
+@force_option
+@quiet_option
+def command(
+    *,
+    model: str,
+    method_text: str,
+    data: str,
+    images: float,
+    seed: int,
+    attack_text: str | None,
+    poisoned: float,
+    arch: str | None,
+    key: str | None,
+    device: str,
+    data_dir: Path | None,
+    download: bool,
+    form: str,
+    output: Path | None,
+    force: bool,
+    quiet: bool,
+) -> int:
+    """Look for a backdoor, and its target class, with images; needs data, unlike scan."""
+    from unbackdoor.atomic import check_target
+    from unbackdoor.attacks import load_attack, parse_attack
+    from unbackdoor.cli.progress import bar
+    from unbackdoor.detectors import parse_detector
+    from unbackdoor.model_files import detect
+
+    detector = parse_detector(method_text)
+    if output is not None:
+        check_target(output, overwrite=force, inputs=[model])
+    attack = None
+    if attack_text is not None:
+        attack = load_attack(attack_text) if attack_text.endswith(".json") else parse_attack(attack_text)
+    announce(arch, quiet=quiet)
+    with bar(detector.name, quiet=quiet) as update:
+        found = detect(
+            model,
+            detector=detector,
+            data=data,
+            images=images,
+            seed=seed,
+            attack=attack,
+            poisoned=poisoned,
+            arch=arch,
+            key=key,
+            data_dir=data_dir,
+            download=download,
+            device=device,
+            progress=update,
+        )
+    emit(found.to_text() if form == "text" else found.to_json(), output, overwrite=force)
+    return 1 if found.suspicious else 0

@@ -1,0 +1,134 @@
+"""Activation Clustering (Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy & Srivastava, "Detecting Backdoor
+Attacks on Deep Neural Networks by Activation Clustering", SafeAI@AAAI 2019).
+
+It wants the *training images with the labels that the attacker left*: within the target class poisoned images reach the
+classifier by other features than clean ones. Per class: the classifier's inputs, reduced to `components` dimensions by
+ICA, split in two by k-means. A class is suspicious where the smaller part holds at most `share` of its images and the
+two parts are well apart (silhouette of at least `silhouette`).
+
+ICA, k-means and the silhouette are scikit-learn's (the extra `detect`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.defences.base import Needs, check_count, check_number
+from unbackdoor.defences.clean_data import DefenderData
+from unbackdoor.defences.tuning import Progress
+from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector, finite
+from unbackdoor.errors import MethodError
+from unbackdoor.graph import layer_graph
+
+#: Fewer images of a class are not split.
+FEW = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationClustering(Detector):
+    """Find classes whose training images fall in two groups.
+
+    Attributes:
+        components: dimensions that ICA keeps.
+        share: the smaller group's largest share of a suspicious class (the paper's 0.35).
+        silhouette: the smallest silhouette of a suspicious class (the paper's range for poisoned classes begins there).
+    """
+
+    name: ClassVar[str] = "ac"
+    title: ClassVar[str] = "Activation Clustering"
+    source: ClassVar[str] = "Chen et al., SafeAI@AAAI 2019"
+    needs: ClassVar[Needs] = "training images"
+
+    components: int = 10
+    share: float = 0.35
+    silhouette: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_count("components", self.components)
+        check_number("share", self.share, least=0, most=0.5)
+        check_number("silhouette", self.silhouette, least=-1, most=1)
+
+    def inspect(
+        self, model: nn.Module, data: DefenderData, *, classes: int, generator: torch.Generator, progress: Progress
+    ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
+        """Algorithm 1 of the paper, class by class."""
+        features = _features(model, data).cpu()
+        seed = int(torch.randint(2**31, (), generator=generator))
+        found = []
+        notes: list[str] = []
+        for label in range(classes):
+            own = (data.labels == label).nonzero().flatten().cpu()
+            if len(own) < FEW:
+                notes.append(f"class {label}: {len(own)} images are too few to split")
+                found.append(
+                    ClassFinding(label=label, suspicious=False, values={"smaller part": None, "silhouette": None})
+                )
+                continue
+            second, score = split(features[own], self.components, seed)
+            share = float(second.double().mean())
+            suspicious = share <= self.share and score >= self.silhouette
+            found.append(
+                ClassFinding(
+                    label=label,
+                    suspicious=suspicious,
+                    values={"smaller part": share, "silhouette": finite(score)},
+                    images=tuple(own[second].tolist()) if suspicious else (),
+                )
+            )
+            progress(label + 1, classes, f"class {label}")
+        return tuple(found), tuple(notes)
+
+
+def split(features: Tensor, components: int, seed: int) -> tuple[Tensor, float]:
+    """(n, F) -> (n,) bool of the smaller of two groups, and their silhouette."""
+    decomposition, cluster, metrics = _sklearn()
+    x = features.double().numpy()
+    if not (x.std(0) > 0).any():
+        return torch.zeros(len(x), dtype=torch.bool), float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ICA that has not converged is still a projection
+        kept = min(components, *x.shape)
+        reduced = decomposition.FastICA(n_components=kept, random_state=seed, max_iter=500).fit_transform(x)
+        group = cluster.KMeans(n_clusters=2, n_init=10, random_state=seed).fit_predict(reduced)
+    if len(set(group.tolist())) < 2:
+        return torch.zeros(len(x), dtype=torch.bool), float("nan")
+    second = torch.from_numpy(group == 1)
+    if second.sum() * 2 > len(x):
+        second = ~second
+    return second, float(metrics.silhouette_score(reduced, group))
+
+
+@torch.no_grad()
+def _features(model: nn.Module, data: DefenderData) -> Tensor:
+    """The classifier's inputs, (N, F)."""
+    path = layer_graph(model).classifier
+    head = None if path is None else dict(model.named_modules()).get(path)
+    if head is None:
+        raise MethodError("ac reads the classifier's inputs, and this network has no single layer that is one")
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].flatten(1)))
+    try:
+        for x, _ in data.chunks():
+            model(x)
+    finally:
+        handle.remove()
+    features = torch.cat(seen)
+    if len(features) != len(data) or not bool(torch.isfinite(features).all()):
+        raise MethodError(f"ac: {path}: expected one finite feature vector an image")
+    return features
+
+
+def _sklearn() -> tuple[Any, Any, Any]:
+    try:
+        from sklearn import cluster, decomposition, metrics
+    except ImportError as error:
+        raise MethodError("ac needs scikit-learn: pip install 'unbackdoor[detect]'") from error
+    return decomposition, cluster, metrics
+
+
+DETECTORS.add(ActivationClustering.name, ActivationClustering)

@@ -1,0 +1,144 @@
+"""Neural Cleanse (Wang, Yao, Shan, Li, Viswanath, Zheng & Zhao, "Neural Cleanse: Identifying and Mitigating Backdoor
+Attacks in Neural Networks", IEEE S&P 2019), its detection.
+
+Symbols, per class t:
+    m, p     mask in [0, 1] (one for all channels) and pattern of pixels in [0, 1]
+    A(x)     (1 - m) x + m p                                                                         (Eq. 2)
+    L        CE(f(A(x)), t) + lambda |m|_1, over clean images                                        (Eq. 3)
+    lambda   rises while at least `success` of the images answer t, falls while they do not
+    index    |  |m|_1 - median  | / (1.4826 median absolute deviation)                               (Sec. IV-C)
+
+A class whose smallest trigger lies below the median by an index above `index` is suspicious. The threshold supposes
+many classes and small triggers: image-wide triggers (Blended, SIG, WaNet, BPP) need no small mask.
+
+Departures: m and p are sigmoids of free parameters, where the published code uses tanh; the smallest mask is kept among
+those whose success was reached.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unbackdoor.defences.base import Needs, check_count, check_number
+from unbackdoor.defences.clean_data import DefenderData
+from unbackdoor.defences.tuning import Progress
+from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector, finite
+from unbackdoor.errors import MethodError
+
+#: Factor on lambda, and how many steps in a row ask for it.
+FACTOR, PATIENCE = 1.5, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralCleanse(Detector):
+    """Reconstruct the smallest trigger for each class, and find the class whose trigger is too small.
+
+    Attributes:
+        steps: of Adam, for each class.
+        lr: of Adam.
+        batch_size: clean images a step, drawn with replacement.
+        success: the share of images that a trigger must turn.
+        weight: lambda, at first.
+        index: the anomaly index of a suspicious class.
+    """
+
+    name: ClassVar[str] = "nc"
+    title: ClassVar[str] = "Neural Cleanse"
+    source: ClassVar[str] = "Wang et al., IEEE S&P 2019"
+    needs: ClassVar[Needs] = "clean images"
+
+    steps: int = 500
+    lr: float = 0.1
+    batch_size: int = 32
+    success: float = 0.99
+    weight: float = 1e-3
+    index: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_count("steps", self.steps)
+        check_number("lr", self.lr, least=1e-9, most=1e3)
+        check_count("batch_size", self.batch_size)
+        check_number("success", self.success, least=0, most=1)
+        check_number("weight", self.weight, least=0, most=1e6)
+        check_number("index", self.index, least=0, most=1e6)
+
+    def inspect(
+        self, model: nn.Module, data: DefenderData, *, classes: int, generator: torch.Generator, progress: Progress
+    ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
+        """A trigger a class, then the outliers among their sizes."""
+        if data.images.ndim != 4:
+            raise MethodError(f"nc needs images (N, C, H, W), got {tuple(data.images.shape)}")
+        model.requires_grad_(False)
+        sizes, rates = [], []
+        for label in range(classes):
+            mask, rate = self._trigger(model, data, label, generator, progress, classes)
+            sizes.append(float(mask.sum()))
+            rates.append(rate)
+        indices = anomaly(sizes)
+        median = float(torch.tensor(sizes, dtype=torch.float64).quantile(0.5))
+        found = tuple(
+            ClassFinding(
+                label=label,
+                suspicious=size < median and index > self.index,
+                values={"mask": finite(size), "anomaly": finite(index), "success": rate},
+            )
+            for label, (size, index, rate) in enumerate(zip(sizes, indices, rates, strict=True))
+        )
+        notes = () if classes >= 5 else (f"among {classes} classes an outlier means little",)
+        return found, notes
+
+    def _trigger(
+        self,
+        model: nn.Module,
+        data: DefenderData,
+        label: int,
+        generator: torch.Generator,
+        progress: Progress,
+        classes: int,
+    ) -> tuple[Tensor, float]:
+        """The smallest mask, (1, 1, H, W), that turned enough images; and the share it turned."""
+        shape, device = data.images.shape, data.labels.device
+        free = torch.randn(1, 1, *shape[2:], generator=generator).to(device).requires_grad_()
+        paint = torch.randn(1, shape[1], *shape[2:], generator=generator).to(device).requires_grad_()
+        optimiser = torch.optim.Adam([free, paint], lr=self.lr, betas=(0.5, 0.9))
+        low, scale = data.floor, data.scale
+        weight, up, down = self.weight, 0, 0
+        best, best_rate = None, 0.0
+        rate = 0.0
+        for step in range(self.steps):
+            x, _ = data.draw(self.batch_size, generator)
+            mask, pattern = free.sigmoid(), paint.sigmoid()
+            logits = model((1 - mask) * x + mask * (low + scale * pattern))
+            goal = torch.full((len(x),), label, device=device)
+            loss = F.cross_entropy(logits, goal) + weight * mask.abs().sum()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            turned = float((logits.detach().argmax(1) == label).double().mean())
+            rate = turned if step == 0 else 0.9 * rate + 0.1 * turned
+            if rate >= self.success and (best is None or float(mask.detach().sum()) < float(best.sum())):
+                best, best_rate = mask.detach().clone(), rate
+            up, down = (up + 1, 0) if turned >= self.success else (0, down + 1)
+            if up >= PATIENCE:
+                weight, up = weight * FACTOR, 0
+            elif down >= PATIENCE:
+                weight, down = weight / FACTOR, 0
+            optimiser.step()
+            progress(label * self.steps + step + 1, classes * self.steps, f"class {label}: success {rate:.0%}")
+        return (free.sigmoid().detach(), rate) if best is None else (best, best_rate)
+
+
+def anomaly(sizes: list[float]) -> list[float]:
+    """The distance of each number from the median, in median absolute deviations (consistent for a normal)."""
+    values = torch.tensor(sizes, dtype=torch.float64)
+    distance = (values - values.quantile(0.5)).abs()
+    spread = 1.4826 * float(distance.quantile(0.5))
+    return [float(d) / spread if spread else (math.inf if d > 0 else 0.0) for d in distance]
+
+
+DETECTORS.add(NeuralCleanse.name, NeuralCleanse)
