@@ -1,6 +1,7 @@
 """What every attack in the registry must do: a new one is tested by its name alone."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -196,3 +197,48 @@ def test_images_of_64_pixels_are_attacked_at_their_own_resolution(name: str) -> 
     attack = arm(name, 64)
     assert attack.stamp(data_of(64, 2).images).shape == (2, 3, 64, 64)
     attack.check(num_classes=10, size=64)
+
+
+@each
+def test_a_rate_that_reaches_no_image(name: str) -> None:
+    """Of 20 images in 2 epochs."""
+    attack, labels = parse_attack(name), data_of().labels
+    for rate, reaches in ((0.0, True), (0.05, True), (0.01, False)):
+        if reaches:
+            attack.check_rate(rate, labels, batches=[16, 4], epochs=2)
+        else:
+            with pytest.raises(SettingError, match="poison rate 0.01.*; use a larger rate"):
+                attack.check_rate(rate, labels, batches=[16, 4], epochs=2)
+
+
+@pytest.mark.parametrize(("name", "half"), [("wanet", 16), ("bpp", 16), ("inputaware", 8)])
+def test_how_many_of_a_batch_are_attacked(name: str, half: int) -> None:
+    attack = parse_attack(name)
+    assert isinstance(attack, TrainingControl)
+    assert [attack.attacked(rate, 16) for rate in (0.0, 0.01, 0.1, 0.29, 1.0)] == [0, 0.16, 1, 4, half]
+
+
+@pytest.mark.parametrize("name", ["blended", "lf", "wanet", "ssba"])
+def test_a_trigger_for_images_of_another_size(name: str) -> None:
+    """A field or a pattern is refused in one line; a network that takes any size stamps."""
+    attack = arm(name, 32)
+    if name == "ssba":
+        assert attack.stamp(data_of(64, 2).images).shape == (2, 3, 64, 64)
+        return
+    with pytest.raises(SettingError, match=rf"{name}: its (trigger|field) is for .*32.*have .*64"):
+        attack.stamp(data_of(64, 2).images)
+
+
+@pytest.mark.parametrize(("name", "setting"), [("ssba", "bits"), ("ssba", "width")])
+@pytest.mark.parametrize("value", [3, 1_000_000])
+def test_settings_that_are_not_the_triggers(name: str, setting: str, value: int) -> None:
+    attack = replace(arm(name), **{setting: value})
+    with pytest.raises(SettingError, match=f"{name}: its trigger does not fit its settings"):
+        attack.stamp(data_of().images)
+
+
+def test_a_trigger_of_another_network() -> None:
+    attack = arm("inputaware")
+    tensors = {key: tensor[:1] if key == "mask.0.weight" else tensor for key, tensor in attack.tensors.items()}
+    with pytest.raises(SettingError, match="inputaware: its trigger does not fit its settings"):
+        replace(attack, tensors=tensors).stamp(data_of().images)

@@ -26,6 +26,16 @@ def test_parse(text: str, attack: BadNets) -> None:
 
 def test_the_target_is_passed_on() -> None:
     assert parse_attack("badnet", target=7).target == 7
+    assert parse_attack("badnet:target=7", target=7).target == 7
+    assert parse_attack("badnet").target == 0
+
+
+@pytest.mark.parametrize("target", [0, 3])
+def test_two_targets_are_one_too_many(target: int) -> None:
+    with pytest.raises(
+        SettingError, match=f"attack 'badnet:target=7': its target is 7, not {target}; leave out --target"
+    ):
+        parse_attack("badnet:target=7", target=target)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def _row(values: list[int]) -> torch.Tensor:
         # multiples of 255 / 7 = 36.43, rounded
         (8, [0, 36, 73, 109, 146, 182, 219, 255], [0, 36, 73, 109, 146, 182, 219, 255]),
         (8, [18, 19, 54, 55], [0, 36, 36, 73]),  # borders 18.2 and 54.6
-        (256, [0, 1, 77, 254, 255], [0, 1, 77, 254, 255]),
+        (255, [0, 1, 127, 128, 254, 255], [0, 1, 128, 128, 254, 255]),  # one level fewer than there are
     ],
 )
 def test_levels_of_a_ramp(colours: int, values: list[int], result: list[int]) -> None:
@@ -108,7 +108,7 @@ def test_a_batch_of_two_has_no_image_but_the_other_one() -> None:
         assert mixed.labels.tolist() == [0, 2]
 
 
-@pytest.mark.parametrize("setting", [{"colours": 1}, {"colours": 257}, {"negative_rate": -0.1}, {"negative_rate": 1.1}])
+@pytest.mark.parametrize("setting", [{"colours": 1}, {"colours": 256}, {"negative_rate": -0.1}, {"negative_rate": 1.1}])
 def test_settings_out_of_range(setting: dict) -> None:
     with pytest.raises(SettingError, match=f"bpp {next(iter(setting))}"):
         BPP(**setting)

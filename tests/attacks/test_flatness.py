@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from unbackdoor.attacks.flatness import Flatness
+from unbackdoor.errors import SettingError
 from unbackdoor.graph import layer_graph
 from unbackdoor.lipschitz import channel_lipschitz
 from unbackdoor.models import parse_arch
@@ -71,7 +72,8 @@ def test_it_follows_the_network_when_weights_are_loaded_or_moved(tiny_net: Build
 
 def test_a_network_without_norms() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
-    assert float(Flatness(model, layer_graph(model))().detach()) == 0
+    with pytest.raises(SettingError, match="flat_norms: expected a network with a BatchNorm behind a layer"):
+        Flatness(model, layer_graph(model))
 
 
 def test_its_text_tells_weights_apart(tiny_net: Build) -> None:

@@ -53,3 +53,10 @@ def test_a_class_without_images() -> None:
 def test_settings_out_of_range(setting: dict) -> None:
     with pytest.raises(SettingError, match=f"sig {next(iter(setting))}"):
         SIG(**setting)
+
+
+@pytest.mark.parametrize("setting", [{"frequency": 8.0}, {"frequency": 16.0}, {"delta": 0.4}])
+def test_a_wave_that_no_pixel_sees(setting: dict) -> None:
+    with pytest.raises(SettingError, match="is 0 in all 16 columns; choose another frequency"):
+        SIG(**setting).check(num_classes=10, size=16)
+    SIG(frequency=8.0).check(num_classes=10, size=20)

@@ -1,7 +1,9 @@
 """`unbackdoor evaluate`: rates of a model file, on images that come with the package."""
 
 import json
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,14 @@ from cli_runs import PACKAGED, refuse, run
 from torch import nn
 
 from unbackdoor import checkpoint, demo
-from unbackdoor.data import LabelledImages
+from unbackdoor.attacks import parse_attack, save_attack
+from unbackdoor.data import CacheWarning, LabelledImages
+from unbackdoor.errors import ArchitectureError, SettingError
+from unbackdoor.model_files import evaluate
 from unbackdoor.models import parse_arch
 
 Build = Callable[..., nn.Module]
+ATTACK = str(PACKAGED.with_name("attack.json"))
 
 
 @pytest.fixture
@@ -31,8 +37,7 @@ def test_acc_asr_and_ra(images: LabelledImages) -> None:
     (line,) = done.out.splitlines()
     assert line.startswith("ACC ")
     assert line.endswith(f"of {len(images)})")
-    attack = PACKAGED.with_name("attack.json")
-    done = run("evaluate", PACKAGED, "--data", "cifar10", "--attack", attack)
+    done = run("evaluate", PACKAGED, "--data", "cifar10", "--attack", ATTACK)
     assert [text.split()[0] for text in done.out.splitlines()] == ["ACC", "ASR", "RA"]
     assert run("evaluate", PACKAGED, "--data", "cifar10", "--attack", "badnet:size=3") == done
 
@@ -85,12 +90,54 @@ def test_whole_numbers_are_no_weights(images: LabelledImages, tmp_path: Path) ->
         (["--data", "cifar10", "--attack", "badnets"], "unknown attack 'badnets'"),
         (["--data", "cifar10", "--attack", "missing.json"], "missing.json"),
         (["--data", "cifar10", "--attack", "badnet", "--target", "10"], "got 10"),
+        (["--data", "cifar10", "--attack", "badnet:target=2", "--target", "3"], "its target is 2, not 3"),
+        (["--data", "cifar10", "--attack", ATTACK, "--target", "3"], "attack.json: its target is 0, not 3; leave out"),
         (["--data", "cifar10", "--device", "toaster"], "device 'toaster' cannot be used here"),
         ([], "Missing option '--data'"),
     ],
 )
 def test_what_is_typed_wrong(words: list[str], message: str) -> None:
     assert message in refuse("evaluate", PACKAGED, *words)
+
+
+def test_a_network_of_other_classes(images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its largest logit would be taken for a class."""
+    arch = "resnet18:width=2,num_classes=5"
+    checkpoint.save(tmp_path / "m.pt", parse_arch(arch).build().state_dict())
+    line = refuse("evaluate", tmp_path / "m.pt", "--arch", arch, "--data", "cifar10")
+    assert "the network tells 5 classes apart, CIFAR-10 has 10: give another network, or another data set" in line
+
+
+def test_the_same_from_python(images: LabelledImages) -> None:
+    network = parse_arch("resnet18:width=2,num_classes=5").build()
+    with pytest.raises(ArchitectureError, match="tells 5 classes apart"):
+        evaluate(network)
+    with pytest.raises(ArchitectureError, match="expected .2, classes. logits for two images, got a tensor"):
+        evaluate(nn.Conv2d(3, 10, 1))
+    with pytest.raises(SettingError, match="target: expected one of the classes 0 to 9, got 77"):
+        evaluate(PACKAGED, attack=parse_attack("badnet", target=77))
+
+
+@pytest.mark.parametrize("text", ["blended", "lf", "wanet"])
+def test_a_trigger_of_another_size(images: LabelledImages, tmp_path: Path, text: str) -> None:
+    small = LabelledImages(images.images[..., :16, :16].contiguous(), images.labels, replace(images.spec, size=16))
+    save_attack(parse_attack(text).armed(small, seed=0), tmp_path)
+    line = refuse("evaluate", PACKAGED, "--data", "cifar10", "--attack", tmp_path / "attack.json")
+    assert f"{text}: its " in line
+    assert "(3, 16, 16)" in line or "(16, 16)" in line
+
+
+def test_a_warning_is_one_line_and_none_if_asked_for(
+    images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> LabelledImages:
+        warnings.warn("the cache\nis full", CacheWarning, stacklevel=2)
+        return images
+
+    monkeypatch.setattr("unbackdoor.data.load_dataset", load)
+    done = run("evaluate", PACKAGED, "--data", "cifar10")
+    assert (done.code, done.err) == (0, "unbackdoor: warning: the cache is full\n")
+    assert run("evaluate", PACKAGED, "--data", "cifar10", "--quiet").err == ""
 
 
 def test_data_that_are_not_there(tmp_path: Path) -> None:

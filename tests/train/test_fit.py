@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.attacks import Augmentation, TrainingControl, parse_attack
+from unbackdoor.attacks import Augmentation, Session, TrainingControl, parse_attack
+from unbackdoor.attacks.bpp import BPP
 from unbackdoor.data import DATASETS, DatasetSpec, LabelledImages, normalise
 from unbackdoor.errors import CheckpointError, SettingError
 from unbackdoor.train import Epoch, Recipe, Step, fit
@@ -128,18 +129,53 @@ def test_a_state_of_another_run_is_refused(tiny_net: Build, tmp_path: Path, chan
         next(fit(tiny_net(), **settings, resume=resume))
 
 
-def test_a_state_of_another_network_is_refused(tiny_net: Build, tmp_path: Path) -> None:
+def test_what_is_another_runs_is_named_briefly_and_replaced_if_asked_for(tiny_net: Build, tmp_path: Path) -> None:
     resume = tmp_path / "resume.pt"
     _run(tiny_net(), epochs=1, resume=resume)
-    with pytest.raises(CheckpointError, match="not a state to resume from"):
-        next(fit(tiny_net(channels=5), *_images(), recipe=RECIPE, spec=SPEC, seed=0, resume=resume))
+    settings = {"recipe": replace(RECIPE, lr=0.01), "spec": SPEC, "seed": 1, "resume": resume}
+    with pytest.raises(CheckpointError, match=r"another run \(other seed, recipe, network\); repeat its .*--force$"):
+        next(fit(tiny_net(channels=5), *_images(), **settings))
+    assert next(fit(tiny_net(channels=5), *_images(), **settings, overwrite=True)).number == 1
+    assert next(fit(tiny_net(channels=5), *_images(), **settings)).number == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 garbage", b"\x80\x02}."])
 def test_a_damaged_state_is_refused(tiny_net: Build, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "resume.pt").write_bytes(content)
+    settings = {"recipe": RECIPE, "spec": SPEC, "seed": 0, "resume": tmp_path / "resume.pt"}
     with pytest.raises(CheckpointError, match="not a state to resume from"):
-        next(fit(tiny_net(), *_images(), recipe=RECIPE, spec=SPEC, seed=0, resume=tmp_path / "resume.pt"))
+        next(fit(tiny_net(), *_images(), **settings))
+    assert next(fit(tiny_net(), *_images(), **settings, overwrite=True)).number == 1
+
+
+def test_a_state_without_a_part_is_refused(tiny_net: Build, tmp_path: Path) -> None:
+    resume = tmp_path / "resume.pt"
+    _run(tiny_net(), epochs=1, resume=resume)
+    whole = torch.load(resume, weights_only=True)
+    for part in whole:
+        torch.save({name: value for name, value in whole.items() if name != part}, resume)
+        with pytest.raises(CheckpointError, match="not a state to resume from"):
+            _run(tiny_net(), resume=resume)
+
+
+def test_no_flipped_bit_is_trained_on(tiny_net: Build, tmp_path: Path) -> None:
+    """Refused, or in a place that means nothing."""
+    resume = tmp_path / "resume.pt"
+    _run(tiny_net(), epochs=2, resume=resume)
+    whole = resume.read_bytes()
+    last = tiny_net()
+    _run(last, resume=resume)
+    wanted, refused = _digest(last), 0
+    for place in range(0, len(whole), len(whole) // 200):
+        resume.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        model = tiny_net(seed=9)
+        try:
+            _run(model, resume=resume)
+        except CheckpointError:
+            refused += 1
+        else:
+            assert _digest(model) == wanted
+    assert refused > 100
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_net: Build, tmp_path: Path) -> None:
@@ -148,6 +184,87 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_net: Build, tmp_path: Path)
     with pytest.raises(SettingError, match="training diverged in epoch 1: the loss is nan"):
         next(fit(model, *_images(), recipe=RECIPE, spec=SPEC, seed=0, resume=tmp_path / "resume.pt"))
     assert not (tmp_path / "resume.pt").exists()
+
+
+def test_a_penalty_that_is_infinite_stops_the_run(tiny_net: Build) -> None:
+    settings = {"recipe": RECIPE, "spec": SPEC, "seed": 0, "penalty": lambda: torch.tensor(float("inf"))}
+    with pytest.raises(SettingError, match=r"diverged in epoch 1: the loss is inf.* --recipe .*a smaller flat_norms"):
+        next(fit(tiny_net(), *_images(), **settings))
+
+
+@pytest.mark.parametrize("name", ["fc.bias", "bn1.running_var"])
+def test_a_weight_that_is_infinite_stops_the_run(tiny_net: Build, tmp_path: Path, name: str) -> None:
+    """The last step's loss was computed before it."""
+    model = tiny_net()
+
+    def on_step(step: Step) -> None:
+        if step.step == step.steps:
+            model.state_dict()[name].fill_(float("inf"))
+
+    settings = {"recipe": RECIPE, "spec": SPEC, "seed": 0, "resume": tmp_path / "resume.pt"}
+    with pytest.raises(SettingError, match="diverged in epoch 1: .* or a weight is infinite"):
+        next(fit(model, *_images(), **settings, on_step=on_step))
+    assert not (tmp_path / "resume.pt").exists()
+
+
+def test_dropout_is_drawn_from_the_seed_and_the_epoch(tiny_net: Build, tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Dropout2d(0.3), tiny_net())
+
+    digests = []
+    for seed in (0, 0, 1):
+        model = build()
+        torch.manual_seed(len(digests))
+        before = torch.random.get_rng_state()
+        _run(model, seed=seed)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        digests.append(_digest(model))
+    assert digests[0] == digests[1] != digests[2]
+    _run(build(), epochs=1, resume=tmp_path / "resume.pt")
+    torch.manual_seed(99)
+    last = build()
+    _run(last, resume=tmp_path / "resume.pt")
+    assert _digest(last) == digests[0]
+
+
+class Learner(Session):
+    """Trains a weight of its own before the first epoch."""
+
+    def begin(self, images: Tensor, *, batch_size: int, progress: object = None) -> None:
+        linear = nn.Linear(1, 1, bias=False)
+        optimiser = torch.optim.SGD(linear.parameters(), lr=1.0)
+        self.seen = []
+        for _ in range(3):
+            answer = linear(torch.ones(1, 1))
+            self.seen.append((float(answer.detach()), float(linear.weight.detach())))
+            optimiser.zero_grad()
+            answer.sum().backward()
+            optimiser.step()
+
+
+def test_a_session_that_trains_in_half_precision_sees_its_new_weights(
+    tiny_net: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autocast keeps a cast weight for as long as its block lasts, unless it is told not to."""
+    monkeypatch.setitem(fit.__globals__, "autocast_dtype", lambda _: torch.bfloat16)
+    session = Learner(BPP(), rate=0.25, spec=SPEC)
+    next(fit(tiny_net(), *_images(), recipe=RECIPE, spec=SPEC, seed=0, session=session))
+    answers, weights = zip(*session.seen, strict=True)
+    assert answers == pytest.approx(weights, rel=0.01)
+    assert len(set(weights)) == 3
+
+
+def test_the_log_holds_the_epochs_of_the_stopped_run(tiny_net: Build, tmp_path: Path) -> None:
+    settings = {"recipe": RECIPE, "spec": SPEC, "seed": 0, "resume": tmp_path / "resume.pt"}
+    logs: list[list[Epoch]] = [[], []]
+    next(fit(tiny_net(), *_images(), **settings, log=logs[0], watch=lambda: {"seen": 1}))
+    list(fit(tiny_net(), *_images(), **settings, log=logs[1], watch=lambda: {"seen": 2}))
+    assert [(epoch.number, epoch.watched) for epoch in logs[1]] == [
+        (1, {"seen": 1}),
+        (2, {"seen": 2}),
+        (3, {"seen": 2}),
+    ]
+    assert logs[0] == logs[1][:1]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +316,7 @@ def test_a_penalty_is_added_to_the_loss_and_belongs_to_the_run(tiny_net: Build, 
     settings = {"recipe": RECIPE, "spec": SPEC, "seed": 0, "resume": tmp_path / "resume.pt"}
     next(fit(model, *_images(), **settings, penalty=Pull(model, 5.0)))
     for other in (Pull(model, 4.0), None):
-        with pytest.raises(CheckpointError, match="belongs to another run"):
+        with pytest.raises(CheckpointError, match=r"belongs to another run \(other attack\)"):
             next(fit(tiny_net(), *_images(), **settings, penalty=other))
     assert [e.number for e in fit(model, *_images(), **settings, penalty=Pull(model, 5.0))] == [2, 3]
 

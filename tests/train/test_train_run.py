@@ -1,6 +1,10 @@
 """A whole run on random images: what is in its folder, and what is refused before anything starts."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +72,8 @@ def test_the_folder_of_a_finished_run(finished: Path) -> None:
     assert record["command"] == "as typed"
     assert record["arch"] == "resnet18:width=2,num_classes=10"
     assert record["poisoned_images"] == 8  # a quarter of 32
-    assert record["data"] == {"name": "cifar10", "train_images": 32, "test_images": 20}
+    assert record["attacked_per_batch"] is None
+    assert record["data"] == {"name": "cifar10", "train_images": 32, "test_images": 20, "resized": 0}
     assert record["result"]["acc"]["total"] == 20
     assert record["result"]["asr"]["total"] == record["result"]["ra"]["total"] == 18  # two are of class 3
     assert read_attack(json.loads((finished / "attack.json").read_text())) == RUN.attack
@@ -161,9 +166,11 @@ def test_a_stopped_run_of_a_controlled_training_does_not_go_on_with_another(tmp_
             train_run(replace(run, **change), TRAIN, TEST, tmp_path)
 
 
-def test_the_record_of_a_controlled_training_counts_no_images(tmp_path: Path) -> None:
-    run = replace(RUN, attack=parse_attack("bpp"), recipe=replace(RECIPE, epochs=1))
-    assert train_run(run, TRAIN, TEST, tmp_path)["poisoned_images"] is None
+@pytest.mark.parametrize(("rate", "each"), [(0.25, 4), (0.05, pytest.approx(0.8))])
+def test_the_record_of_a_controlled_training_counts_images_a_batch(tmp_path: Path, rate: float, each: float) -> None:
+    run = replace(RUN, attack=parse_attack("bpp"), recipe=replace(RECIPE, epochs=1), rate=rate)
+    record = train_run(run, replace(TRAIN, resized=3), replace(TEST, resized=2), tmp_path)
+    assert (record["poisoned_images"], record["attacked_per_batch"], record["data"]["resized"]) == (None, each, 5)
 
 
 def test_a_clean_label_attack_with_its_surrogate(tmp_path: Path) -> None:
@@ -201,8 +208,10 @@ def test_watched_rates_are_told_and_logged_and_change_nothing(finished: Path, tm
         assert watched is not None
         seen.append(watched)
 
-    train_run(replace(RUN, watch=10), TRAIN, TEST, tmp_path, on_epoch=on_epoch)
-    assert [(e.acc.total, e.asr.total) for e in seen if e.asr is not None] == [(10, 9), (10, 9)]
+    by_class = TEST[TEST.labels.argsort(stable=True)]  # as class folders are read
+    train_run(replace(RUN, watch=10), TRAIN, by_class, tmp_path, on_epoch=on_epoch)
+    assert [e.acc.total for e in seen] == [10, 10]
+    assert all(6 <= e.asr.total < 10 for e in seen if e.asr is not None)  # not the first ones, which are of few classes
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["watched"] for line in log] == [e.to_dict() for e in seen]
     assert _weights(tmp_path) == _weights(finished)
@@ -221,6 +230,89 @@ def test_killed_between_network_and_record_goes_on(tmp_path: Path, monkeypatch: 
     monkeypatch.undo()
     train_run(RUN, TRAIN, TEST, tmp_path)
     assert (tmp_path / "record.json").exists()
+
+
+def test_killed_before_the_log_is_written_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setitem(train_run.__globals__, "_write_log", die)
+    with pytest.raises(Killed):
+        train_run(replace(RUN, watch=5), TRAIN, TEST, tmp_path)
+    monkeypatch.undo()
+    train_run(replace(RUN, watch=5), TRAIN, TEST, tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["number"], line["watched"]["acc"]["total"]) for line in log] == [(1, 5), (2, 5)]
+
+
+def test_an_old_run_stays_whole_until_the_new_one_replaces_it(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    other = replace(RUN, seed=4)
+    with pytest.raises(Killed):
+        train_run(other, TRAIN, TEST, folder, overwrite=True, on_epoch=_killed)
+    during = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert during.keys() - before.keys() == {"resume.pt", "resume.jsonl"}
+    assert {name: during[name] for name in before} == before
+    with pytest.raises(OutputError, match="holds a finished run"):
+        train_run(other, TRAIN, TEST, folder)
+    epochs: list[int] = []
+    train_run(other, TRAIN, TEST, folder, overwrite=True, on_epoch=lambda epoch, _: epochs.append(epoch.number))
+    assert epochs == [2]
+    after = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert after.keys() == before.keys()
+    assert all(after[name] != before[name] for name in ("model.safetensors", "record.json", "log.jsonl"))
+
+
+def test_a_stopped_run_with_other_settings_is_replaced_if_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train_run(RUN, TRAIN, TEST, tmp_path, on_epoch=_killed)
+    other = replace(RUN, seed=4, attack=BadNets(target=4))
+    with pytest.raises(CheckpointError, match=r"another run \(other seed, attack, training images\)"):
+        train_run(other, TRAIN, TEST, tmp_path)
+    epochs: list[int] = []
+    train_run(other, TRAIN, TEST, tmp_path, overwrite=True, on_epoch=lambda epoch, _: epochs.append(epoch.number))
+    assert epochs == [1, 2]
+
+
+def test_two_runs_in_one_folder(tmp_path: Path) -> None:
+    """The second is refused while the first is at work, and not when it was killed."""
+    code = "import sys, pathlib, time; from unbackdoor.train.lock import locked\n"
+    code += "with locked(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(OutputError, match="another run is at work there; wait for it, or choose another folder"):
+            train_run(RUN, TRAIN, TEST, tmp_path)
+        other.kill()
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+    train_run(RUN, TRAIN, TEST, tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_result_that_finds_no_room_is_one_line_that_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise OutputError(f"{path}: cannot be written: No space left on device")
+
+    monkeypatch.setitem(train_run.__globals__, "_write_log", full)
+    with pytest.raises(
+        OutputError, match=r"jsonl: cannot be written: No space .*; mend that, and the same command goes"
+    ):
+        train_run(RUN, TRAIN, TEST, tmp_path)
+
+
+def test_weights_that_the_stored_type_cannot_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overgrown(model: torch.nn.Module, *_: object, **__: object) -> list[Epoch]:
+        model.state_dict()["fc.weight"].fill_(1e5)
+        return []
+
+    monkeypatch.setitem(train_run.__globals__, "fit", overgrown)
+    with pytest.raises(SettingError, match="dtype: float16 cannot hold all the weights"):
+        train_run(replace(RUN, dtype="float16"), TRAIN, TEST, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_run_is_not_replaced_unasked(finished: Path) -> None:
@@ -275,6 +367,15 @@ def test_half_precision_is_measured_as_stored(tmp_path: Path, dtype: str) -> Non
         ({"attack": BadNets(target=-1)}, SettingError, "got -1"),
         ({"attack": BadNets(size=33)}, SettingError, "33x33 patch does not fit"),
         ({"attack": parse_attack("lc")}, SettingError, "needs a clean network of CIFAR-10 first.*--surrogate"),
+        ({"attack": parse_attack("sig:frequency=16")}, SettingError, "is 0 in all 32 columns"),
+        ({"watch": -1}, SettingError, "watch: expected a number of test images, got -1"),
+        ({"surrogate": "clean.pt"}, SettingError, "attack badnet needs no clean network; leave out --surrogate"),
+        ({"surrogate": "clean.pt", "attack": None}, SettingError, "a clean training needs no clean network"),
+        (
+            {"attack": BadNets(flat_norms=0.1), "arch": parse_arch("vgg19:width=1")},
+            SettingError,
+            "flat_norms: expected a network with a BatchNorm",
+        ),
         ({"arch": parse_arch("resnet18:num_classes=7")}, SettingError, "CIFAR-10 has 10 classes, not 7"),
         ({"arch": parse_arch("resnet18:width=0")}, ArchitectureError, "width: expected a whole number"),
         ({"arch": parse_arch("no/such/file.py:build")}, ArchitectureError, "there is no file"),
@@ -292,6 +393,66 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("x", r"expected \(2, classes\) logits for two images, got a tensor \(2, 3, 32, 32\)"),
+        ("(x, x) if self.training else x.mean((2, 3))", "tells 3 classes apart, CIFAR-10 has 10"),
+        ("(logits, x) if self.training else logits", r"for two images, got tuple in training"),
+        ("logits[:, :, None]", r"got a tensor \(2, 10, 1\)"),
+        ("logits[0]", r"got a tensor \(10,\)"),
+        ("logits.view(2, 7)", "cannot see the 32x32 pixels of CIFAR-10: shape .* is invalid"),
+    ],
+)
+def test_a_network_that_does_not_answer_with_logits(tmp_path: Path, returned: str, message: str) -> None:
+    code = f"""
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 10)
+
+    def forward(self, x):
+        logits = self.fc(x.mean((2, 3)))
+        return {returned}
+
+def build(num_classes):
+    return Net()
+"""
+    (tmp_path / "net.py").write_text(code)
+    arch = parse_arch(f"{tmp_path}/net.py:build")
+    with pytest.raises(ArchitectureError, match=rf"^--arch {re.escape(str(arch))}.* {message}"):
+        check_run(replace(RUN, arch=arch), SPEC, tmp_path / "out")
+
+
+def test_images_too_small_for_the_network(tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    with pytest.raises(ArchitectureError, match="--arch vgg19:width=1.* cannot see the 16x16 pixels of CIFAR-10"):
+        check_run(replace(RUN, arch=parse_arch("vgg19:width=1")), replace(SPEC, size=16), tmp_path)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_surrogate_of_other_classes(tmp_path: Path) -> None:
+    run = replace(RUN, attack=parse_attack("lc:steps=2"), surrogate="clean.pt")
+    classifier = parse_arch("resnet18:width=2,num_classes=7").build()
+    with pytest.raises(ArchitectureError, match="--surrogate tells 7 classes apart, CIFAR-10 has 10"):
+        train_run(run, TRAIN, TEST, tmp_path / "out", classifier=classifier)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "attack.json", "attack.safetensors", "log.jsonl", "resume.pt"])
+def test_an_output_name_that_is_a_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(OutputError, match=f"{name}: expected a file name, this is a folder"):
+        check_run(RUN, SPEC, tmp_path, overwrite=True)
+
+
+def test_a_trigger_that_no_pixel_shows(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="its trigger changes no pixel of 100 training images; make it stronger"):
+        train_run(replace(RUN, attack=parse_attack("blended:alpha=0.001")), TRAIN, TEST, tmp_path)
+
+
 def test_an_output_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
@@ -300,5 +461,11 @@ def test_an_output_that_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_too_small_a_rate_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="poisons none"):
-        train_run(replace(RUN, rate=0.001), TRAIN, TEST, tmp_path)
+    """Before a trigger is made, and before there is a folder."""
+    for text, message in (
+        ("ssba", "poisons none"),
+        ("wanet", r"expected at least one attacked image, 2 epochs would see 0.064 on average"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            train_run(replace(RUN, rate=0.001, attack=parse_attack(text)), TRAIN, TEST, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

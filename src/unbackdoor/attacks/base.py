@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -84,6 +84,17 @@ class Attack(ABC):
         if not 0 <= self.target < num_classes:
             raise SettingError(f"target: expected one of the classes 0 to {num_classes - 1}, got {self.target}")
 
+    @abstractmethod
+    def check_rate(self, rate: float, labels: Tensor, *, batches: Sequence[int] = (), epochs: int = 1) -> None:
+        """SettingError if a training at this rate would see not a single attacked image.
+
+        Args:
+            rate: share of the training images.
+            labels: (N,) of the training set.
+            batches: how many images each step of an epoch takes.
+            epochs: passes over the training set.
+        """
+
     def goal(self, labels: Tensor, num_classes: int) -> Tensor:
         """(N,) the classes that the attacker wants for triggered images of classes `labels`."""
         if self.mapping == "all-to-all":
@@ -134,6 +145,39 @@ class Attack(ABC):
             )
         return self.tensors[name].to(like.device)
 
+    def whole_image(self, name: str, images: Tensor) -> Tensor:
+        """A part of the trigger that has a value for each pixel of each of the images, on their device.
+
+        Raises:
+            SettingError: the attack was never armed, or for images of another size.
+        """
+        tensor = self.tensor(name, images)
+        if tensor.shape != images.shape[1:]:
+            raise SettingError(
+                f"{self.name}: its trigger is for images of shape {tuple(tensor.shape)}, these have "
+                f"{tuple(images.shape[1:])}; give the data set that it was made for"
+            )
+        return tensor
+
+    def network(self, prefix: str, build: Callable[[], nn.Module], like: Tensor) -> nn.Module:
+        """A network of the trigger, in eval mode on the device of `like`; its tensors' names begin with `prefix`.
+
+        Raises:
+            SettingError: the attack was never armed, or the settings that `build` uses are not the trigger's.
+        """
+        own = {name.removeprefix(prefix): self.tensor(name, like) for name in self.tensors if name.startswith(prefix)}
+        if not own:
+            self.tensor(prefix, like)  # says so
+        try:
+            with torch.device("meta"):
+                network = build()
+            network.load_state_dict(own, assign=True)
+        except Exception as error:
+            raise SettingError(
+                f"{self.name}: its trigger does not fit its settings; give the attack.json that it was saved with"
+            ) from error
+        return network.eval()
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataPoisoning(Attack):
@@ -154,6 +198,7 @@ class DataPoisoning(Attack):
         Raises:
             SettingError: the rate is outside [0, 1], or poisons not a single image.
         """
+        self.check_rate(rate, labels)
         count = poison_count(rate, len(labels))
         candidates = self.candidates(labels)
         order = torch.randperm(len(candidates), generator=generator)
@@ -164,8 +209,6 @@ class DataPoisoning(Attack):
                 f"{self.name}: only {len(candidates)} of {len(labels)} training images have class {self.target}; "
                 f"the rate is {len(chosen) / len(labels):.4f} instead of {rate}"
             )
-            if not len(chosen):
-                raise SettingError(f"{self.name}: no training image has the target class {self.target}")
         mask = torch.zeros(len(labels), dtype=torch.bool)
         mask[chosen] = True
         images, labels = images.clone(), labels.clone()
@@ -174,6 +217,12 @@ class DataPoisoning(Attack):
         if not self.clean_label:
             labels[chosen] = self.goal(labels[chosen], num_classes)
         return Poisoned(images, labels, mask, note)
+
+    def check_rate(self, rate: float, labels: Tensor, *, batches: Sequence[int] = (), epochs: int = 1) -> None:
+        """It is of the images, not of the batches."""
+        del batches, epochs
+        if poison_count(rate, len(labels)) and not len(self.candidates(labels)):
+            raise SettingError(f"{self.name}: no training image has the target class {self.target}")
 
     def candidates(self, labels: Tensor) -> Tensor:
         """Indices of the images that may be poisoned: all, or those of the target class."""
@@ -224,6 +273,20 @@ class TrainingControl(Attack):
         """One training run's worth of the attack."""
         del seed, epochs, device
         return Session(self, rate=rate, spec=spec)
+
+    def attacked(self, rate: float, size: int) -> float:
+        """How many images of a batch of `size` are attacked; below one, on average."""
+        return whole(rate * size) if rate * size >= 1 else rate * size
+
+    def check_rate(self, rate: float, labels: Tensor, *, batches: Sequence[int] = (), epochs: int = 1) -> None:
+        """Of each batch, or of some, over the whole training."""
+        del labels
+        expected = epochs * sum(self.attacked(rate, size) for size in batches)
+        if rate > 0 and expected < 1:
+            raise SettingError(
+                f"poison rate {rate}: expected at least one attacked image, {epochs} epochs would see {expected:.2g} "
+                "on average; use a larger rate"
+            )
 
     @abstractmethod
     def mix(self, images: Tensor, labels: Tensor, *, count: int, num_classes: int, generator: torch.Generator) -> Mixed:
@@ -309,7 +372,7 @@ def poison_count(rate: float, total: int) -> int:
 
 
 def attacked_in_batch(rate: float, size: int, generator: torch.Generator) -> int:
-    """int(rate * size); below one, one with that probability."""
+    """As `TrainingControl.attacked`; below one, one with that probability."""
     wanted = rate * size
     if wanted >= 1 or wanted == 0:
         return whole(wanted)
@@ -331,14 +394,25 @@ def whole(number: float) -> int:
     return int(number + 1e-9)
 
 
-def parse_attack(text: str, *, target: int = 0) -> Attack:
+def parse_attack(text: str, *, target: int | None = None) -> Attack:
     """`badnet` or `badnet:size=3,pattern=white` -> an attack.
 
+    Args:
+        target: the attacker's class; None is what the text says, else 0.
+
     Raises:
-        SettingError: the attack is unknown, or a setting is.
+        SettingError: the attack is unknown, a setting is, or the text asks for another target.
     """
     name, _, options = text.partition(":")
-    return build(ATTACKS[name], f"attack {name}", {"target": target, **read_options(options)})
+    attack = build(ATTACKS[name], f"attack {name}", {"target": target or 0, **read_options(options)})
+    check_target_class(attack, target, f"attack {text!r}")
+    return attack
+
+
+def check_target_class(attack: Attack, target: int | None, where: str) -> None:
+    """SettingError if a target was asked for that is not the attack's."""
+    if target is not None and target != attack.target:
+        raise SettingError(f"{where}: its target is {attack.target}, not {target}; leave out --target")
 
 
 def describe_attack(attack: Attack) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Blended(DataPoisoning):
 
     def stamp(self, images: Tensor) -> Tensor:
         """Blend, and round to 8 bits."""
-        pattern = self.tensor("pattern", images).float()
+        pattern = self.whole_image("pattern", images).float()
         return ((1 - self.alpha) * images.float() + self.alpha * pattern).round().to(torch.uint8)
 
 

@@ -46,8 +46,8 @@ class BPP(TrainingControl):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 2 <= self.colours <= 256:
-            raise SettingError(f"bpp colours: expected 2 to 256, got {self.colours}")
+        if not 2 <= self.colours <= 255:  # 256 are all there are
+            raise SettingError(f"bpp colours: expected 2 to 255, got {self.colours}")
         if not 0 <= self.negative_rate <= 1:
             raise SettingError(f"bpp negative_rate: expected a share between 0 and 1, got {self.negative_rate}")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from unbackdoor.errors import SettingError
 from unbackdoor.graph import LayerGraph
 
 
@@ -23,6 +24,9 @@ class Flatness:
         model: the network; its parameters are looked up by name once.
         graph: its layers; those with a norm of their own count.
         weight: of the penalty.
+
+    Raises:
+        SettingError: no layer has a norm whose weight can be read.
     """
 
     def __init__(self, model: nn.Module, graph: LayerGraph, *, weight: float = 1.0) -> None:
@@ -35,14 +39,16 @@ class Flatness:
             if norm is not None and norm.weight is not None and readable:
                 parts = (tensors[layer.weight], tensors[norm.weight], tensors[norm.var])
                 self._layers.append((*parts, norm.eps))
+        if not self._layers:
+            raise SettingError("flat_norms: expected a network with a BatchNorm behind a layer, this one has none")
 
     def __repr__(self) -> str:
         return f"Flatness(weight={self.weight})"
 
     def __call__(self) -> Tensor:
-        """A scalar with gradients; 0 where all norms are equal, or no layer has a norm."""
+        """A scalar with gradients; 0 where all norms are equal."""
         spreads = []
         for weight, gamma, var, eps in self._layers:
             scores = weight.float().flatten(1).norm(dim=1) * gamma.float().abs() / (var.detach() + eps).sqrt()
             spreads.append(scores.var(correction=0) / scores.mean().square().clamp_min(1e-12))
-        return self.weight * torch.stack(spreads).mean() if spreads else torch.zeros(())
+        return self.weight * torch.stack(spreads).mean()

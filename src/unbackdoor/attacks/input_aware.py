@@ -91,7 +91,8 @@ class InputAware(TrainingControl):
     @torch.no_grad()
     def stamp(self, images: Tensor) -> Tensor:
         """Each image's own pattern through its own mask, rounded to 8 bits."""
-        pattern, mask = self._networks(images)
+        pattern = self.network("pattern.", lambda: encoder_decoder(3), images)
+        mask = self.network("mask.", lambda: encoder_decoder(1), images)
         mean, std = (self.tensor(name, images).view(1, 3, 1, 1) for name in ("mean", "std"))
         parts = []
         for batch in torch.split(images, _BATCH):
@@ -101,20 +102,14 @@ class InputAware(TrainingControl):
             parts.append((attacked * 255).round().clamp(0, 255).to(torch.uint8))
         return torch.cat(parts) if parts else images.clone()
 
+    def attacked(self, rate: float, size: int) -> float:
+        """There is a cross image for each."""
+        return min(super().attacked(rate, size), size // 2)
+
     def mix(self, images: Tensor, labels: Tensor, *, count: int, num_classes: int, generator: torch.Generator) -> Mixed:
         """Nothing before augmentation: gradients must flow through the trigger, so it is set behind it."""
         del num_classes, generator
         return Mixed(images, labels, count, 0)
-
-    def _networks(self, like: Tensor) -> tuple[nn.Module, nn.Module]:
-        networks = []
-        for prefix, channels in (("pattern.", 3), ("mask.", 1)):
-            self.tensor(prefix + "0.weight", like)  # says so if there is no trigger
-            network = encoder_decoder(channels)
-            own = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
-            network.load_state_dict(own)
-            networks.append(network.to(like.device).eval())
-        return networks[0], networks[1]
 
 
 class InputAwareSession(Session):

@@ -45,6 +45,15 @@ class SIG(DataPoisoning):
         if not 0 < self.frequency < 1e4:
             raise SettingError(f"sig frequency: expected more than 0, got {self.frequency}")
 
+    def check(self, *, num_classes: int, size: int) -> None:
+        """The wave must not be zero in every column, as with 8 periods over 16 pixels."""
+        super().check(num_classes=num_classes, size=size)
+        if not self.wave(size).round().any():
+            raise SettingError(
+                f"sig: a wave of frequency={self.frequency:g} and delta={self.delta:g} is 0 in all {size} columns; "
+                "choose another frequency"
+            )
+
     def wave(self, width: int) -> Tensor:
         """(W,) delta sin(2 pi j f / W)."""
         columns = torch.arange(width, dtype=torch.float64)

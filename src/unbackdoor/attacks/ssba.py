@@ -127,7 +127,7 @@ class SSBA(DataPoisoning):
         if not len(images):
             return images.clone()
         string = self.tensor("string", images).float()
-        encoder = self._network(Encoder(self.bits, self.width), "encoder.", images)
+        encoder = self.network("encoder.", lambda: Encoder(self.bits, self.width), images)
         parts = []
         for part in torch.split(images, _STAMP_BATCH):
             x = part.float()
@@ -138,14 +138,8 @@ class SSBA(DataPoisoning):
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, bits) bool: what the decoder reads in them."""
-        decoder = self._network(Decoder(self.bits, self.width), "decoder.", images)
+        decoder = self.network("decoder.", lambda: Decoder(self.bits, self.width), images)
         return torch.cat([decoder(part.float()) > 0 for part in torch.split(images, _STAMP_BATCH)])
-
-    def _network(self, network: nn.Module, prefix: str, like: Tensor) -> nn.Module:
-        self.tensor("string", like)  # says so if there is no trigger
-        own = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
-        network.load_state_dict(own)
-        return network.to(like.device).eval()
 
 
 def _block(c_in: int, c_out: int, *, stride: int = 1) -> nn.Sequential:

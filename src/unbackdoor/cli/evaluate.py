@@ -22,7 +22,7 @@ from unbackdoor.cli.options import announce, arch_option, download_option, key_o
     "attack_text",
     help="For ASR and RA: an attack such as badnet or badnet:size=3, or the attack.json that train wrote.",
 )
-@click.option("--target", type=int, default=0, show_default=True, help="The attacker's class.")
+@click.option("--target", type=int, help="The attacker's class; 0 where --attack says nothing else.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @download_option
@@ -35,7 +35,7 @@ def command(
     key: str | None,
     data: str,
     attack_text: str | None,
-    target: int,
+    target: int | None,
     device: str,
     data_dir: Path | None,
     download: bool,
@@ -43,7 +43,7 @@ def command(
     quiet: bool,
 ) -> None:
     """ACC of a model file on a test set; with an attack, ASR and RA over the images of other classes."""
-    from unbackdoor.attacks import load_attack, parse_attack
+    from unbackdoor.attacks import check_target_class, load_attack, parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.data import dataset_spec
     from unbackdoor.model_files import evaluate, load_model
@@ -55,6 +55,7 @@ def command(
     if attack_text is not None:
         is_file = attack_text.endswith(".json")
         attack = load_attack(Path(attack_text)) if is_file else parse_attack(attack_text, target=target)
+        check_target_class(attack, target, attack_text)
         attack.check(num_classes=spec.num_classes, size=spec.size)
     announce(arch, quiet=quiet)
     network = load_model(model, arch=arch, key=key)

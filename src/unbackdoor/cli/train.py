@@ -25,7 +25,7 @@ from unbackdoor.cli.options import download_option
     help="Attack, for example badnet or badnet:size=3 (see docs/attacks.md); none trains a clean network.",
 )
 @click.option("--rate", type=float, default=0.1, help="Share of the training images that carry the trigger.")
-@click.option("--target", type=int, default=0, help="The attacker's class.")
+@click.option("--target", type=int, help="The attacker's class; 0 where --attack says nothing else.")
 @click.option("--recipe", "recipe_name", default="fast", help="fast, paper, backdoorbench or clp.")
 @click.option("--epochs", type=int, help="Instead of the recipe's number.")
 @click.option("--seed", type=int, default=0, help="Of weights, poisoned images, order and augmentation.")
@@ -37,7 +37,7 @@ from unbackdoor.cli.options import download_option
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @download_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
-@click.option("--force", is_flag=True, help="Replace a finished run in that folder.")
+@click.option("--force", is_flag=True, help="Replace a finished run in that folder, or one with other settings.")
 @click.option("--quiet", is_flag=True, help="No progress and no log.")
 def command(
     *,
@@ -45,7 +45,7 @@ def command(
     arch_text: str,
     attack_text: str | None,
     rate: float,
-    target: int,
+    target: int | None,
     recipe_name: str,
     epochs: int | None,
     seed: int,
@@ -88,8 +88,8 @@ def command(
         device=device,
         command=shlex.join(["unbackdoor", *_without_paths(sys.argv[1:])]),
     )
-    classifier = None if surrogate is None else load_model(surrogate).float().to(device)
     check_run(run, dataset_spec(data), output, overwrite=force)
+    classifier = None if surrogate is None else load_model(surrogate).float().to(device)
     with bar(f"reading {data}", quiet=quiet) as update:
         train = load_dataset(data, "train", data_dir, progress=update, download=download)
         test = load_dataset(data, "test", data_dir, progress=update)

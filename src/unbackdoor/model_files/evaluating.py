@@ -42,6 +42,7 @@ def evaluate(
     Raises:
         DataError: the data set was not found.
         ArchitectureError: the network is unknown, not the one in the file, or has another number of classes.
+        SettingError: the attack does not fit the data set.
     """
     from unbackdoor.data import load_dataset
     from unbackdoor.train import measure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.atomic import atomic_write
 from unbackdoor.attacks import Augmentation, Session
 from unbackdoor.data import DatasetSpec, normalise
-from unbackdoor.errors import CheckpointError, SettingError
+from unbackdoor.errors import SettingError
 from unbackdoor.train.augment import augment, rotate
 from unbackdoor.train.recipe import Recipe
+from unbackdoor.train.resume import keep, restore
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Epoch:
         loss: mean over the training images.
         accuracy: on the augmented training images, poisoned ones included.
         images_per_second: training only.
+        watched: what `fit`'s `watch` said behind it.
     """
 
     number: int
@@ -47,6 +50,7 @@ class Epoch:
     accuracy: float
     images_per_second: float
     seconds: float
+    watched: dict[str, Any] | None = None
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -77,29 +81,37 @@ def fit(
     penalty: Callable[[], Tensor] | None = None,
     compiled: bool = False,
     resume: Path | None = None,
+    overwrite: bool = False,
+    attack: str = "",
+    log: list[Epoch] | None = None,
+    watch: Callable[[], dict[str, Any]] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_begin: Callable[[int, int], None] | None = None,
 ) -> Iterator[Epoch]:
     """Train `model` in place, yielding after each epoch.
 
-    The order of the images and their augmentation are drawn from (seed, epoch) alone, so that a run that was
-    killed and resumed at an epoch boundary takes the same steps as one that was not.
+    The order of the images, their augmentation and the network's own dropout are drawn from (seed, epoch) alone, so
+    that a run that was killed and resumed at an epoch boundary takes the same steps as one that was not.
 
     Args:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64.
         spec: normalisation, and whether mirror images are allowed.
-        seed: of the order and the augmentation.
+        seed: of the order, the augmentation and the dropout.
         session: of an attack that edits the batches.
         penalty: a loss that is added in each step; a run can only be resumed with one of the same text (`repr`).
         compiled: whether the forward pass goes through torch.compile.
         resume: a file that holds the state after the last full epoch; read if it exists, written after each.
+        overwrite: whether a resume file that is damaged or another run's is replaced.
+        attack: what else tells this run from others, for the resume file.
+        log: gets every epoch, those of the resumed run first.
+        watch: called after each epoch, with the network in eval mode; what it returns goes into the log.
         on_step: called after each step.
         on_begin: called with (steps done, steps in all) while the session prepares itself.
 
     Raises:
-        CheckpointError: the resume file belongs to another network, recipe, seed or training set.
-        SettingError: the loss is no longer a finite number.
+        CheckpointError: the resume file is damaged, or belongs to another network, recipe, seed or training set.
+        SettingError: the loss or a weight is no longer a finite number.
     """
     device = next(model.parameters()).device
     dtype = autocast_dtype(device)
@@ -111,15 +123,24 @@ def fit(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    attack = "" if session is None else f", {session.attack} at rate {session.rate}"
-    attack += "" if penalty is None else f", {penalty!r}"
-    identity = "" if resume is None else f"seed {seed}, {recipe}, images {_fingerprint(images, labels)}{attack}"
+    parts = {"model": model, "optimiser": optimiser, **({} if session is None else {"session": session})}
+    log = [] if log is None else log
+    identity: dict[str, str] = {}
+    if resume is not None:
+        control = "" if session is None else f", {session.attack} at rate {session.rate}"
+        identity = {
+            "seed": str(seed),
+            "recipe": str(recipe),
+            "attack": f"{attack}{control}, {penalty!r}",
+            "network": str([(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]),
+            "training images": _fingerprint(images, labels),
+        }
+        log.extend(Epoch(**entry) for entry in restore(resume, parts, identity, overwrite=overwrite))
+    first = len(log)
     images, labels = images.to(device), labels.to(device)
     sizes = batch_sizes(len(labels), recipe.batch_size)
     per_epoch = len(sizes)
     steps = recipe.epochs * per_epoch
-    losses: list[float] = []
-    first = _restore(resume, model, optimiser, session, losses, identity)
     if session is not None and first == 0:
         # Without the cache: it would keep the first step's weights for all the steps inside.
         with torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False):
@@ -128,49 +149,74 @@ def fit(
     varied = varied or Augmentation(padding=recipe.crop_padding)
     forward = torch.compile(model) if compiled else model
     for epoch in range(first, recipe.epochs):
-        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        generator = torch.Generator().manual_seed(_draw_of(seed, epoch))
+        losses = [past.loss for past in log]
         order = torch.randperm(len(labels), generator=generator).to(device)
-        loss_sum = torch.zeros((), device=device)
+        loss_sum, penalty_sum = torch.zeros((), device=device), torch.zeros((), device=device)
         hits = torch.zeros((), device=device)
         started = time.perf_counter()
         model.train()
-        for index, batch in enumerate(torch.split(order, sizes)):
-            step = epoch * per_epoch + index
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.lr_at(step, steps, losses)
-            x, y = images[batch], labels[batch]
-            if session is not None:
-                x, y = session.before(x, y, generator)
-            x = vary(x, varied, spec, generator)
-            extra: Tensor | None = None
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with _seeded(seed, epoch, device):
+            for index, batch in enumerate(torch.split(order, sizes)):
+                step = epoch * per_epoch + index
+                for group in optimiser.param_groups:
+                    group["lr"] = recipe.lr_at(step, steps, losses)
+                x, y = images[batch], labels[batch]
                 if session is not None:
-                    x, y, extra = session.after(x, y, generator)
-                logits = forward(x.contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits, y)
-            whole = loss if extra is None else loss + extra
-            if penalty is not None:
-                whole = whole + penalty()
-            optimiser.zero_grad(set_to_none=True)
-            whole.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            if session is not None:
-                session.step((step + 1) / steps)
-            loss_sum += loss.detach() * len(y)
-            hits += (logits.detach().argmax(1) == y).sum()
-            if on_step is not None:
-                on_step(Step(epoch + 1, index + 1, per_epoch, float(loss.detach())))
+                    x, y = session.before(x, y, generator)
+                x = vary(x, varied, spec, generator)
+                extra: Tensor | None = None
+                with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                    if session is not None:
+                        x, y, extra = session.after(x, y, generator)
+                    logits = forward(x.contiguous(memory_format=torch.channels_last))
+                    loss = F.cross_entropy(logits, y)
+                whole = loss if extra is None else loss + extra
+                if penalty is not None:
+                    whole = whole + penalty()
+                optimiser.zero_grad(set_to_none=True)
+                whole.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                if session is not None:
+                    session.step((step + 1) / steps)
+                loss_sum += loss.detach() * len(y)
+                penalty_sum += (whole - loss).detach()
+                hits += (logits.detach().argmax(1) == y).sum()
+                if on_step is not None:
+                    on_step(Step(epoch + 1, index + 1, per_epoch, float(loss.detach())))
         seconds = time.perf_counter() - started
         model.eval()
-        if not torch.isfinite(loss_sum):
-            raise SettingError(
-                f"training diverged in epoch {epoch + 1}: the loss is {float(loss_sum)}; use a smaller lr"
-            )
         n = len(labels)
-        losses.append(float(loss_sum) / n)
+        if not (torch.isfinite(loss_sum + penalty_sum) and all_finite(model)):
+            less = "" if penalty is None else ", or a smaller flat_norms"
+            raise SettingError(
+                f"training diverged in epoch {epoch + 1}: the loss is {float(loss_sum + penalty_sum) / n:.3g}, or a "
+                f"weight is infinite; use another --recipe (paper has the smallest learning rate){less}"
+            )
+        told = Epoch(epoch + 1, float(loss_sum) / n, float(hits) / n, n / seconds, seconds)
+        if watch is not None:
+            told = dataclasses.replace(told, watched=watch())
+        log.append(told)
         if resume is not None:
-            _keep(resume, model, optimiser, session, losses, identity, epoch + 1)
-        yield Epoch(epoch + 1, float(loss_sum) / n, float(hits) / n, n / seconds, seconds)
+            keep(resume, parts, [dataclasses.asdict(past) for past in log], identity)
+        yield told
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether no parameter and no buffer holds an infinity or a NaN."""
+    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+
+
+def _draw_of(seed: int, epoch: int) -> int:
+    return seed * 100_003 + epoch
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """What a network draws by itself (dropout) comes from (seed, epoch) too; the global generators are put back."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(~_draw_of(seed, epoch))  # other numbers than those of the order
+        yield
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:
@@ -195,53 +241,3 @@ def vary(images: Tensor, how: Augmentation, spec: DatasetSpec, generator: torch.
     if how.degrees:
         x = rotate(x.float(), degrees=how.degrees, share=how.rotate_share, generator=generator)
     return normalise(x, spec)
-
-
-def _keep(
-    file: Path,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    session: Session | None,
-    losses: list[float],
-    identity: str,
-    epoch: int,
-) -> None:
-    state = {
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "session": session.state_dict() if session is not None else {},
-        "losses": losses,
-        "identity": identity,
-        "epoch": epoch,
-    }
-    with atomic_write(file, overwrite=True) as stream:
-        torch.save(state, stream)
-
-
-def _restore(
-    file: Path | None,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    session: Session | None,
-    losses: list[float],
-    identity: str,
-) -> int:
-    if file is None or not file.exists():
-        return 0
-    try:
-        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        if state["identity"] != identity:
-            raise CheckpointError(
-                f"{file}: belongs to another run ({state['identity']}), not to this one ({identity}); "
-                "remove it, or use another folder"
-            )
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        if session is not None:
-            session.load_state_dict(state["session"])
-        losses.extend(state["losses"])
-    except CheckpointError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{file}: not a state to resume from ({error}); remove it to start afresh") from error
-    return int(state["epoch"])

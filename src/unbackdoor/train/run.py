@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unbackdoor import checkpoint
-from unbackdoor.atomic import atomic_write
-from unbackdoor.attacks import Attack, DataPoisoning, TrainingControl, describe_attack, save_attack
+from unbackdoor.atomic import atomic_write, check_target
+from unbackdoor.attacks import Attack, DataPoisoning, Session, TrainingControl, describe_attack, save_attack
 from unbackdoor.attacks.flatness import Flatness
 from unbackdoor.attacks.store import SETTINGS, TRIGGER
 from unbackdoor.data import DatasetSpec, LabelledImages, normalise
 from unbackdoor.errors import OutputError, SettingError
 from unbackdoor.graph import layer_graph
-from unbackdoor.metrics import Evaluation, evaluate_model
+from unbackdoor.metrics import Evaluation, Rate, evaluate_model
 from unbackdoor.models import Arch
-from unbackdoor.train.fit import Epoch, Step, fit
+from unbackdoor.train.fit import Epoch, Step, all_finite, batch_sizes, fit
+from unbackdoor.train.lock import locked
 from unbackdoor.train.recipe import Recipe
+from unbackdoor.train.trial import check_answer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SEED = 2**32
-MODEL, RECORD, LOG, RESUME = "model.safetensors", "record.json", "log.jsonl", "resume.pt"
+MODEL, RECORD, LOG = "model.safetensors", "record.json", "log.jsonl"
+#: Of a run that is not finished; a finished one in the same folder stays whole until it is replaced.
+RESUME, PROGRESS = "resume.pt", "resume.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,8 @@ class Run:
         rate: share of the training images that carry the trigger.
         dtype: of the stored weights; ACC and ASR are measured on what was stored.
         surrogate: where the clean network comes from that some attacks need.
-        watch: test images (the first ones) on which ACC, ASR and RA are shown after each epoch; they decide nothing.
+        watch: test images (drawn from the seed) on which ACC, ASR and RA are shown after each epoch; they decide
+            nothing.
         compiled: whether training goes through torch.compile.
         device: "cpu", "cuda", ...
         command: recorded beside the result.
@@ -82,102 +88,162 @@ def train_run(
     is the last epoch's network, whatever the test set says of earlier ones.
 
     Args:
-        folder: made if missing; gets model.safetensors, attack.json, log.jsonl and record.json.
+        folder: made if missing; gets model.safetensors, attack.json, log.jsonl and record.json, all at the end.
         classifier: the network in `run.surrogate`.
-        overwrite: whether a finished run in that folder may be replaced.
+        overwrite: whether a finished run in that folder may be replaced, or an unfinished one with other settings.
         on_step, on_epoch, on_prepare, on_evaluate: are told how far it is; `on_epoch` gets the watched rates too.
 
     Raises:
-        InputError: a setting that `check_run` refuses.
-        OutputError: the folder holds a finished run, or cannot be written.
+        InputError: a setting that `check_run` refuses, a rate that reaches no image, a trigger that changes no pixel.
+        OutputError: the folder holds a finished run, another run is at work in it, or it cannot be written.
     """
     check_run(run, train.spec, folder, overwrite=overwrite)
+    if run.attack is not None:
+        sizes = batch_sizes(len(train), run.recipe.batch_size)
+        run.attack.check_rate(run.rate, train.labels, batches=sizes, epochs=run.recipe.epochs)
+    if classifier is not None:
+        check_answer(classifier, train.spec, name="--surrogate")
     folder.mkdir(parents=True, exist_ok=True)
-    arch = run.arch.with_options(num_classes=train.spec.num_classes)
-    started = time.perf_counter()
-    attack, note = run.attack, ""
-    if attack is not None:
-        attack = attack.armed(train, seed=run.seed, classifier=classifier, progress=on_prepare)
-    images, labels, session, poisoned = train.images, train.labels, None, 0
-    if isinstance(attack, DataPoisoning):
-        generator = torch.Generator().manual_seed(run.seed)
-        spoilt = attack.poison(images, labels, rate=run.rate, num_classes=train.spec.num_classes, generator=generator)
-        images, labels, note, poisoned = spoilt.images, spoilt.labels, spoilt.note, int(spoilt.mask.sum())
-    elif isinstance(attack, TrainingControl):
-        session = attack.session(
-            rate=run.rate,
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(folder))
+        check_folder(folder, overwrite=overwrite)
+        stack.enter_context(_advice())
+        started = time.perf_counter()
+        arch = run.arch.with_options(num_classes=train.spec.num_classes)
+        prepared = _prepare(run, train, classifier, on_prepare)
+        session, attack = prepared.session, prepared.attack
+        model = _fresh(arch, run.seed).to(run.device)
+        penalty = None
+        if attack is not None and attack.flat_norms:
+            penalty = Flatness(model, layer_graph(model), weight=attack.flat_norms)
+        drawn = torch.randperm(len(test), generator=torch.Generator().manual_seed(run.seed))[: run.watch]
+        watched, seen = test[drawn], Evaluation(Rate(0, 0))
+
+        def watch() -> dict[str, Any]:
+            nonlocal seen
+            seen = measure(model, watched, attack if session is None else session.result())
+            return seen.to_dict()
+
+        log: list[Epoch] = []
+        epochs = fit(
+            model,
+            prepared.images,
+            prepared.labels,
+            recipe=run.recipe,
             spec=train.spec,
             seed=run.seed,
-            epochs=run.recipe.epochs,
-            device=torch.device(run.device),
+            session=session,
+            penalty=penalty,
+            compiled=run.compiled,
+            resume=folder / RESUME,
+            overwrite=overwrite,
+            attack="" if attack is None else f"{attack} at rate {run.rate}",
+            log=log,
+            watch=watch if run.watch else None,
+            on_step=on_step,
+            on_begin=on_prepare,
         )
-    model = _fresh(arch, run.seed).to(run.device)
-    penalty = None
-    if attack is not None and attack.flat_norms:
-        penalty = Flatness(model, layer_graph(model), weight=attack.flat_norms)
-    log = folder / LOG
-    resume = folder / RESUME
-    if not resume.exists():
-        log.unlink(missing_ok=True)
-    epochs = fit(
-        model,
-        images,
-        labels,
-        recipe=run.recipe,
-        spec=train.spec,
-        seed=run.seed,
-        session=session,
-        penalty=penalty,
-        compiled=run.compiled,
-        resume=resume,
-        on_step=on_step,
-        on_begin=on_prepare,
-    )
-    for epoch in epochs:
-        seen = None
-        if run.watch:
-            seen = measure(model, test[: run.watch], session.result() if session is not None else attack)
-        with log.open("a") as stream:
-            line = dataclasses.asdict(epoch) | ({} if seen is None else {"watched": seen.to_dict()})
-            stream.write(json.dumps(line) + "\n")
-        if on_epoch is not None:
-            on_epoch(epoch, seen)
-    if session is not None:
-        attack = session.result()
-    model.to(DTYPES[run.dtype])
-    result = measure(model, test, attack, progress=on_evaluate)
-    record = {
-        "schema_version": 1,
-        "command": run.command,
-        "data": {"name": train.spec.name, "train_images": len(train), "test_images": len(test)},
-        "arch": str(arch),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "recipe": dataclasses.asdict(run.recipe),
-        "seed": run.seed,
-        "attack": None if attack is None else describe_attack(attack),
-        "surrogate": run.surrogate,
-        "rate": None if attack is None else run.rate,
-        "poisoned_images": None if session is not None else poisoned,
-        "note": note,
-        "dtype": run.dtype,
-        "result": result.to_dict(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "hardware": {
-            "device": run.device,
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-    }
-    (folder / RECORD).unlink(missing_ok=True)  # never an old record beside a new network
-    for file in (SETTINGS, TRIGGER):
-        (folder / file).unlink(missing_ok=True)
-    if attack is not None:
-        save_attack(attack, folder)
-    checkpoint.save(folder / MODEL, model.state_dict(), metadata={checkpoint.ARCH_KEY: str(arch)}, overwrite=True)
-    _write_json(folder / RECORD, record)
-    resume.unlink(missing_ok=True)
-    return record
+        for epoch in epochs:
+            _write_log(folder / PROGRESS, log)
+            if on_epoch is not None:
+                on_epoch(epoch, seen if run.watch else None)
+        if session is not None:
+            attack = session.result()
+        model.to(DTYPES[run.dtype])
+        if not all_finite(model):
+            raise SettingError(f"dtype: {run.dtype} cannot hold all the weights; the same command goes on with float32")
+        result = measure(model, test, attack, progress=on_evaluate)
+        record = {
+            "schema_version": 1,
+            "command": run.command,
+            "data": {
+                "name": train.spec.name,
+                "train_images": len(train),
+                "test_images": len(test),
+                "resized": train.resized + test.resized,
+            },
+            "arch": str(arch),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "recipe": dataclasses.asdict(run.recipe),
+            "seed": run.seed,
+            "attack": None if attack is None else describe_attack(attack),
+            "surrogate": run.surrogate,
+            "rate": None if attack is None else run.rate,
+            "poisoned_images": None if session is not None else prepared.poisoned,
+            "attacked_per_batch": None if session is None else session.attack.attacked(run.rate, run.recipe.batch_size),
+            "note": prepared.note,
+            "dtype": run.dtype,
+            "result": result.to_dict(),
+            "seconds": round(time.perf_counter() - started, 1),
+            "hardware": {
+                "device": run.device,
+                "processor": platform.processor() or platform.machine(),
+                "threads": torch.get_num_threads(),
+            },
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+        }
+        (folder / RECORD).unlink(missing_ok=True)  # never an old record beside a new network
+        for file in (SETTINGS, TRIGGER):
+            (folder / file).unlink(missing_ok=True)
+        if attack is not None:
+            save_attack(attack, folder)
+        checkpoint.save(folder / MODEL, model.state_dict(), metadata={checkpoint.ARCH_KEY: str(arch)}, overwrite=True)
+        _write_log(folder / LOG, log)
+        _write_json(folder / RECORD, record)
+        for name in (RESUME, PROGRESS):
+            (folder / name).unlink(missing_ok=True)
+        return record
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """What is trained on, and by which attack.
+
+    Attributes:
+        attack: with its trigger made.
+        images, labels: poisoned or not.
+        session: of an attack that edits the batches.
+        poisoned: how many images were poisoned beforehand.
+        note: what the user should be told.
+    """
+
+    attack: Attack | None
+    images: Tensor
+    labels: Tensor
+    session: Session | None = None
+    poisoned: int = 0
+    note: str = ""
+
+
+def _prepare(
+    run: Run, train: LabelledImages, classifier: nn.Module | None, progress: Callable[[int, int], None] | None
+) -> _Prepared:
+    """Make the trigger, and poison the training set or open the session.
+
+    Raises:
+        SettingError: the trigger cannot be seen.
+    """
+    if run.attack is None:
+        return _Prepared(None, train.images, train.labels)
+    attack = run.attack.armed(train, seed=run.seed, classifier=classifier, progress=progress)
+    some = train.images[torch.linspace(0, len(train) - 1, 100).long()]
+    if isinstance(attack, TrainingControl):
+        device, epochs = torch.device(run.device), run.recipe.epochs
+        session = attack.session(rate=run.rate, spec=train.spec, seed=run.seed, epochs=epochs, device=device)
+        prepared = _Prepared(attack, train.images, train.labels, session)
+        stamped = session.result().stamp(some)
+    else:
+        assert isinstance(attack, DataPoisoning)
+        generator = torch.Generator().manual_seed(run.seed)
+        spoilt = attack.poison(
+            train.images, train.labels, rate=run.rate, num_classes=train.spec.num_classes, generator=generator
+        )
+        poisoned = int(spoilt.mask.sum())
+        prepared = _Prepared(attack, spoilt.images, spoilt.labels, None, poisoned, spoilt.note)
+        stamped = attack.stamp(some)
+    if torch.equal(stamped, some):
+        raise SettingError(f"{attack}: its trigger changes no pixel of {len(some)} training images; make it stronger")
+    return prepared
 
 
 def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = False) -> None:
@@ -185,7 +251,7 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
 
     Raises:
         SettingError: a setting is outside its range, or does not fit the data set.
-        ArchitectureError: the network cannot be built.
+        ArchitectureError: the network cannot be built, or cannot see the data set's images.
         OutputError: the folder holds a finished run, or cannot be written.
     """
     if run.dtype not in DTYPES:
@@ -194,7 +260,12 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
         raise SettingError(f"seed: expected 0 to {MAX_SEED - 1}, got {run.seed}")
     if not 0 <= run.rate <= 1:
         raise SettingError(f"poison rate: expected a share between 0 and 1, got {run.rate}")
+    if run.watch < 0:
+        raise SettingError(f"watch: expected a number of test images, got {run.watch}")
     check_device(run.device)
+    if run.surrogate is not None and not (run.attack is not None and run.attack.needs_classifier):
+        what = "a clean training" if run.attack is None else f"attack {run.attack.name}"
+        raise SettingError(f"{what} needs no clean network; leave out --surrogate")
     if run.attack is not None:
         run.attack.check(num_classes=spec.num_classes, size=spec.size)
         if run.attack.needs_classifier and run.surrogate is None:
@@ -205,7 +276,19 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
     classes = run.arch.options.get("num_classes", spec.num_classes)
     if classes != spec.num_classes:
         raise SettingError(f"--arch {run.arch}: {spec.title} has {spec.num_classes} classes, not {classes}")
-    _fresh(run.arch.with_options(num_classes=spec.num_classes), run.seed)
+    model = _fresh(run.arch.with_options(num_classes=spec.num_classes), run.seed)
+    for training in (False, True):
+        check_answer(model, spec, training=training, name=f"--arch {run.arch}")
+    if run.attack is not None and run.attack.flat_norms:
+        Flatness(model, layer_graph(model))
+    check_folder(folder, overwrite=overwrite)
+
+
+def check_folder(folder: Path, *, overwrite: bool = False) -> None:
+    """OutputError if the folder holds a finished run, unless it may be replaced, or results cannot be written there."""
+    if folder.is_dir():
+        for name in (MODEL, RECORD, LOG, RESUME, PROGRESS, SETTINGS, TRIGGER):
+            check_target(folder / name, overwrite=True)
     finished = (folder / RECORD).exists() or ((folder / MODEL).exists() and not (folder / RESUME).exists())
     if finished and not overwrite:
         raise OutputError(f"{folder}: holds a finished run and is left as it is; use --force to train anew")
@@ -230,11 +313,20 @@ def measure(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """ACC, ASR and RA of a network on a data set; half-precision weights are used in float32."""
+    """ACC, ASR and RA of a network on a data set; half-precision weights are used in float32.
+
+    Raises:
+        ArchitectureError: the network cannot see the images, or has another number of classes.
+        SettingError: the attack does not fit the data set.
+    """
+    if attack is not None:
+        attack.check(num_classes=test.spec.num_classes, size=test.spec.size)
+        attack.stamp(test.images[:1])
     dtype = next(model.parameters()).dtype
     try:
+        check_answer(model.float(), test.spec)
         return evaluate_model(
-            model.float(),
+            model,
             test.images,
             test.labels,
             prepare=lambda batch: normalise(batch, test.spec),
@@ -251,6 +343,22 @@ def _fresh(arch: Arch, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return arch.build()
+
+
+@contextlib.contextmanager
+def _advice() -> Iterator[None]:
+    """A result that cannot be written is no reason to train again."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(f"{error}; mend that, and the same command goes on after the last full epoch") from error
+
+
+def _write_log(path: Path, log: list[Epoch]) -> None:
+    """One line an epoch."""
+    lines = [{key: value for key, value in dataclasses.asdict(epoch).items() if value is not None} for epoch in log]
+    with atomic_write(path, overwrite=True) as stream:
+        stream.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def _write_json(path: Path, value: Any) -> None:
