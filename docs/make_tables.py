@@ -14,6 +14,9 @@ from typing import Any
 
 from unbackdoor.attacks import ATTACKS, Attack, TrainingControl
 from unbackdoor.config import setting_fields
+from unbackdoor.defences.base import DataFree
+from unbackdoor.defences.table import DEFENCES, presets_of
+from unbackdoor.detectors import DETECTORS
 
 HERE = Path(__file__).parent
 
@@ -59,11 +62,67 @@ def attacks_one_by_one() -> str:
     return "\n\n".join(parts)
 
 
+def defences_overview() -> str:
+    """One row a method."""
+    rows = []
+    for name in _methods():
+        kind = DEFENCES[name]
+        rows.append(
+            (
+                f"[`{name}`](#{name})",
+                kind.title,
+                kind.source,
+                kind.needs,
+                "yes" if kind.needs_labels else "no",
+                "yes" if kind.needs_gradients else "no",
+                kind.passes,
+                ", ".join(f"`{preset}`" for preset in presets_of(kind)),
+            )
+        )
+    header = ("`--method`", "method", "paper", "needs", "labels", "gradients", "passes over them", "`--preset`")
+    return table(header, rows)
+
+
+def defences_one_by_one() -> str:
+    """A section a method."""
+    parts = []
+    for name in _methods():
+        kind = DEFENCES[name]
+        paragraphs = paragraphs_of(sys.modules[kind.__module__])
+        departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
+        parts += [f"### {name}", paragraphs[0], settings_table(kind, [field.name for field in setting_fields(kind)])]
+        parts.extend(f"*Departures:* {text}" for text in departures)
+        if issubclass(kind, DataFree):
+            parts.append("Departures from the printed text and the published code: [fidelity.md](fidelity.md).")
+    return "\n\n".join(parts)
+
+
+def detectors_one_by_one() -> str:
+    """A section a detector."""
+    parts = []
+    for name in DETECTORS:
+        kind = DETECTORS[name]
+        paragraphs = paragraphs_of(sys.modules[kind.__module__])
+        parts += [f"### {name}", paragraphs[0], f"Needs {kind.needs}."]
+        parts.append(settings_table(kind, [field.name for field in setting_fields(kind)]))
+    return "\n\n".join(parts)
+
+
+def _methods() -> list[str]:
+    """The data-free ones first."""
+    return sorted(DEFENCES, key=lambda name: (not issubclass(DEFENCES[name], DataFree), name))
+
+
 SECTIONS = {
     "attacks.md": {
         "overview": attacks_overview,
         "common settings": attacks_common,
         "one by one": attacks_one_by_one,
+    },
+    "defences.md": {
+        "overview": defences_overview,
+        "one by one": defences_one_by_one,
+        "detectors": detectors_one_by_one,
     },
 }
 

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from unbackdoor.checkpoint import load, save
     from unbackdoor.defences.base import Outcome
     from unbackdoor.defences.data_free import CLP, LPP
+    from unbackdoor.defences.table import parse_method
     from unbackdoor.errors import UnbackdoorError
     from unbackdoor.graph import LayerGraph, layer_graph
     from unbackdoor.lipschitz import channel_lipschitz
-    from unbackdoor.model_files import evaluate, load_model, repair, scan
+    from unbackdoor.model_files import defend, detect, evaluate, load_model, repair, scan
     from unbackdoor.prune import Plan
     from unbackdoor.report import Report
 
@@ -33,11 +34,14 @@ _HOME = {
     "Report": "report",
     "UnbackdoorError": "errors",
     "channel_lipschitz": "lipschitz",
+    "defend": "model_files",
+    "detect": "model_files",
     "evaluate": "model_files",
     "layer_graph": "graph",
     "load": "checkpoint",
     "load_model": "model_files",
     "parse_attack": "attacks",
+    "parse_method": "defences.table",
     "repair": "model_files",
     "save": "checkpoint",
     "scan": "model_files",
@@ -53,11 +57,14 @@ __all__ = [
     "Report",
     "UnbackdoorError",
     "channel_lipschitz",
+    "defend",
+    "detect",
     "evaluate",
     "layer_graph",
     "load",
     "load_model",
     "parse_attack",
+    "parse_method",
     "repair",
     "save",
     "scan",
