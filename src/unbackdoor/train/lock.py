@@ -35,8 +35,9 @@ def locked(folder: Path) -> Iterator[None]:
                 raise
             except OSError:  # a file system without locks
                 break
-            if file.exists() and os.path.samestat(os.fstat(descriptor), os.stat(file)):
-                break
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(file)):
+                    break
             os.close(descriptor)  # its owner removed it in between
     except BlockingIOError as error:
         raise OutputError(f"{folder}: another run is at work there; wait for it, or choose another folder") from error

@@ -98,8 +98,8 @@ def train_run(
         OutputError: the folder holds a finished run, another run is at work in it, or it cannot be written.
     """
     check_run(run, train.spec, folder, overwrite=overwrite)
+    sizes = batch_sizes(len(train), run.recipe.batch_size)
     if run.attack is not None:
-        sizes = batch_sizes(len(train), run.recipe.batch_size)
         run.attack.check_rate(run.rate, train.labels, batches=sizes, epochs=run.recipe.epochs)
     if classifier is not None:
         check_answer(classifier, train.spec, name="--surrogate")
@@ -153,45 +153,9 @@ def train_run(
         if not all_finite(model):
             raise SettingError(f"dtype: {run.dtype} cannot hold all the weights; the same command goes on with float32")
         result = measure(model, test, attack, progress=on_evaluate)
-        record = {
-            "schema_version": 1,
-            "command": run.command,
-            "data": {
-                "name": train.spec.name,
-                "train_images": len(train),
-                "test_images": len(test),
-                "resized": train.resized + test.resized,
-            },
-            "arch": str(arch),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "recipe": dataclasses.asdict(run.recipe),
-            "seed": run.seed,
-            "attack": None if attack is None else describe_attack(attack),
-            "surrogate": run.surrogate,
-            "rate": None if attack is None else run.rate,
-            "poisoned_images": None if session is not None else prepared.poisoned,
-            "attacked_per_batch": None if session is None else session.attack.attacked(run.rate, run.recipe.batch_size),
-            "note": prepared.note,
-            "dtype": run.dtype,
-            "result": result.to_dict(),
-            "seconds": round(time.perf_counter() - started, 1),
-            "hardware": {
-                "device": run.device,
-                "processor": platform.processor() or platform.machine(),
-                "threads": torch.get_num_threads(),
-            },
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        }
-        (folder / RECORD).unlink(missing_ok=True)  # never an old record beside a new network
-        for file in (SETTINGS, TRIGGER):
-            (folder / file).unlink(missing_ok=True)
-        if attack is not None:
-            save_attack(attack, folder)
-        checkpoint.save(folder / MODEL, model.state_dict(), metadata={checkpoint.ARCH_KEY: str(arch)}, overwrite=True)
-        _write_log(folder / LOG, log)
-        _write_json(folder / RECORD, record)
-        for name in (RESUME, PROGRESS):
-            (folder / name).unlink(missing_ok=True)
+        record = _record(run, train, test, prepared, model, result)
+        record["seconds"] = round(time.perf_counter() - started, 1)
+        _replace(folder, attack, model, arch, log, record)
         return record
 
 
@@ -244,6 +208,63 @@ def _prepare(
     if torch.equal(stamped, some):
         raise SettingError(f"{attack}: its trigger changes no pixel of {len(some)} training images; make it stronger")
     return prepared
+
+
+def _record(
+    run: Run,
+    train: LabelledImages,
+    test: LabelledImages,
+    prepared: _Prepared,
+    model: nn.Module,
+    result: Evaluation,
+) -> dict[str, Any]:
+    """What record.json says."""
+    control = prepared.session.attack if prepared.session is not None else None
+    sizes = batch_sizes(len(train), run.recipe.batch_size)
+    return {
+        "schema_version": 1,
+        "command": run.command,
+        "data": {
+            "name": train.spec.name,
+            "train_images": len(train),
+            "test_images": len(test),
+            "resized": train.resized + test.resized,
+        },
+        "arch": str(run.arch.with_options(num_classes=train.spec.num_classes)),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "recipe": dataclasses.asdict(run.recipe),
+        "seed": run.seed,
+        "attack": None if prepared.attack is None else describe_attack(prepared.attack),
+        "surrogate": run.surrogate,
+        "rate": None if prepared.attack is None else run.rate,
+        "poisoned_images": prepared.poisoned if control is None else None,
+        "attacked_per_batch": None if control is None else control.attacked(run.rate, sizes[0]),
+        "note": prepared.note,
+        "dtype": run.dtype,
+        "result": result.to_dict(),
+        "seconds": 0.0,
+        "hardware": {
+            "device": run.device,
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _replace(
+    folder: Path, attack: Attack | None, model: nn.Module, arch: Arch, log: list[Epoch], record: dict[str, Any]
+) -> None:
+    """Write a finished run, over an old one; the record last, and never an old one beside a new network."""
+    for name in (RECORD, SETTINGS, TRIGGER):
+        (folder / name).unlink(missing_ok=True)
+    if attack is not None:
+        save_attack(attack, folder)
+    checkpoint.save(folder / MODEL, model.state_dict(), metadata={checkpoint.ARCH_KEY: str(arch)}, overwrite=True)
+    _write_log(folder / LOG, log)
+    _write_json(folder / RECORD, record)
+    for name in (RESUME, PROGRESS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = False) -> None:
