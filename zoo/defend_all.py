@@ -3,16 +3,19 @@
     python zoo/defend_all.py [--data-dir DIR] [--method NAME ...] [--network NAME ...]
 
 Cells: every method with 5 % of the training images (seed 0) against every CIFAR-10 network, with 1 % and three seeds
-against BadNets and WaNet; LPP and CLP, which are given nothing, once a network. Settings are the methods' defaults.
-Several processes may share the work. ACC, ASR and RA are those of the whole test set. Needs the data set.
+against BadNets and WaNet; LPP and CLP, which are given nothing, once a network, those of GTSRB among them. Settings are
+the methods' defaults. Several processes may share the work; a cell that failed is kept as such. ACC, ASR and RA are
+those of the whole test set. Needs the data sets.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
+import functools
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset
 from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.table import DEFENCES, parse_method
+from unbackdoor.errors import UnbackdoorError
 from unbackdoor.metrics import Evaluation, Rate
 from unbackdoor.model_files import Defended, load_model
 from unbackdoor.model_files.defending import mixture
@@ -42,9 +46,11 @@ NETWORKS = (
     "cifar10_bpp",
     "cifar10_inputaware",
     "cifar10_sig",
+    "gtsrb_clean",
+    "gtsrb_badnet",
 )
-METHODS = ("lpp", "clp", "bnp", "ep", "nad", "rnp", "ft", "fp", "ibau", "anp")
-SHARES = ((0.05, (0,)), (0.01, (0, 1, 2)))
+#: With "@", one of their presets.
+METHODS = ("lpp", "clp", "bnp", "ep", "rnp", "rnp@as_published", "nad@backdoorbench", "nad", "ft", "fp", "ibau", "anp")
 THREE_SEEDS = ("cifar10_badnet", "cifar10_wanet")
 #: Of EP's images, which are a sample of the poisoned training set.
 POISONED = 0.1
@@ -52,7 +58,7 @@ POISONED = 0.1
 
 @dataclass(frozen=True)
 class Cell:
-    """One repair: `share` and `seed` are of the clean images, 0 for methods without any."""
+    """One repair by a method of METHODS: `share` and `seed` are of the clean images, 0 for methods without any."""
 
     network: str
     method: str
@@ -63,29 +69,35 @@ class Cell:
     def file(self) -> Path:
         """Of its record."""
         given = f"_{self.share:g}_{self.seed}" if self.share else ""
-        return RECORDS / f"{self.network}_{self.method}{given}.json"
+        return RECORDS / f"{self.network}_{self.method.replace('@', '_')}{given}.json"
 
 
 def cells() -> Iterator[Cell]:
     """All of them."""
+    trained = [method for method in METHODS if not data_free(method)]
     for network in NETWORKS:
-        for method in METHODS:
-            if issubclass(DEFENCES[method], DataFree):
-                yield Cell(network, method, 0, 0)
-            else:
-                yield from (Cell(network, method, 0.05, seed) for seed in SHARES[0][1])
+        yield from (Cell(network, method, 0, 0) for method in METHODS if data_free(method))
+        if network.startswith("cifar10"):
+            yield from (Cell(network, method, 0.05, 0) for method in trained)
         if network in THREE_SEEDS:
-            yield from (Cell(network, m, 0.01, s) for s in SHARES[1][1] for m in METHODS
-                        if not issubclass(DEFENCES[m], DataFree))  # fmt: skip
+            yield from (Cell(network, method, 0.01, seed) for seed in (0, 1, 2) for method in trained)
 
 
-def run(cell: Cell, train: LabelledImages, test: LabelledImages) -> dict[str, object]:
+def data_free(method: str) -> bool:
+    """Whether it is given no images."""
+    return issubclass(DEFENCES[method.partition("@")[0]], DataFree)
+
+
+def run(cell: Cell, data_dir: str | None) -> dict[str, object]:
     """Repair and measure."""
     folder = ZOO / cell.network
-    before = json.loads((folder / "record.json").read_text())["result"]
+    trained = json.loads((folder / "record.json").read_text())
+    train, test = (_load(trained["data"]["name"], split, data_dir) for split in ("train", "test"))
+    before = trained["result"]
     attack = load_attack(folder / "attack.json") if (folder / "attack.json").exists() else None
     model = load_model(folder / "model.safetensors")
-    method = parse_method(cell.method)
+    name, _, preset = cell.method.partition("@")
+    method = parse_method(name, preset=preset or None)
     poisoned = 0
     started = time.perf_counter()
     if isinstance(method, DataFree):
@@ -104,7 +116,12 @@ def run(cell: Cell, train: LabelledImages, test: LabelledImages) -> dict[str, ob
         report = dataclasses.replace(report, data=dataclasses.replace(report.data, share=cell.share, seed=cell.seed))
     after = measure(outcome.model, test, attack)
     done = Defended(report, read_rates(before), after, seconds)
-    return {"network": cell.network, "poisoned_images": poisoned, **done.record(DEVICE)}
+    return {"network": cell.network, "cell": cell.method, "poisoned_images": poisoned, **done.record(DEVICE)}
+
+
+@functools.cache
+def _load(name: str, split: str, data_dir: str | None) -> LabelledImages:
+    return load_dataset(name, split, data_dir)
 
 
 def read_rates(record: dict[str, dict[str, int] | None]) -> Evaluation:
@@ -114,16 +131,17 @@ def read_rates(record: dict[str, dict[str, int] | None]) -> Evaluation:
     return Evaluation(rates["acc"], rates["asr"], rates["ra"])
 
 
-def claim(cell: Cell) -> Path | None:
-    """A file that this process alone holds while it works on a cell; None if another does, or it is done."""
-    held = cell.file.with_suffix(".running")
-    if cell.file.exists():
-        return None
-    try:
-        os.close(os.open(held, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return None
-    return held
+@contextlib.contextmanager
+def claimed(cell: Cell) -> Iterator[bool]:
+    """Whether this process alone works on a cell that is not done; a killed process lets go of its claim."""
+    with cell.file.with_suffix(".running").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield not cell.file.exists()
+        Path(lock.name).unlink(missing_ok=True)
 
 
 def main() -> None:
@@ -132,26 +150,22 @@ def main() -> None:
     parser.add_argument("--method", action="append", choices=METHODS)
     parser.add_argument("--network", action="append", choices=NETWORKS)
     options = parser.parse_args()
-    train, test = (load_dataset("cifar10", split, options.data_dir) for split in ("train", "test"))
     RECORDS.mkdir(exist_ok=True)
     for cell in cells():
         if cell.method not in (options.method or METHODS) or cell.network not in (options.network or NETWORKS):
             continue
-        if not (ZOO / cell.network / "model.safetensors").exists() or (held := claim(cell)) is None:
+        if not (ZOO / cell.network / "model.safetensors").exists() or cell.file.exists():
             continue
-        try:
-            record = run(cell, train, test)
+        with claimed(cell) as free:
+            if not free:
+                continue
+            try:
+                record = run(cell, options.data_dir)
+            except UnbackdoorError as error:
+                record = {"network": cell.network, "cell": cell.method, "share": cell.share, "failed": str(error)}
             with atomic_write(cell.file, overwrite=True) as stream:
                 stream.write((json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-        finally:
-            held.unlink()
-        rates = record["after"]
-        print(
-            cell.file.stem,
-            json.dumps({k: v and round(v["value"], 4) for k, v in rates.items()}),
-            record["seconds"],
-            flush=True,
-        )  # type: ignore[attr-defined]
+            print(cell.file.stem, record.get("seconds", record.get("failed")), flush=True)
 
 
 if __name__ == "__main__":

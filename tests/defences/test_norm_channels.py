@@ -9,7 +9,7 @@ from torch import nn
 
 from unbackdoor.defences.clean_data import DefenderData
 from unbackdoor.defences.data_based.anp import worst_noise
-from unbackdoor.defences.norm_channels import NormChannels, switch_off
+from unbackdoor.defences.norm_channels import NOTHING, NormChannels, switch_off
 from unbackdoor.graph import layer_graph
 from unbackdoor.models import parse_arch
 
@@ -74,7 +74,8 @@ def test_the_threshold_is_the_largest_that_keeps_the_accuracy() -> None:
     channels = NormChannels(model, layer_graph(model), "test")
     chosen = channels.choose_threshold(torch.tensor([0.62, 0.1, 0.3]), held, tolerance=0.05)
     assert chosen == 0.6
-    assert channels.choose_threshold(torch.tensor([0.0, 0.1, 0.3]), held, tolerance=0.05) == 0.0
+    assert channels.choose_threshold(torch.tensor([0.01, 0.0, 0.3]), held, tolerance=0.05) == 0.0
+    assert channels.choose_threshold(torch.tensor([0.0, 0.1, 0.3]), held, tolerance=0.05) == NOTHING < 0
     assert channels.choose_threshold(torch.tensor([1.0, 0.1, 0.3]), held, tolerance=0.05) == 0.95
 
 

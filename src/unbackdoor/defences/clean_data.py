@@ -67,22 +67,24 @@ class DefenderData:
     def inputs(self, images: Tensor | None = None) -> Tensor:
         """What the network takes, float32, of some of the images or of all."""
         images = self.images if images is None else images
-        return images.float() if self.spec is None else normalise(images, self.spec)
+        return _channels_last(images.float() if self.spec is None else normalise(images, self.spec))
 
     def augmented(self, images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
         """The same, each image varied at random: mirrored where the data set allows it, and cropped."""
         if how is PLAIN:
             return self.inputs(images)
         if self.spec is not None:
-            return vary(images, how, self.spec, generator)
+            return _channels_last(vary(images, how, self.spec, generator))
         if images.ndim != 4:
             return self.inputs(images)
-        return augment(images.float(), padding=how.padding, flip=False, generator=generator)
+        return _channels_last(augment(images.float(), padding=how.padding, flip=False, generator=generator))
 
-    def epoch(self, batch_size: int, generator: torch.Generator, how: Augmentation = PLAIN) -> Iterator[Batch]:
-        """All images once in random order; (B, ...) float32 inputs and (B,) labels."""
-        order = torch.randperm(len(self), generator=generator).to(self.labels.device)
-        for batch in torch.split(order, batch_sizes(len(self), batch_size)):
+    def epoch(
+        self, batch_size: int, generator: torch.Generator, how: Augmentation = PLAIN, *, most: int | None = None
+    ) -> Iterator[Batch]:
+        """All images (or `most` of them) once in random order; (B, ...) float32 inputs and (B,) labels."""
+        order = torch.randperm(len(self), generator=generator)[:most].to(self.labels.device)
+        for batch in torch.split(order, batch_sizes(len(order), batch_size)):
             yield self.augmented(self.images[batch], how, generator), self.labels[batch]
 
     def draw(self, batch_size: int, generator: torch.Generator, how: Augmentation = PLAIN) -> Batch:
@@ -163,6 +165,11 @@ def accuracy_on(model: nn.Module, data: DefenderData) -> float:
     """The share of images that a network in eval mode answers rightly."""
     hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.chunks())
     return hits / len(data)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The layout in which convolutions are fastest."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _described(tensor: Tensor) -> str:

@@ -17,6 +17,9 @@ from unbackdoor.errors import MethodError
 from unbackdoor.graph import LayerGraph, Norm
 from unbackdoor.report import LayerReport, Remark
 
+#: Below every mask.
+NOTHING = -1.0
+
 #: Tried in turn where a threshold is chosen on held-out images.
 THRESHOLDS = tuple(step / 20 for step in range(20))
 
@@ -67,11 +70,12 @@ class NormChannels:
 
     def choose_threshold(self, masks: Tensor, held: DefenderData, tolerance: float) -> float:
         """The largest of THRESHOLDS at which channels with a mask at or below it can go without a loss in accuracy of
-        more than `tolerance` of what it was, on images that the masks were not learnt on.
+        more than `tolerance` of what it was, on images that the masks were not learnt on; -1, which prunes nothing, if
+        even those whose mask is 0 cannot go.
         """
         self.model.eval()
         least = (1 - tolerance) * accuracy_on(self.model, held)
-        chosen = 0.0
+        chosen = NOTHING
         for threshold in THRESHOLDS:
             gain = (masks > threshold).to(masks.dtype)
             with torch.no_grad():

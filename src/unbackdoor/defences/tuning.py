@@ -50,6 +50,7 @@ def tune(
     clip: float = math.inf,
     behind: Callable[[], None] | None = None,
     stop: Callable[[float], bool] | None = None,
+    most: int | None = None,
 ) -> Stage:
     """Train some tensors in place.
 
@@ -64,6 +65,7 @@ def tune(
         clip: the largest norm of all gradients together.
         behind: called after each step, for example to keep a mask in its range.
         stop: told the accuracy of each epoch; True ends the training.
+        most: images an epoch; None takes all.
     """
     trained = list(parameters)
     optimiser = torch.optim.SGD(
@@ -71,19 +73,20 @@ def tune(
     )
     how = Augmentation(padding=recipe.crop_padding)
     device, dtype = data.labels.device, autocast_dtype(data.labels.device)
-    per_epoch = len(batch_sizes(len(data), recipe.batch_size))
+    shown = len(data) if most is None else min(most, len(data))
+    per_epoch = len(batch_sizes(shown, recipe.batch_size))
     steps = recipe.epochs * per_epoch
     losses: list[float] = []
     accuracies: list[float] = []
     for epoch in range(recipe.epochs):
         loss_sum, hits = 0.0, 0
-        for index, (x, y) in enumerate(data.epoch(recipe.batch_size, generator, how)):
+        for index, (x, y) in enumerate(data.epoch(recipe.batch_size, generator, how, most=most)):
             step = epoch * per_epoch + index
             for group in optimiser.param_groups:
                 group["lr"] = recipe.lr_at(step, steps, losses)
             x = cutout(x, size=cutout_size, generator=generator)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                value, logits = loss(_channels_last(x), y)
+                value, logits = loss(x, y)
             optimiser.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             if math.isfinite(clip):
@@ -94,12 +97,12 @@ def tune(
             loss_sum += float(value.detach()) * len(y)
             hits += int((logits.detach().argmax(1) == y).sum())
             progress(step + 1, steps, f"{name}: loss {float(value.detach()):.3f}")
-        losses.append(loss_sum / len(data))
-        accuracies.append(hits / len(data))
+        losses.append(loss_sum / shown)
+        accuracies.append(hits / shown)
         progress(
             (epoch + 1) * per_epoch,
             steps,
-            f"{name}: loss {losses[-1]:.3f}, accuracy on the given images {hits / len(data):.1%}",
+            f"{name}: loss {losses[-1]:.3f}, accuracy on the given images {hits / shown:.1%}",
         )
         if not math.isfinite(loss_sum) or (stop is not None and stop(accuracies[-1])):
             break
@@ -110,7 +113,3 @@ def stage(name: str, unit: str, losses: Iterable[float], accuracies: Iterable[fl
     """A stage's curves; what is not a finite number becomes None."""
     curves = (tuple(x if math.isfinite(x) else None for x in curve) for curve in (losses, accuracies))
     return Stage(name=name, unit=unit, losses=next(curves), accuracies=next(curves))
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unbackdoor.attacks import Augmentation
@@ -99,8 +100,8 @@ def divergence(m1: Tensor, v1: Tensor, m2: Tensor, v2: Tensor, eps: float = 0.0)
 
 def moments(x: Tensor) -> Tensor:
     """(N, C, ...) -> (3, C) number of values, mean, variance (unbiased) of each channel."""
-    places = [d for d in range(x.ndim) if d != 1]
-    var, mean = torch.var_mean(x, dim=places)
+    mean, var = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+    F.batch_norm(x, mean, var, training=True, momentum=1.0)  # several times as fast as torch.var_mean
     return torch.stack([torch.full_like(mean, x.numel() / x.shape[1]), mean, var])
 
 

@@ -72,7 +72,7 @@ class EP(DataBased):
         seen: dict[str, list[Tensor]] = {}
 
         def record(path: str, x: Tensor) -> None:
-            seen.setdefault(path, []).append(x.flatten(2).amax(2) if x.ndim > 2 else x)
+            seen.setdefault(path, []).append(x.amax(tuple(range(2, x.ndim))) if x.ndim > 2 else x)
 
         how = Augmentation(padding=self.crop_padding) if self.crop_padding else PLAIN
         images = patient.data.images[torch.randperm(len(patient.data), generator=patient.generator)[: self.batch_size]]

@@ -38,7 +38,8 @@ class NAD(DataBased):
     Attributes:
         teacher_epochs: of fine-tuning the teacher.
         epochs: of the student.
-        lr: of SGD with Nesterov's momentum, a tenth of it from the third epoch on.
+        lr: of SGD with Nesterov's momentum.
+        fall: the epoch, counted from 0, from which lr is a tenth.
         beta1, beta2, beta3: weights of the attention losses, from the earliest map to the last.
         power: p in the attention.
         batch_size: images a step.
@@ -56,6 +57,7 @@ class NAD(DataBased):
     teacher_epochs: int = 10
     epochs: int = 20
     lr: float = 0.1
+    fall: int = 2
     beta1: float = 500.0
     beta2: float = 1000.0
     beta3: float = 1000.0
@@ -70,6 +72,7 @@ class NAD(DataBased):
         check_count("teacher_epochs", self.teacher_epochs)
         check_count("epochs", self.epochs)
         check_number("lr", self.lr, least=1e-9, most=1e3)
+        check_count("fall", self.fall)
         for name in ("beta1", "beta2", "beta3"):
             check_number(name, getattr(self, name), least=0, most=1e9)
         check_number("power", self.power, least=1, most=10)
@@ -78,6 +81,11 @@ class NAD(DataBased):
         check_number("weight_decay", self.weight_decay, least=0, most=1)
         check_count("crop_padding", self.crop_padding, least=0)
         check_count("cutout", self.cutout, least=0)
+
+    @classmethod
+    def backdoorbench(cls) -> NAD:
+        """That benchmark's settings: ten epochs at 0.01 throughout, batches of 256, no Cutout."""
+        return cls(epochs=10, lr=0.01, fall=10, batch_size=256, weight_decay=5e-4, cutout=0)
 
     def repair(self, patient: Patient) -> Findings:
         """Fig. 1: a fine-tuned teacher, a distilled student."""
@@ -132,7 +140,7 @@ class NAD(DataBased):
             epochs=epochs,
             lr=self.lr,
             schedule="multistep",
-            milestones=(2,),
+            milestones=(self.fall,),
             batch_size=self.batch_size,
             momentum=self.momentum,
             nesterov=self.momentum > 0,

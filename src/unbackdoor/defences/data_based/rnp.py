@@ -8,7 +8,9 @@ Three phases:
 
 Departures: the published code clips gradients before it has computed them, which does nothing; here they are clipped
 (`clip`), and unlearning stays finite. It keeps the unlearned network only where the accuracy limit was reached; here
-the last epoch's is used, whatever it reached, and the report shows the curve. It prints the test results of all
+the last epoch's is used, whatever it reached, and the report shows the curve. Its epochs are of 500 images, after each
+of which the accuracy is looked at; so they are here where there are more, for in epochs of 2,500 a network has
+unlearned far too much before anybody looks. It prints the test results of all
 thresholds; here the largest one is taken that costs at most `tolerance` of the accuracy on held-out clean images,
 or a fixed one (`holdout` 0).
 """
@@ -40,6 +42,7 @@ class RNP(DataBased):
         alpha: weight of the loss while recovering.
         recover_epochs: of the masks.
         recover_lr: of SGD on the masks.
+        epoch_images: an epoch is so many images at most, drawn anew each time.
         batch_size: images a step.
         momentum, weight_decay: of SGD.
         threshold: channels with a mask at or below it are pruned, where `holdout` is 0.
@@ -62,6 +65,7 @@ class RNP(DataBased):
     alpha: float = 0.2
     recover_epochs: int = 20
     recover_lr: float = 0.2
+    epoch_images: int = 500
     batch_size: int = 128
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -79,6 +83,7 @@ class RNP(DataBased):
         check_number("alpha", self.alpha, least=1e-9, most=1e3)
         check_count("recover_epochs", self.recover_epochs)
         check_number("recover_lr", self.recover_lr, least=1e-9, most=1e3)
+        check_count("epoch_images", self.epoch_images, least=2)
         check_count("batch_size", self.batch_size, least=2)
         check_number("momentum", self.momentum, least=0, most=1)
         check_number("weight_decay", self.weight_decay, least=0, most=1)
@@ -87,6 +92,11 @@ class RNP(DataBased):
         check_number("tolerance", self.tolerance, least=0, most=1)
         check_count("crop_padding", self.crop_padding, least=0)
         check_choice("beta", self.beta, ("keep", "zero"))
+
+    @classmethod
+    def as_published(cls) -> RNP:
+        """A fixed threshold, of the published sweep the one that its README shows first."""
+        return cls(holdout=0.0)
 
     @classmethod
     def backdoorbench(cls) -> RNP:
@@ -110,6 +120,7 @@ class RNP(DataBased):
             generator=patient.generator,
             progress=patient.progress,
             clip=self.clip,
+            most=self.epoch_images,
             stop=lambda accuracy: accuracy <= self.clean_threshold,
         )
         model.requires_grad_(False)
@@ -127,6 +138,7 @@ class RNP(DataBased):
             name="recovering",
             generator=patient.generator,
             progress=patient.progress,
+            most=self.epoch_images,
             behind=keep_range,
         )
         model.load_state_dict(came)
