@@ -1,0 +1,29 @@
+"""A grid of experiments: attacks x rates x data sets x networks x recipes x seeds x defences x clean shares.
+
+A grid (`grid`) is read into cells (`cell`); the store (`store`) says which of them are done; an engine (`engine`,
+`on_ray`) performs the others (`perform`); `drive` brings them together.
+"""
+
+from unbackdoor.bench.cell import Cell, Correlation, Probe, Repair, Training
+from unbackdoor.bench.compact import compact
+from unbackdoor.bench.drive import Standing, run_grid, standing
+from unbackdoor.bench.engine import Engine, Local
+from unbackdoor.bench.grid import Grid, read_grid
+from unbackdoor.bench.store import Store
+
+__all__ = [
+    "Cell",
+    "Correlation",
+    "Engine",
+    "Grid",
+    "Local",
+    "Probe",
+    "Repair",
+    "Standing",
+    "Store",
+    "Training",
+    "compact",
+    "read_grid",
+    "run_grid",
+    "standing",
+]

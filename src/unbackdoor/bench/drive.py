@@ -1,0 +1,247 @@
+"""A grid brought to its end: what is done is left, what is not is given to an engine, what comes back is stored."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from unbackdoor.bench.cell import Cell, Training
+from unbackdoor.bench.engine import Engine, Failed
+from unbackdoor.bench.grid import Grid
+from unbackdoor.bench.perform import Produced, Work, data_digest
+from unbackdoor.bench.store import Record, Store
+from unbackdoor.errors import OutputError
+
+#: The least free space, in bytes, with which work is begun.
+SPACE = 64 * 2**20
+
+
+@dataclass
+class Standing:
+    """How far a grid is.
+
+    Attributes:
+        total: cells.
+        done: by kind of cell.
+        failed: key -> (title, reason).
+        left: titles of the cells that are neither.
+        blocked: how many of those wait for a training that failed.
+        seconds: what the finished cells took together.
+        estimate: seconds that the others may take, where like cells are done; None where nothing is known.
+    """
+
+    total: int = 0
+    done: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    running: list[str] = field(default_factory=list)
+    blocked: int = 0
+    seconds: float = 0.0
+    estimate: float | None = None
+
+
+def meet_data(grid: Grid, store: Store, data_dir: str | None) -> dict[str, str]:
+    """The digests of the grid's data sets, held against what the store was begun with.
+
+    Raises:
+        DataError: a data set was not found, or is another than the store's.
+    """
+    for name in grid.data_sets:
+        store.meet(name, data_digest(name, data_dir))
+    return store.digests()
+
+
+def run_grid(
+    grid: Grid,
+    store: Store,
+    engine: Engine,
+    *,
+    data_dir: str | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+    retry_failed: bool = False,
+    told: Callable[[str, Cell, str], None] = lambda _event, _cell, _text: None,
+) -> Standing:
+    """Run what is left of a grid.
+
+    Args:
+        grid: what is to be run.
+        store: what is done; several drivers may share it.
+        engine: who does it.
+        data_dir: folder of the data sets.
+        device: where workers run.
+        threads: of torch, for each worker; 0 leaves them as they are.
+        retry_failed: whether cells that failed are tried again.
+        told: called with ("start", "done", "failed", "taken"), a cell, and what to say of it.
+
+    Raises:
+        DataError: a data set was not found, or is another than the store's.
+        OutputError: the store cannot be written.
+    """
+    digests = meet_data(grid, store, data_dir)
+    keys = {cell: cell.key(digests) for cell in grid.cells}
+    waiting = [cell for cell in grid.cells if store.read(cell, keys[cell]) is None]
+    if retry_failed:
+        for cell in waiting:
+            store.forget_failure(keys[cell])
+    lost: set[Cell] = {cell for cell in waiting if store.failure(keys[cell]) is not None}
+    waiting = [cell for cell in waiting if cell not in lost]
+    running: dict[str, tuple[Cell, contextlib.ExitStack]] = {}
+    elsewhere: set[Cell] = set()
+    try:
+        while waiting or running:
+            for cell in _ready(waiting, store, keys, lost):
+                if len(running) >= engine.slots:
+                    break
+                if cell in elsewhere and running:
+                    continue
+                stack = contextlib.ExitStack()
+                if not stack.enter_context(store.claim(keys[cell])):
+                    stack.close()
+                    elsewhere.add(cell)
+                    continue
+                if store.has(cell, keys[cell]) and store.read(cell, keys[cell]) is not None:  # done by another driver
+                    stack.close()
+                    waiting.remove(cell)
+                    told("taken", cell, "")
+                    continue
+                waiting.remove(cell)
+                _check_space(store)
+                told("start", cell, "")
+                engine.submit(keys[cell], _work(cell, store, keys, digests, data_dir, device, threads))
+                running[keys[cell]] = (cell, stack)
+            if not running:
+                break  # what is left waits for a failed training, or is at work in another driver
+            for key, outcome in engine.finished():
+                cell, stack = running.pop(key)
+                with stack:
+                    _keep(cell, key, outcome, store, lost, told)
+    finally:
+        for _, stack in running.values():
+            stack.close()
+        engine.close()
+    return standing(grid, store, digests)
+
+
+def _ready(waiting: list[Cell], store: Store, keys: dict[Cell, str], lost: set[Cell]) -> Iterator[Cell]:
+    """The cells whose training is done, in the grid's order."""
+    for cell in list(waiting):
+        needs = cell.needs
+        if needs is None or store.has(needs, keys[needs]):
+            yield cell
+        elif needs in lost:
+            continue
+
+
+def _work(
+    cell: Cell,
+    store: Store,
+    keys: dict[Cell, str],
+    digests: dict[str, str],
+    data_dir: str | None,
+    device: str,
+    threads: int,
+) -> Work:
+    files: dict[str, bytes] = {}
+    before = None
+    if cell.needs is not None:
+        folder = store.folder(cell.needs, keys[cell.needs])
+        record = store.read(cell.needs, keys[cell.needs])
+        assert record is not None
+        before = record["result"]["rates"]
+        files = {name: (folder / name).read_bytes() for name in record["files"]}
+    return Work(cell, files, before, data_dir, digests, str(store.work_folder(keys[cell])), device, threads)
+
+
+def _keep(
+    cell: Cell,
+    key: str,
+    outcome: Produced | Failed,
+    store: Store,
+    lost: set[Cell],
+    told: Callable[[str, Cell, str], None],
+) -> None:
+    if isinstance(outcome, Failed):
+        lost.add(cell)
+        store.fail(cell, key, outcome.reason)
+        told("failed", cell, outcome.reason)
+        return
+    store.put(cell, key, outcome.record, outcome.files)
+    store.clear_work(key)
+    told("done", cell, said_of(outcome.record))
+
+
+def said_of(record: Record) -> str:
+    """A finished cell's rates in a few words."""
+    rates = record["result"].get("rates")
+    parts = []
+    for name in ("acc", "asr"):
+        rate = rates.get(name) if rates else None
+        if rate is not None and rate["value"] is not None:
+            parts.append(f"{name.upper()} {rate['value']:.2%}")
+    return ", ".join([*parts, f"{record['seconds']:.1f} s"])
+
+
+def standing(grid: Grid, store: Store, digests: dict[str, str] | None = None) -> Standing:
+    """How far a grid is, without reading any data set."""
+    digests = store.digests() if digests is None else digests
+    found = Standing(total=len(grid.cells))
+    known: dict[str, list[float]] = {}
+    unknown = False
+    left: list[Cell] = []
+    for cell in grid.cells:
+        if cell.data_name is not None and cell.data_name not in digests:  # nothing was ever run on it here
+            left.append(cell)
+            continue
+        key = cell.key(digests)
+        record = store.read(cell, key)
+        if record is not None:
+            found.done[cell.kind] = found.done.get(cell.kind, 0) + 1
+            found.seconds += record["seconds"]
+            known.setdefault(likeness(cell), []).append(record["seconds"])
+            continue
+        failure = store.failure(key)
+        if failure is not None:
+            found.failed[key] = (cell.title, failure["reason"])
+            continue
+        left.append(cell)
+    broken = {title for title, _ in found.failed.values()}
+    estimate = 0.0
+    for cell in left:
+        found.left.append(cell.title)
+        if cell.needs is not None and cell.needs.title in broken:
+            found.blocked += 1
+        like = known.get(likeness(cell))
+        if like:
+            estimate += sum(like) / len(like)
+        else:
+            unknown = True
+    found.estimate = None if unknown else estimate
+    locks = store.root / "locks"
+    names = {path.name for path in locks.iterdir()} if locks.exists() else set()
+    if names and digests:
+        for cell in left:
+            if (cell.data_name is None or cell.data_name in digests) and cell.key(digests) in names:
+                found.running.append(cell.title)
+    return found
+
+
+def likeness(cell: Cell) -> str:
+    """Cells of the same likeness take about as long."""
+    training = cell if isinstance(cell, Training) else cell.needs
+    place = "" if training is None else f"{training.data} {training.arch} {training.recipe} {training.epochs}"
+    if isinstance(cell, Training):
+        return f"training {place} {(cell.attack or 'clean').partition(':')[0]}"
+    method = getattr(cell, "method", "")
+    return f"{cell.kind} {place} {method.partition(':')[0]} {getattr(cell, 'clean', None)}"
+
+
+def _check_space(store: Store) -> None:
+    free = shutil.disk_usage(store.root).free
+    if free < SPACE:
+        raise OutputError(
+            f"{store.root}: {free / 2**20:.0f} MB are free on its disk, expected {SPACE / 2**20:.0f} at least; what is "
+            "done is kept: make room, and give the same command again"
+        )

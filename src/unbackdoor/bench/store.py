@@ -1,0 +1,212 @@
+"""Where results are kept: one immutable JSON record a cell, and for a training the network beside it.
+
+    ROOT/data/NAME.json            what the data set held when it was first used here
+    ROOT/training/KEY/             model.safetensors, attack.json, attack.safetensors, log.jsonl, record.json
+    ROOT/repair/KEY.json           a repair's record; correlation/ and probe/ likewise
+    ROOT/failed/KEY.json           why a cell failed
+    ROOT/damaged/                  records that were not what was written
+    ROOT/work/                     unfinished work; locks/ who is at it
+
+A record carries its own SHA-256, and those of the files beside it: what was truncated or altered is found, set aside,
+and done again. A record appears under its name whole or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from unbackdoor.atomic import atomic_write
+from unbackdoor.bench.cell import EPOCHS, Cell, canonical
+from unbackdoor.errors import DataError, OutputError
+
+Record = dict[str, Any]
+
+RECORD = "record.json"
+#: Kinds whose results are more than a record.
+FOLDERS = ("training",)
+
+
+class Store:
+    """Results on disk; several processes may share one.
+
+    Args:
+        root: made if missing.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        try:
+            for name in ("data", "failed", "damaged", "work", "locks", *EPOCHS):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.root}: a store cannot be made here: {error.strerror or error}") from error
+
+    # What is there
+
+    def path(self, cell: Cell, key: str) -> Path:
+        """Of a cell's record, whether it is there or not."""
+        if cell.kind in FOLDERS:
+            return self.root / cell.kind / key / RECORD
+        return self.root / cell.kind / f"{key}.json"
+
+    def read(self, cell: Cell, key: str) -> Record | None:
+        """A finished cell's record; None if there is none, or it is damaged and was set aside."""
+        path = self.path(cell, key)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        record = unsealed(content)
+        if record is not None and record.get("key") == key and self._whole(path, record):
+            return record
+        self._set_aside(cell, path)
+        return None
+
+    def has(self, cell: Cell, key: str) -> bool:
+        """Whether a record is there, unread: for a quick count."""
+        return self.path(cell, key).exists()
+
+    def failure(self, key: str) -> Record | None:
+        """Why a cell failed, if it did."""
+        try:
+            return unsealed((self.root / "failed" / f"{key}.json").read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def folder(self, cell: Cell, key: str) -> Path:
+        """Where a training's files are."""
+        return self.path(cell, key).parent
+
+    def digests(self) -> dict[str, str]:
+        """Name of a data set -> digest of its content, of those used here."""
+        found = {}
+        for path in sorted((self.root / "data").glob("*.json")):
+            record = unsealed(path.read_bytes())
+            if record is not None:
+                found[record["name"]] = record["digest"]
+        return found
+
+    # What comes in
+
+    def meet(self, name: str, digest: str) -> None:
+        """Note a data set's content, or hold it against what was used here before.
+
+        Raises:
+            DataError: it is another.
+        """
+        known = self.digests().get(name)
+        if known is None:
+            path = self.root / "data" / f"{name.replace(os.sep, '_')}.json"
+            with atomic_write(path, overwrite=True) as stream:
+                stream.write(sealed({"name": name, "digest": digest}))
+        elif known != digest:
+            raise DataError(
+                f"{self.root}: holds results on another version of {name!r} (digest {known[:12]}, this one has "
+                f"{digest[:12]}); use another store, or the data that it was begun with"
+            )
+
+    def put(self, cell: Cell, key: str, record: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Keep a finished cell; the record last.
+
+        Args:
+            record: without its key and the digests of its files, which are added here.
+            files: what stands beside it, by name.
+        """
+        path = self.path(cell, key)
+        full = {
+            **record,
+            "key": key,
+            "files": {name: hashlib.sha256(files[name]).hexdigest() for name in sorted(files)},
+        }
+        if cell.kind in FOLDERS:
+            path.parent.mkdir(exist_ok=True)
+        for name, content in files.items():
+            with atomic_write(path.parent / name, overwrite=True) as stream:
+                stream.write(content)
+        with atomic_write(path, overwrite=True) as stream:
+            stream.write(sealed(full))
+        with contextlib.suppress(FileNotFoundError):
+            (self.root / "failed" / f"{key}.json").unlink()
+
+    def fail(self, cell: Cell, key: str, reason: str) -> None:
+        """Keep a cell's failure, with its reason."""
+        record = {"kind": cell.kind, "key": key, "title": cell.title, "config": cell.config, "reason": reason}
+        with atomic_write(self.root / "failed" / f"{key}.json", overwrite=True) as stream:
+            stream.write(sealed(record))
+
+    def forget_failure(self, key: str) -> None:
+        """So that a failed cell is tried again."""
+        (self.root / "failed" / f"{key}.json").unlink(missing_ok=True)
+
+    def work_folder(self, key: str) -> Path:
+        """Where a cell may leave unfinished work; it is there again when the cell is taken up again."""
+        folder = self.root / "work" / key
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def clear_work(self, key: str) -> None:
+        """Behind a finished cell."""
+        shutil.rmtree(self.root / "work" / key, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def claim(self, key: str) -> Iterator[bool]:
+        """Whether this process alone works on a cell; a process that dies lets go of its claims."""
+        import fcntl
+
+        path = self.root / "locks" / key
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+            path.unlink(missing_ok=True)
+
+    def _whole(self, path: Path, record: Record) -> bool:
+        """Whether the files beside a record are those that it was written with."""
+        for name, digest in record.get("files", {}).items():
+            file = path.parent / name
+            try:
+                with file.open("rb") as stream:
+                    if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
+                        return False
+            except OSError:
+                return False
+        return True
+
+    def _set_aside(self, cell: Cell, path: Path) -> None:
+        """Move what is damaged out of the way, and lose nothing."""
+        source = path.parent if cell.kind in FOLDERS else path
+        for number in range(1000):
+            target = self.root / "damaged" / f"{source.name}.{number}"
+            if not target.exists():
+                os.replace(source, target)
+                return
+
+
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """A record with its own SHA-256, one line of JSON."""
+    digest = hashlib.sha256(canonical(record).encode()).hexdigest()
+    return (canonical({"sha256": digest, "record": record}) + "\n").encode()
+
+
+def unsealed(content: bytes) -> Record | None:
+    """The inverse of `sealed`; None if a single bit of it has changed."""
+    try:
+        outer = json.loads(content)
+        record: Record = outer["record"]
+        digest = hashlib.sha256(canonical(record).encode()).hexdigest()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return record if digest == outer.get("sha256") and content == sealed(record) else None

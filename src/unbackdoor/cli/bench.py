@@ -1,0 +1,168 @@
+"""`unbackdoor bench run | status`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unbackdoor.cli.options import quiet_option
+
+grid_argument = click.argument("grid", type=click.Path(path_type=Path))
+store_option = click.option(
+    "--store",
+    "store_path",
+    type=click.Path(path_type=Path),
+    default=Path("bench-store"),
+    show_default=True,
+    help="Where results are kept.",
+)
+
+
+@click.group()
+def command() -> None:
+    """A grid of attacks, rates, data sets, networks, recipes, seeds, defences and clean shares (docs/bench.md)."""
+
+
+@command.command(
+    epilog="Exit codes: 0 every cell is done; 1 some failed, or are at work elsewhere; 2 error, or refused. A run that "
+    "was stopped goes on where it was when the same command is given again."
+)
+@grid_argument
+@store_option
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs it.")
+@click.option("--address", help="Of a Ray cluster; without it one is started on this machine.")
+@click.option("--cpus", type=float, default=1, show_default=True, help="A cell's CPUs (ray).")
+@click.option("--gpus", type=float, default=0, show_default=True, help="A cell's GPUs (ray); 0.25 lets four share one.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
+@click.option("--threads", type=int, default=0, show_default=True, help="torch's, for each cell; 0 leaves them.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
+@click.option("--retry-failed", is_flag=True, help="Try cells that failed once more.")
+@click.option("--dry-run", is_flag=True, help="Print what would be run, what is there, and how long it may take.")
+@quiet_option
+def run(
+    *,
+    grid: Path,
+    store_path: Path,
+    engine: str,
+    address: str | None,
+    cpus: float,
+    gpus: float,
+    device: str,
+    threads: int,
+    data_dir: Path | None,
+    retry_failed: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> int:
+    """Run what is left of a grid."""
+    from unbackdoor.bench import Cell, Local, Store, read_grid, run_grid, standing
+    from unbackdoor.cli.progress import bar
+    from unbackdoor.train import check_device
+
+    cells = read_grid(grid)
+    if dry_run:
+        found = standing(cells, Store(store_path)) if store_path.exists() else None
+        _print_plan(cells, found)
+        return 0
+    check_device(device)
+    store = Store(store_path)
+
+    def told(event: str, cell: Cell, text: str) -> None:
+        if not quiet and event != "start":
+            click.echo(f"{event:<6} {cell.title}" + (f": {text}" if text else ""), err=True)
+
+    with bar("cell", quiet=quiet) as update:
+        if engine == "ray":
+            from unbackdoor.bench.on_ray import OnRay
+
+            worker: Any = OnRay(address, cpus=cpus, gpus=gpus)
+        else:
+            worker = Local(update)
+        done = run_grid(
+            cells,
+            store,
+            worker,
+            data_dir=None if data_dir is None else str(data_dir),
+            device=device,
+            threads=threads,
+            retry_failed=retry_failed,
+            told=told,
+        )
+    click.echo(_line(done))
+    return 0 if sum(done.done.values()) == done.total else 1
+
+
+@command.command()
+@grid_argument
+@store_option
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def status(*, grid: Path, store_path: Path, form: str) -> None:
+    """How far a grid is: done, running, failed, left, and the time to go."""
+    import dataclasses
+
+    from unbackdoor.bench import Store, read_grid, standing
+
+    cells = read_grid(grid)
+    found = standing(cells, Store(store_path))
+    if form == "json":
+        click.echo(json.dumps({"schema_version": 1, "grid": cells.name, **dataclasses.asdict(found)}, indent=2))
+        return
+    click.echo(_line(found))
+    for title in found.running:
+        click.echo(f"running  {title}")
+    for title, reason in found.failed.values():
+        click.echo(f"failed   {title}: {reason}")
+
+
+def _line(found: Any) -> str:
+    done = sum(found.done.values())
+    parts = [f"{done:,} of {found.total:,} cells done"]
+    parts += [f"{len(found.failed):,} failed"] if found.failed else []
+    parts += [f"{len(found.running):,} running"] if found.running else []
+    if found.left:
+        blocked = f" ({found.blocked:,} wait for a training that failed)" if found.blocked else ""
+        go = "time to go unknown" if found.estimate is None else f"about {_duration(found.estimate)} to go"
+        parts.append(f"{len(found.left):,} left{blocked}, {go}")
+    parts.append(f"{_duration(found.seconds)} spent")
+    return "; ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+
+
+def _print_plan(cells: Any, found: Any) -> None:
+    """Every cell with whether it is done, and the least memory that one needs."""
+    left = None if found is None else set(found.left)
+    failed = set() if found is None else {title for title, _ in found.failed.values()}
+    for cell in cells.cells:
+        state = "left" if left is None or cell.title in left else "failed" if cell.title in failed else "done"
+        click.echo(f"{state:<6} {cell.kind:<11} {cell.title}")
+    if found is None:
+        click.echo(f"{len(cells.cells):,} cells, none done; time unknown until like cells are")
+    else:
+        click.echo(_line(found))
+    need = _memory(cells)
+    click.echo(f"a cell needs {need / 2**30:.1f} GB at least: data set, weights, gradients, momentum")
+
+
+def _memory(cells: Any) -> float:
+    """Bytes: the largest training part once as it is and once poisoned, and four copies of the largest network."""
+    from unbackdoor.bench import Training
+    from unbackdoor.data import dataset_spec
+    from unbackdoor.models import parse_arch
+
+    sizes = {"cifar10": 60_000, "cifar100": 60_000, "gtsrb": 51_839, "tiny_imagenet": 110_000}
+    most = 0.0
+    seen = {(cell.data, cell.config["arch"]) for cell in cells.cells if isinstance(cell, Training)}
+    for data, arch in sorted(seen):
+        spec = dataset_spec(data)
+        images = sizes.get(data, 0) * 3 * spec.size**2
+        weights = sum(p.numel() for p in parse_arch(arch).build(device="meta").parameters())
+        most = max(most, 2.0 * images + 16.0 * weights)
+    return most
