@@ -221,7 +221,7 @@ def standing(grid: Grid, store: Store, digests: dict[str, str] | None = None) ->
     found.estimate = None if unknown else estimate
     locks = store.root / "locks"
     names = {path.name for path in locks.iterdir()} if locks.exists() else set()
-    if names and digests:
+    if names:
         for cell in left:
             if (cell.data_name is None or cell.data_name in digests) and cell.key(digests) in names:
                 found.running.append(cell.title)

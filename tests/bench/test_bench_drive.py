@@ -1,0 +1,202 @@
+"""Grids brought to their end: resumed, shared, failing, killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench_grids import probes, toy
+from unbackdoor.bench import Engine, Local, Store, compact, run_grid, standing
+from unbackdoor.bench.compact import row_names, rows
+from unbackdoor.bench.engine import Failed, attempt
+from unbackdoor.errors import DataError, OutputError
+
+pytest.importorskip("pyarrow")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNBACKDOOR_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_a_grid_from_start_to_table(cache: Path) -> None:
+    grid, store = toy(cache), Store(cache / "store")
+    before = standing(grid, store)
+    assert (before.total, before.done, len(before.left), before.estimate) == (12, {}, 12, None)
+    events = []
+    found = run_grid(grid, store, Local(), told=lambda event, cell, text: events.append((event, cell.title, text)))
+    assert found.done == {"training": 2, "repair": 10}
+    assert (found.failed, found.left, found.estimate) == ({}, [], 0.0)
+    assert [event for event, _, _ in events].count("done") == 12
+    table = rows(grid, store)
+    assert list(table[0]) == list(row_names())
+    assert [one["key"] for one in table] == sorted(one["key"] for one in table)
+    by_method = {one["method"]: one for one in table if one["attack"] == "badnet"}
+    assert set(by_method) == {"none", "lpp", "clp", "bnp", "rnp:unlearn_epochs=1,recover_epochs=1", "ft:epochs=1"}
+    for one in table:
+        assert one["acc_total"] == 24
+        assert (one["asr"] is None) == (one["attack"] == "none")
+        assert one["asr_total"] == (None if one["attack"] == "none" else 16)
+    assert by_method["ft:epochs=1"]["changed"] is True
+    again = run_grid(grid, store, Local(), told=lambda *_: pytest.fail("something was run again"))
+    assert again.done == found.done
+
+
+def test_the_same_grid_elsewhere_gives_the_same_bytes(cache: Path) -> None:
+    grid = toy(cache)
+    files = []
+    for name in ("one", "two"):
+        store = Store(cache / name)
+        run_grid(grid, store, Local())
+        compact(grid, store, cache / f"{name}.parquet")
+        files.append((cache / f"{name}.parquet").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_what_a_training_needs_is_shared_by_all_of_its_repairs(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, store = toy(cache), Store(cache / "store")
+    trained = []
+    from unbackdoor.bench import perform
+
+    original = perform.train_run
+    monkeypatch.setattr(perform, "train_run", lambda *a, **k: trained.append(1) or original(*a, **k))
+    run_grid(grid, store, Local())
+    assert len(trained) == 2
+
+
+class Fragile(Local):
+    """Fails whatever a test names."""
+
+    def __init__(self, *titles: str) -> None:
+        super().__init__()
+        self.titles = titles
+
+    def finished(self):
+        for key, work in list(self._queue):
+            self._queue.popleft()
+            failed = any(title in work.cell.title for title in self.titles)
+            yield key, Failed("no luck") if failed else attempt(work)
+
+
+def test_a_failing_cell_is_shown_and_never_averaged_away(cache: Path) -> None:
+    grid, store = toy(cache), Store(cache / "store")
+    found = run_grid(grid, store, Fragile("badnet 0.2 seed 0: lpp"))
+    assert sum(found.done.values()) == 11
+    ((title, reason),) = found.failed.values()
+    assert title.endswith("badnet 0.2 seed 0: lpp")
+    assert reason == "no luck"
+    (failed,) = (one for one in rows(grid, store) if one["state"] == "failed")
+    assert (failed["method"], failed["reason"], failed["acc"]) == ("lpp", "no luck", None)
+    assert sum(run_grid(grid, store, Local()).done.values()) == 11  # it is not tried again unless asked
+    assert sum(run_grid(grid, store, Local(), retry_failed=True).done.values()) == 12
+
+
+def test_a_failed_training_blocks_its_repairs_alone(cache: Path) -> None:
+    grid, store = toy(cache), Store(cache / "store")
+
+    class NoBadnet(Fragile):
+        def finished(self):
+            for key, work in list(self._queue):
+                self._queue.popleft()
+                bad = work.cell.kind == "training" and work.cell.attack is not None
+                yield key, Failed("no luck") if bad else attempt(work)
+
+    found = run_grid(grid, store, NoBadnet())
+    assert (sum(found.done.values()), len(found.failed), len(found.left), found.blocked) == (6, 1, 5, 5)
+
+
+def test_another_drivers_cell_is_left_to_it(cache: Path) -> None:
+    grid, store = probes(3), Store(cache / "store")
+    key = grid.cells[1].key({})
+    with Store(cache / "store").claim(key):
+        found = run_grid(grid, store, Local())
+        assert sum(found.done.values()) == 2
+        assert found.running == ["probe 1"]
+    assert sum(run_grid(grid, store, Local()).done.values()) == 3
+
+
+def test_other_data_are_refused(cache: Path) -> None:
+    grid, store = toy(cache), Store(cache / "store")
+    run_grid(grid, store, Local())
+    (cache / "pictures" / "train" / "c0" / "0.png").write_bytes(
+        (cache / "pictures" / "train" / "c1" / "0.png").read_bytes()
+    )
+    from unbackdoor.bench import perform
+
+    perform.load.cache_clear()
+    perform.data_digest.cache_clear()
+    with pytest.raises(DataError, match="holds results on another version"):
+        run_grid(grid, store, Local())
+
+
+def test_a_full_disk_is_one_clear_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unbackdoor.bench import drive
+
+    monkeypatch.setattr(drive, "SPACE", 2**62)
+    with pytest.raises(OutputError, match="MB are free on its disk, expected .* what is done is kept: make room"):
+        run_grid(probes(2), Store(cache / "store"), Local())
+
+
+def test_the_estimate_comes_from_like_cells(cache: Path) -> None:
+    store = Store(cache / "store")
+    run_grid(probes(4), store, Local())
+    found = standing(probes(8), store)
+    assert found.estimate == pytest.approx(found.seconds)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from unbackdoor.bench import Local, Store, read_grid, run_grid
+run_grid(read_grid(sys.argv[1]), Store(sys.argv[2]), {engine})
+"""
+
+
+def _killed_thirty_times(folder: Path, engine: str) -> None:
+    """Kill a driver and its workers at random moments until the grid is done; the table is that of a quiet run."""
+    grid = toy(folder)
+    undisturbed = Store(folder / "undisturbed")
+    started = time.monotonic()
+    run_grid(grid, undisturbed, Local())
+    whole = time.monotonic() - started
+    compact(grid, undisturbed, folder / "undisturbed.parquet")
+    code = KILLED.format(engine=engine)
+    if "OnRay" in engine:
+        code = "from unbackdoor.bench.on_ray import OnRay\n" + code
+    words = [sys.executable, "-c", code, str(folder / "toy.toml"), str(folder / "killed")]
+    draw, kills = random.Random(0), 0
+    for _ in range(200):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            process.wait(timeout=draw.uniform(0.5, 3 + whole / 8))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:
+            break
+        if kills == 30:
+            process = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+            break
+    assert kills >= 3
+    store = Store(folder / "killed")
+    assert sum(standing(grid, store).done.values()) == 12
+    compact(grid, store, folder / "killed.parquet")
+    assert (folder / "killed.parquet").read_bytes() == (folder / "undisturbed.parquet").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_again_and_again(cache: Path) -> None:
+    _killed_thirty_times(cache, "Local()")
+
+
+def test_engines_are_one_interface() -> None:
+    assert issubclass(Local, Engine)
+    with pytest.raises(TypeError):
+        Engine()
