@@ -14,7 +14,7 @@ from unbackdoor.errors import OutputError
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path, *, overwrite: bool, durable: bool = True) -> Iterator[BinaryIO]:
     """A binary stream whose content appears under `path` when the block ends without an exception.
 
     The bytes go to a new file in the same folder, are flushed to the disk, and the file is then renamed. A symbolic
@@ -24,6 +24,8 @@ def atomic_write(path: str | Path, *, overwrite: bool) -> Iterator[BinaryIO]:
     Args:
         path: the final name.
         overwrite: whether a file of that name may be replaced.
+        durable: whether to wait until the disk has it. Without that a killed process still leaves the whole file or
+            none, but a power cut may leave an empty one: for files whose reader checks them.
 
     Raises:
         OutputError: the file exists and may not be replaced, is no regular file, or cannot be written.
@@ -40,12 +42,14 @@ def atomic_write(path: str | Path, *, overwrite: bool) -> Iterator[BinaryIO]:
                 os.fchmod(stream.fileno(), stat.S_IMODE(final.stat().st_mode))
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         if overwrite:
             os.replace(temporary, final)
         else:
             _rename_new(temporary, final)
-        _sync_folder(final.parent)
+        if durable:
+            _sync_folder(final.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     except RuntimeError as error:  # torch.save hides the system's error behind one of its own

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from unbackdoor.bench.cell import Cell, Training
 from unbackdoor.bench.engine import Engine, Failed
 from unbackdoor.bench.grid import Grid
-from unbackdoor.bench.perform import Produced, Work, data_digest
+from unbackdoor.bench.perform import Work, data_digest
 from unbackdoor.bench.store import Record, Store
 from unbackdoor.errors import OutputError
 
@@ -82,42 +83,36 @@ def run_grid(
     """
     digests = meet_data(grid, store, data_dir)
     keys = {cell: cell.key(digests) for cell in grid.cells}
-    waiting = [cell for cell in grid.cells if store.read(cell, keys[cell]) is None]
-    if retry_failed:
-        for cell in waiting:
-            store.forget_failure(keys[cell])
-    lost: set[Cell] = {cell for cell in waiting if store.failure(keys[cell]) is not None}
-    waiting = [cell for cell in waiting if cell not in lost]
+    queue = _Queue(grid, store, keys, retry_failed=retry_failed)
     running: dict[str, tuple[Cell, contextlib.ExitStack]] = {}
-    elsewhere: set[Cell] = set()
     try:
-        while waiting or running:
-            for cell in _ready(waiting, store, keys, lost):
-                if len(running) >= engine.slots:
-                    break
-                if cell in elsewhere and running:
-                    continue
+        while queue.ready or running:
+            while queue.ready and len(running) < engine.slots:
+                cell = queue.ready.popleft()
                 stack = contextlib.ExitStack()
                 if not stack.enter_context(store.claim(keys[cell])):
-                    stack.close()
-                    elsewhere.add(cell)
+                    stack.close()  # another driver is at it: its result is this one's as well
                     continue
-                if store.has(cell, keys[cell]) and store.read(cell, keys[cell]) is not None:  # done by another driver
-                    stack.close()
-                    waiting.remove(cell)
+                if store.has(cell, keys[cell]) and store.read(cell, keys[cell]) is not None:
+                    stack.close()  # another driver has done it since
+                    queue.done(cell)
                     told("taken", cell, "")
                     continue
-                waiting.remove(cell)
                 _check_space(store)
                 told("start", cell, "")
                 engine.submit(keys[cell], _work(cell, store, keys, digests, data_dir, device, threads))
                 running[keys[cell]] = (cell, stack)
-            if not running:
-                break  # what is left waits for a failed training, or is at work in another driver
             for key, outcome in engine.finished():
                 cell, stack = running.pop(key)
                 with stack:
-                    _keep(cell, key, outcome, store, lost, told)
+                    if isinstance(outcome, Failed):
+                        store.fail(cell, key, outcome.reason)
+                        told("failed", cell, outcome.reason)
+                        continue
+                    store.put(cell, key, outcome.record, outcome.files)
+                    store.clear_work(key)
+                    told("done", cell, said_of(outcome.record))
+                queue.done(cell)
     finally:
         for _, stack in running.values():
             stack.close()
@@ -125,14 +120,28 @@ def run_grid(
     return standing(grid, store, digests)
 
 
-def _ready(waiting: list[Cell], store: Store, keys: dict[Cell, str], lost: set[Cell]) -> Iterator[Cell]:
-    """The cells whose training is done, in the grid's order."""
-    for cell in list(waiting):
-        needs = cell.needs
-        if needs is None or store.has(needs, keys[needs]):
-            yield cell
-        elif needs in lost:
-            continue
+class _Queue:
+    """The cells that are left: those that can be run, and those that wait for a training."""
+
+    def __init__(self, grid: Grid, store: Store, keys: dict[Cell, str], *, retry_failed: bool) -> None:
+        self.ready: deque[Cell] = deque()
+        self._behind: dict[Cell, list[Cell]] = {}
+        finished = {cell for cell in grid.cells if store.read(cell, keys[cell]) is not None}
+        for cell in grid.cells:
+            if cell in finished:
+                continue
+            if retry_failed:
+                store.forget_failure(keys[cell])
+            elif store.failure(keys[cell]) is not None:
+                continue
+            if cell.needs is None or cell.needs in finished:
+                self.ready.append(cell)
+            else:
+                self._behind.setdefault(cell.needs, []).append(cell)
+
+    def done(self, cell: Cell) -> None:
+        """What waited for it can be run, and comes first: its data are at hand."""
+        self.ready.extendleft(reversed(self._behind.pop(cell, [])))
 
 
 def _work(
@@ -153,24 +162,6 @@ def _work(
         before = record["result"]["rates"]
         files = {name: (folder / name).read_bytes() for name in record["files"]}
     return Work(cell, files, before, data_dir, digests, str(store.work_folder(keys[cell])), device, threads)
-
-
-def _keep(
-    cell: Cell,
-    key: str,
-    outcome: Produced | Failed,
-    store: Store,
-    lost: set[Cell],
-    told: Callable[[str, Cell, str], None],
-) -> None:
-    if isinstance(outcome, Failed):
-        lost.add(cell)
-        store.fail(cell, key, outcome.reason)
-        told("failed", cell, outcome.reason)
-        return
-    store.put(cell, key, outcome.record, outcome.files)
-    store.clear_work(key)
-    told("done", cell, said_of(outcome.record))
 
 
 def said_of(record: Record) -> str:

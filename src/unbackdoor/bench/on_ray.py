@@ -28,7 +28,7 @@ class OnRay(Engine):
         MethodError: Ray is not installed.
     """
 
-    def __init__(self, address: str | None = None, *, cpus: float = 1, gpus: float = 0, ahead: int = 2) -> None:
+    def __init__(self, address: str | None = None, *, cpus: float = 1, gpus: float = 0, ahead: int = 16) -> None:
         try:
             import ray
         except ImportError as error:

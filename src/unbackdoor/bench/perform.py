@@ -85,7 +85,8 @@ def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) 
         result, files = _correlate(cell, work), {}
     else:
         assert isinstance(cell, Probe)
-        time.sleep(cell.seconds)
+        if cell.seconds:
+            time.sleep(cell.seconds)
         result, files = {"value": hashlib.sha256(str(cell.number).encode()).hexdigest()}, {}
     record = {
         "schema_version": SCHEMA_VERSION,
@@ -201,6 +202,7 @@ def _correlate(cell: Correlation, work: Work) -> dict[str, Any]:
 def _trained(training: Training, work: Work) -> tuple[torch.nn.Module, Any, LabelledImages]:
     """A network out of the store's files, its attack, and the test images."""
     folder = Path(work.folder)
+    folder.mkdir(exist_ok=True)
     for name, content in work.files.items():
         (folder / name).write_bytes(content)
     model = load_model(folder / MODEL, arch=training.config["arch"]).to(work.device)

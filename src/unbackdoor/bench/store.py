@@ -8,7 +8,7 @@
     ROOT/work/                     unfinished work; locks/ who is at it
 
 A record carries its own SHA-256, and those of the files beside it: what was truncated or altered is found, set aside,
-and done again. A record appears under its name whole or not at all.
+and done again, so that no write waits for the disk. A record appears under its name whole or not at all.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Store:
         known = self.digests().get(name)
         if known is None:
             path = self.root / "data" / f"{name.replace(os.sep, '_')}.json"
-            with atomic_write(path, overwrite=True) as stream:
+            with atomic_write(path, overwrite=True, durable=False) as stream:
                 stream.write(sealed({"name": name, "digest": digest}))
         elif known != digest:
             raise DataError(
@@ -131,9 +131,9 @@ class Store:
         if cell.kind in FOLDERS:
             path.parent.mkdir(exist_ok=True)
         for name, content in files.items():
-            with atomic_write(path.parent / name, overwrite=True) as stream:
+            with atomic_write(path.parent / name, overwrite=True, durable=False) as stream:
                 stream.write(content)
-        with atomic_write(path, overwrite=True) as stream:
+        with atomic_write(path, overwrite=True, durable=False) as stream:
             stream.write(sealed(full))
         with contextlib.suppress(FileNotFoundError):
             (self.root / "failed" / f"{key}.json").unlink()
@@ -141,7 +141,7 @@ class Store:
     def fail(self, cell: Cell, key: str, reason: str) -> None:
         """Keep a cell's failure, with its reason."""
         record = {"kind": cell.kind, "key": key, "title": cell.title, "config": cell.config, "reason": reason}
-        with atomic_write(self.root / "failed" / f"{key}.json", overwrite=True) as stream:
+        with atomic_write(self.root / "failed" / f"{key}.json", overwrite=True, durable=False) as stream:
             stream.write(sealed(record))
 
     def forget_failure(self, key: str) -> None:
@@ -149,14 +149,13 @@ class Store:
         (self.root / "failed" / f"{key}.json").unlink(missing_ok=True)
 
     def work_folder(self, key: str) -> Path:
-        """Where a cell may leave unfinished work; it is there again when the cell is taken up again."""
-        folder = self.root / "work" / key
-        folder.mkdir(exist_ok=True)
-        return folder
+        """Where a cell may leave unfinished work, once it has made it; still there when it is taken up again."""
+        return self.root / "work" / key
 
     def clear_work(self, key: str) -> None:
         """Behind a finished cell."""
-        shutil.rmtree(self.root / "work" / key, ignore_errors=True)
+        if (self.root / "work" / key).exists():
+            shutil.rmtree(self.root / "work" / key, ignore_errors=True)
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
