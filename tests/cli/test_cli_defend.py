@@ -143,15 +143,24 @@ def test_a_network_of_other_classes_or_without_norms(images: LabelledImages, tmp
     assert "give --arch" in refuse("defend", tmp_path / "v.pt", "--method", "ft", *words)
 
 
-def test_detecting_in_the_packaged_network(images: LabelledImages, tmp_path: Path) -> None:
+def test_detecting_in_the_packaged_network(
+    images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exit code 1 is a finding: half of the images that are said to be of the target class carry the trigger."""
+    monkeypatch.setattr("unbackdoor.detectors.activation_clustering.FEW", 5)
     words = ("detect", PACKAGED, "--data", "cifar10", "--images", "1.0", "--quiet")
     done = run(*words, "--method", "ac", "--attack", ATTACK, "--poisoned", "0.1")
-    clean = run(*words, "--method", "ac")
-    assert clean.code == 0
-    assert "that is not proof of absence" in clean.out
-    assert done.code in (0, 1)
-    done = run(*words, "--method", "nc:steps=3,batch_size=4", "--format", "json", "--output", tmp_path / "found.json")
+    assert done.code == (1 if "Suspicious: class" in done.out else 0)
+    assert "proof" in done.out
+    done = run(
+        *words,
+        "--method",
+        "nc:steps=3,batch_size=4,success=0.0",
+        "--format",
+        "json",
+        "--output",
+        tmp_path / "found.json",
+    )
     read = json.loads((tmp_path / "found.json").read_text())
     assert done.code == (1 if any(c["suspicious"] for c in read["classes"]) else 0)
     assert len(read["classes"]) == 10
@@ -166,6 +175,9 @@ def test_detecting_in_the_packaged_network(images: LabelledImages, tmp_path: Pat
         (("--method", "nc", "--poisoned", "0.1", "--attack", "badnet"), "nc wants clean images"),
         (("--method", "ac", "--poisoned", "0.1"), "only with an attack"),
         (("--method", "ac", "--images", "1e9"), "expected 1 to 100 images"),
+        (("--method", "ac", "--images", "inf"), "or a whole number of images"),
+        (("--method", "ac", "--seed", "9" * 30), "seed: expected 0 to"),
+        (("--method", "ac"), "expected at least 20 images of a class"),
     ],
 )
 def test_detector_refusals(images: LabelledImages, words: tuple[str, ...], says: str) -> None:

@@ -1,5 +1,6 @@
 """What every data-based method promises, as a table: whoever registers one is tested by adding nothing."""
 
+import copy
 import dataclasses
 import inspect
 import json
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from layer_zoo import same_state, snapshot
-from unbackdoor.data import DATASETS
+from unbackdoor.data import DATASETS, normalise
 from unbackdoor.defences.base import DEFENCES, Outcome
 from unbackdoor.defences.data_based import DataBased
 from unbackdoor.defences.table import parse_method, presets_of
@@ -62,8 +63,23 @@ def images(count: int = 12) -> tuple[Tensor, Tensor]:
     return pixels, torch.randint(0, 10, (count,), generator=generator)
 
 
+def answered(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Labels that a network has right, as after training."""
+    with torch.no_grad():
+        found = copy.deepcopy(model).float().eval()(normalise(pixels, SPEC))
+    return found.argmax(1) if isinstance(found, Tensor) else torch.zeros(len(pixels), dtype=torch.int64)
+
+
 def repaired(method: DataBased, model: nn.Module, seed: int = 0, **more: object) -> Outcome:
-    return method(model, *images(), generator=torch.Generator().manual_seed(seed), spec=SPEC, **more)
+    pixels, labels = images()
+    if not isinstance(model, torch.jit.ScriptModule) and isinstance(model, nn.Module) and takes_colour(model):
+        labels = answered(model, pixels)
+    return method(model, pixels, labels, generator=torch.Generator().manual_seed(seed), spec=SPEC, **more)
+
+
+def takes_colour(model: nn.Module) -> bool:
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return first is not None and first.in_channels == 3
 
 
 @pytest.fixture(params=METHODS)
@@ -135,10 +151,11 @@ def test_the_network_is_never_changed(cls: type[DataBased]) -> None:
     model.train()
     model.layer1.eval()
     model.conv1.weight.requires_grad_(False)
-    seen = []
+    (pixels, _), seen = images(), []
+    labels = answered(model, pixels)
     handle = model.layer2.register_forward_hook(lambda *_: seen.append(1))
     before, random = snapshot(model), torch.get_rng_state()
-    outcome = repaired(small(cls), model)
+    outcome = small(cls)(model, pixels, labels, generator=torch.Generator(), spec=SPEC)
     assert snapshot(model) == before
     assert torch.equal(torch.get_rng_state(), random)
     assert seen == []  # an observer does not see the repair
@@ -205,15 +222,16 @@ def test_norm_methods_refuse_networks_without_norms(cls: type[DataBased]) -> Non
 
 def test_float_images_without_a_data_set(cls: type[DataBased]) -> None:
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(12, 3, 32, 32, generator=generator), images()[1]
-    outcome = small(cls)(network(), x, y, generator=generator)
+    model, x = network(), torch.randn(12, 3, 32, 32, generator=generator)
+    outcome = small(cls)(model, x, model(x).argmax(1), generator=generator)
     assert outcome.report.data.name is None
 
 
 def test_one_odd_image_more_than_a_batch(cls: type[DataBased]) -> None:
     """BatchNorm cannot train on one image: the odd one joins the batch before it."""
-    pixels, labels = images(9)
-    assert small(cls)(network(), pixels, labels, generator=torch.Generator(), spec=SPEC).report.data.images == 9
+    model, (pixels, _) = network(), images(9)
+    labels = answered(model, pixels)
+    assert small(cls)(model, pixels, labels, generator=torch.Generator(), spec=SPEC).report.data.images == 9
 
 
 @pytest.mark.parametrize(
@@ -264,3 +282,105 @@ def test_torchscript_is_refused(cls: type[DataBased]) -> None:
     scripted = torch.jit.trace(network(), torch.randn(1, 3, 32, 32))
     with pytest.raises(MethodError, match="TorchScript"):
         repaired(small(cls), scripted)
+
+
+class InTraining(nn.Module):
+    """Answers an auxiliary head's logits too while it is trained, as GoogLeNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: Tensor) -> object:
+        return (self.inner(x), self.inner(x)) if self.training else self.inner(x)
+
+
+def test_a_network_that_answers_more_in_training(cls: type[DataBased]) -> None:
+    assert repaired(small(cls), InTraining()).report.data.images == 12
+
+
+def test_the_callers_gradients_and_modes_do_not_reach_in(cls: type[DataBased]) -> None:
+    model, generator = network(), torch.Generator()
+    x = torch.randn(12, 3, 32, 32).requires_grad_()
+    y = model(x).argmax(1)
+    method = small(cls)
+    first = method(model, x, y, generator=generator.manual_seed(0))
+    assert x.grad is None
+    with torch.no_grad():
+        second = method(model, x, y, generator=generator.manual_seed(0))
+    with torch.inference_mode():
+        third = method(model, x.clone(), y.clone(), generator=generator.manual_seed(0))
+    assert same_state(first.model, second.model)
+    assert same_state(first.model, third.model)
+    assert torch.is_grad_enabled()
+
+
+def test_strided_labels_and_another_default_dtype(cls: type[DataBased]) -> None:
+    pixels, model = images()[0], network()
+    strided = torch.stack([answered(model, pixels)] * 2, dim=1)[:, 0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = small(cls)(model, pixels, strided, generator=torch.Generator().manual_seed(0), spec=SPEC)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in other.model.parameters()} == {torch.float32}
+
+
+def test_double_precision_is_not_rounded(cls: type[DataBased]) -> None:
+    """What a method leaves alone is left bit for bit."""
+    model = network().double()
+    with torch.no_grad():
+        model.fc.bias.add_(1e-12)
+    outcome = repaired(small(cls), model)
+    if cls.name in ON_NORMS:
+        assert torch.equal(outcome.model.fc.bias, model.fc.bias)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: nn.DataParallel(network()), "give its .module"),
+        (lambda: nn.Sequential(nn.Flatten()), "expected a network with weights"),
+        (lambda: torch.ao.quantization.quantize_dynamic(network(), {nn.Linear}), "is no tensor"),
+    ],
+)
+def test_networks_that_cannot_be_trained_are_refused(cls: type[DataBased], model: object, says: str) -> None:
+    with pytest.raises(MethodError, match=says):
+        small(cls)(model(), *images(), generator=torch.Generator(), spec=SPEC)
+
+
+def test_a_generator_is_asked_for(cls: type[DataBased]) -> None:
+    with pytest.raises(SettingError, match="generator: expected a torch.Generator on the CPU"):
+        small(cls)(network(), *images(), generator=0, spec=SPEC)
+    with pytest.raises(SettingError, match="spec: expected a data set's spec"):
+        small(cls)(network(), *images(), generator=torch.Generator(), spec="cifar10")
+
+
+class Shared(nn.Module):
+    """Two norms with one weight, one called by keyword, and one whose tensors are used without it."""
+
+    def __init__(self, *, shared: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=4)
+        self.one, self.two, self.three = (nn.BatchNorm2d(6) for _ in range(3))
+        if shared:
+            self.two.weight = self.one.weight
+        self.fc = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(input=torch.relu(self.one(self.conv(x))))
+        three = self.three
+        x = nn.functional.batch_norm(x, three.running_mean, three.running_var, three.weight, three.bias, self.training)
+        return self.fc(torch.relu(x).mean((2, 3)))
+
+
+def test_norms_that_are_shared_or_called_otherwise(cls: type[DataBased]) -> None:
+    if cls.name not in ON_NORMS:
+        return
+    with pytest.raises(MethodError, match="is shared by several"):
+        repaired(small(cls), Shared(shared=True).eval())
+    report = repaired(small(cls), Shared(shared=False).eval()).report
+    if cls.name in ("bnp", "ep"):
+        assert {layer.path for layer in report.layers} == {"one", "two"}
+        assert [remark.path for remark in report.not_covered] == ["three"]
+        assert report.gap is not None

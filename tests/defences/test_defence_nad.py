@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defences.data_based.nad import attention, attention_loss
+from unbackdoor.defences.data_based.nad import NAD, attention, attention_loss
 from unbackdoor.defences.feature_maps import last_maps, recorded
+from unbackdoor.errors import MethodError
 from unbackdoor.models import parse_arch
 
 
@@ -84,6 +85,29 @@ def test_a_module_that_is_called_twice_has_two_places() -> None:
     first = model.conv(x)
     assert torch.equal(maps.tensors[0], first)
     assert torch.equal(maps.tensors[1], model.conv(model.pool(first)))
+
+
+class Attention(nn.Module):
+    """Its only other four-dimensional results are attention weights, in windows and heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.softmax = nn.Softmax(dim=-1)
+        self.mark = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        weights = self.softmax((tokens @ tokens.transpose(1, 2))[:, None])
+        windows = self.mark(weights.repeat(2, 1, 1, 1))[: len(x), 0]
+        return (windows @ tokens).mean(1)
+
+
+def test_attention_weights_are_no_maps() -> None:
+    assert [place.path for place in last_maps(Attention(), torch.randn(2, 3, 32, 32), count=3)] == ["patches"]
+    x, y = torch.randn(12, 3, 32, 32), torch.arange(12) % 8
+    with pytest.raises(MethodError, match="of several resolutions, and 1 were found"):
+        NAD()(Attention(), x, y, generator=torch.Generator())
 
 
 def test_hooks_go_even_after_an_exception() -> None:

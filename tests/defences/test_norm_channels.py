@@ -10,6 +10,7 @@ from torch import nn
 from unbackdoor.defences.clean_data import DefenderData
 from unbackdoor.defences.data_based.anp import worst_noise
 from unbackdoor.defences.norm_channels import NOTHING, NormChannels, switch_off
+from unbackdoor.errors import MethodError
 from unbackdoor.graph import layer_graph
 from unbackdoor.models import parse_arch
 
@@ -72,11 +73,11 @@ def test_the_threshold_is_the_largest_that_keeps_the_accuracy() -> None:
     x = torch.tensor([-1.0, 1.0]).repeat(10).view(-1, 1, 1, 1)
     held = DefenderData(x, (x.flatten() > 0).long(), None)
     channels = NormChannels(model, layer_graph(model), "test")
-    chosen = channels.choose_threshold(torch.tensor([0.62, 0.1, 0.3]), held, tolerance=0.05)
+    chosen = channels.choose_threshold(torch.tensor([0.62, 0.1, 0.3]), held, tolerance=0.05, beta="keep")
     assert chosen == 0.6
-    assert channels.choose_threshold(torch.tensor([0.01, 0.0, 0.3]), held, tolerance=0.05) == 0.0
-    assert channels.choose_threshold(torch.tensor([0.0, 0.1, 0.3]), held, tolerance=0.05) == NOTHING < 0
-    assert channels.choose_threshold(torch.tensor([1.0, 0.1, 0.3]), held, tolerance=0.05) == 0.95
+    assert channels.choose_threshold(torch.tensor([0.01, 0.0, 0.3]), held, tolerance=0.05, beta="keep") == 0.0
+    assert channels.choose_threshold(torch.tensor([0.0, 0.1, 0.3]), held, tolerance=0.05, beta="keep") == NOTHING < 0
+    assert channels.choose_threshold(torch.tensor([1.0, 0.1, 0.3]), held, tolerance=0.05, beta="keep") == 0.95
 
 
 def test_worst_noise_climbs_by_the_sign_of_the_slope(model: nn.Module) -> None:
@@ -87,7 +88,7 @@ def test_worst_noise_climbs_by_the_sign_of_the_slope(model: nn.Module) -> None:
     y = torch.randint(10, (8,), generator=generator)
     masks = channels.ones()
     eps = 0.4
-    start = (torch.rand(2, len(masks), generator=torch.Generator().manual_seed(5)) * 2 - 1) * eps
+    start = (torch.rand(2, len(masks), generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 2 - 1) * eps
     found = torch.stack(worst_noise(channels, masks, x, y, eps, 1, torch.Generator().manual_seed(5))).double()
     assert float(found.abs().max()) <= 2 * eps + 1e-6
 
@@ -102,3 +103,24 @@ def test_worst_noise_climbs_by_the_sign_of_the_slope(model: nn.Module) -> None:
         slope = (loss(start.double() + probe) - loss(start.double() - probe)) / (2 * step)
         assert float(moved[row, column]) == pytest.approx((slope > 0) - (slope < 0), abs=1e-5)
     assert loss(found) > loss(start.double())
+
+
+def test_the_threshold_is_measured_on_what_will_be_pruned() -> None:
+    """Without its beta channel 1 takes the decision with it; without its gamma alone it does not."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[1].weight[1] = 0.0
+        model[1].bias[1] = 1.0
+        model[3].weight.copy_(torch.tensor([[-1.0, 0.0], [1.0, -5.0]]))
+        model[3].bias.copy_(torch.tensor([0.0, 5.0]))
+    model.eval()
+    x = torch.tensor([-1.0, 1.0]).repeat(10).view(-1, 1, 1, 1)
+    held = DefenderData(x, (x.flatten() > 0).long(), None)
+    channels = NormChannels(model, layer_graph(model), "test")
+    masks = torch.tensor([0.9, 0.3])
+    assert channels.choose_threshold(masks, held, 0.05, beta="keep") == 0.85
+    assert channels.choose_threshold(masks, held, 0.05, beta="zero") == 0.25
+    with pytest.raises(MethodError, match="answers none of 20 held-out images rightly"):
+        wrong = DefenderData(x, (x.flatten() < 0).long(), None)
+        channels.choose_threshold(masks, wrong, 0.05, beta="keep")

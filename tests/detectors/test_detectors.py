@@ -23,7 +23,8 @@ def cls(request: pytest.FixtureRequest) -> type[Detector]:
 
 
 def small(cls: type[Detector]) -> Detector:
-    return cls(**{f.name: 2 for f in dataclasses.fields(cls) if f.name == "steps"})
+    short = {"steps": 2, "success": 0.0}  # so that some trigger of two steps is good enough
+    return cls(**{f.name: short[f.name] for f in dataclasses.fields(cls) if f.name in short})
 
 
 def network() -> nn.Module:
@@ -128,9 +129,17 @@ def test_activation_clustering_finds_the_class_of_two_groups_and_its_images() ->
     assert found.suspicious == (2,)
     assert found.classes[2].images == tuple(poisoned.tolist())
     assert found.classes[0].images == ()
-    few = ActivationClustering()(Features(), x[:30], y[:30], generator=generator)
-    assert few.suspicious == ()
-    assert few.notes[0] == "class 0: 10 images are too few to split"
+    y[:297] = y[:297] % 2
+    few = ActivationClustering()(Features(), x, y, generator=generator)
+    assert few.notes == ("class 2: 1 images are too few to split",)
+    with pytest.raises(MethodError, match="expected at least 20 images of a class"):
+        ActivationClustering()(Features(), x[:24], y[:24], generator=generator)
+
+
+def test_neural_cleanse_says_nothing_of_triggers_that_never_worked() -> None:
+    x, y = torch.rand(16, 1, 8, 8), torch.arange(16) % 8
+    with pytest.raises(MethodError, match="was found for . of 8 classes only, which says nothing"):
+        NeuralCleanse(steps=1)(Shortcut(), x, y, generator=torch.Generator().manual_seed(0))
 
 
 def test_networks_without_a_single_classifier() -> None:

@@ -15,7 +15,6 @@ from unbackdoor.cli.options import (
     download_option,
     emit,
     force_option,
-    format_option,
     key_option,
     quiet_option,
 )
@@ -64,7 +63,7 @@ from unbackdoor.report.escape import visible
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @download_option
-@format_option
+@click.option("--format", "form", type=click.Choice(["text", "json", "html"]), default="text", show_default=True)
 @click.option("--report", "report_file", type=click.Path(path_type=Path), help="Write the report there, not to stdout.")
 @click.option(
     "--record", "record_file", type=click.Path(path_type=Path), help="Write settings, rates and time as JSON."
@@ -145,7 +144,7 @@ def command(
     except IncompleteError as error:
         say(str(error))
         report, code = error.report, 3
-    text = {"text": report.to_text, "json": report.to_json, "html": report.to_html, "sarif": report.to_sarif}[form]()
+    text = {"text": report.to_text, "json": report.to_json, "html": report.to_html}[form]()
     emit(text, report_file, overwrite=force)
     if done is not None and done.before is not None and done.after is not None:
         for label, rates in (("before", done.before), ("after", done.after)):
@@ -171,5 +170,5 @@ def _portable(words: list[str]) -> list[str]:
         elif word in ("--data-dir", "--report", "--record", "-o", "--output"):
             skip = True
         elif not word.startswith(("--data-dir=", "--report=", "--record=", "--output=", "-o")) and word != "--force":
-            result.append(word)
+            result.append(Path(word).name if Path(word).is_absolute() else word)
     return result

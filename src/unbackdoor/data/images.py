@@ -61,6 +61,6 @@ def check_labels(labels: Tensor, spec: DatasetSpec) -> None:
 
 def normalise(images: Tensor, spec: DatasetSpec) -> Tensor:
     """(N, 3, H, W), 0 to 255 -> float32, divided by 255, the data set's mean subtracted, divided by its std."""
-    mean = torch.tensor(spec.mean, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(spec.std, device=images.device).view(1, 3, 1, 1)
+    mean = torch.tensor(spec.mean, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(spec.std, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
     return (images.float() / 255 - mean) / std

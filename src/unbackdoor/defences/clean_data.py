@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,17 +30,19 @@ class DefenderData:
         images: (N, 3, H, W) uint8 with a `spec`; without one (N, ...) floating point, as the network takes them.
         labels: (N,) int64.
         spec: normalisation, and whether mirror images are allowed.
+        dtype: of what the network takes.
     """
 
     images: Tensor
     labels: Tensor
     spec: DatasetSpec | None
+    dtype: torch.dtype = torch.float32
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: slice | Tensor) -> DefenderData:
-        return DefenderData(self.images[index], self.labels[index], self.spec)
+        return dataclasses.replace(self, images=self.images[index], labels=self.labels[index])
 
     @property
     def digest(self) -> str:
@@ -53,31 +56,36 @@ class DefenderData:
     def scale(self) -> Tensor:
         """By how much a network's input changes where a pixel changes from 0 to 1: (1, 3, 1, 1), or a 1."""
         if self.spec is None:
-            return torch.ones((), device=self.images.device)
-        return 1 / torch.tensor(self.spec.std, device=self.images.device).view(1, 3, 1, 1)
+            return torch.ones((), dtype=self.dtype, device=self.images.device)
+        return 1 / torch.tensor(self.spec.std, dtype=self.dtype, device=self.images.device).view(1, 3, 1, 1)
 
     @property
     def floor(self) -> Tensor:
         """What a network's input is where a pixel is 0: (1, 3, 1, 1), or a 0."""
         if self.spec is None:
-            return torch.zeros((), device=self.images.device)
-        mean = torch.tensor(self.spec.mean, device=self.images.device).view(1, 3, 1, 1)
+            return torch.zeros((), dtype=self.dtype, device=self.images.device)
+        mean = torch.tensor(self.spec.mean, dtype=self.dtype, device=self.images.device).view(1, 3, 1, 1)
         return -mean * self.scale
 
     def inputs(self, images: Tensor | None = None) -> Tensor:
-        """What the network takes, float32, of some of the images or of all."""
+        """What the network takes, of some of the images or of all."""
         images = self.images if images is None else images
-        return _channels_last(images.float() if self.spec is None else normalise(images, self.spec))
+        return self._shown(images if self.spec is None else normalise(images, self.spec))
 
     def augmented(self, images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
         """The same, each image varied at random: mirrored where the data set allows it, and cropped."""
         if how is PLAIN:
             return self.inputs(images)
         if self.spec is not None:
-            return _channels_last(vary(images, how, self.spec, generator))
+            return self._shown(vary(images, how, self.spec, generator))
         if images.ndim != 4:
             return self.inputs(images)
-        return _channels_last(augment(images.float(), padding=how.padding, flip=False, generator=generator))
+        return self._shown(augment(images, padding=how.padding, flip=False, generator=generator))
+
+    def _shown(self, x: Tensor) -> Tensor:
+        """In the network's dtype, and in the layout in which convolutions are fastest."""
+        x = x.to(self.dtype)
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
     def epoch(
         self, batch_size: int, generator: torch.Generator, how: Augmentation = PLAIN, *, most: int | None = None
@@ -123,6 +131,8 @@ def defender_data(
         raise SettingError(
             f"{name}: expected images and labels as tensors, got {type(images).__name__} and {type(labels).__name__}"
         )
+    if spec is not None and not isinstance(spec, DatasetSpec):
+        raise SettingError(f"{name}: spec: expected a data set's spec (data.DATASETS[...]), got {spec!r:.60}")
     if spec is not None and (images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3):
         raise SettingError(
             f"{name}: images: expected uint8 of shape (N, 3, H, W) beside a data set's spec, got "
@@ -139,8 +149,10 @@ def defender_data(
         raise SettingError(f"{name}: expected at least one image, got none")
     if images.is_floating_point() and not bool(torch.isfinite(images).all()):
         raise SettingError(f"{name}: images: expected finite numbers, got some that are not")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    data = DefenderData(images.to(device), labels.to(device), spec)
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    # Copies, so that neither gradients nor an inference mode of the caller's reach in here.
+    own = (x.detach().to(weight.device).clone(memory_format=torch.contiguous_format) for x in (images, labels))
+    data = DefenderData(next(own), next(own), spec, weight.dtype)
     try:
         with torch.no_grad():
             logits = model(data.inputs(data.images[:2]))
@@ -160,16 +172,25 @@ def defender_data(
     return data
 
 
+def logits_of(answer: object) -> Tensor:
+    """A network's logits, where in training it answers more than them (torchvision's GoogLeNet): the first.
+
+    Raises:
+        MethodError: there are none.
+    """
+    first = answer[0] if isinstance(answer, tuple | list) and answer else answer
+    if not isinstance(first, Tensor) or first.ndim != 2:
+        raise MethodError(
+            f"expected a network that answers (N, classes) logits in training, got {type(answer).__name__}"
+        )
+    return first
+
+
 @torch.no_grad()
 def accuracy_on(model: nn.Module, data: DefenderData) -> float:
     """The share of images that a network in eval mode answers rightly."""
     hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in data.chunks())
     return hits / len(data)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """The layout in which convolutions are fastest."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def _described(tensor: Tensor) -> str:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-#: Their results are summaries of maps, not maps.
+#: Their results are summaries of maps, or weights, not maps.
 _POOLS = (
     *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool2d, nn.LPPool2d),
-    *(nn.FractionalMaxPool2d, nn.Upsample, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten),
+    *(nn.FractionalMaxPool2d, nn.Upsample, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Softmax),
 )
 
 
@@ -51,7 +51,9 @@ def last_maps(model: nn.Module, example: Tensor, *, count: int) -> tuple[Place, 
 
         def hook(module: nn.Module, _inputs: object, result: object, path: str = path) -> None:
             call = calls[path] = calls.get(path, -1) + 1
-            if isinstance(result, Tensor) and result.ndim == 4 and not isinstance(module, _POOLS):
+            if not isinstance(result, Tensor) or isinstance(module, _POOLS):
+                return
+            if result.ndim == 4 and len(result) == len(example):
                 h, w = result.shape[-2:]
                 if h * w > 1 and h * width == w * height and h <= height:
                     found.append(Place(path, call, (h, w)))

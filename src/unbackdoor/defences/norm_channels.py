@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unbackdoor.defences.clean_data import DefenderData, accuracy_on
+from unbackdoor.defences.clean_data import DefenderData, accuracy_on, logits_of
 from unbackdoor.errors import MethodError
 from unbackdoor.graph import LayerGraph, Norm
 from unbackdoor.report import LayerReport, Remark
@@ -44,9 +44,17 @@ class NormChannels:
                 f"{method} works on BatchNorm channels, and this network has none with running statistics and weights; "
                 "use ft, nad or ibau, or the data-free lpp"
             )
+        names = [norm.weight for norm in self.norms]
+        twice = next(
+            (name for name in names if {name, *graph.aliases.get(str(name), ())} & (set(names) - {name})), None
+        )
+        if twice is not None:
+            raise MethodError(
+                f"{method} scores each BatchNorm's channels by themselves, and {twice} is shared by several"
+            )
         self.sizes = [norm.channels for norm in self.norms]
         self.total = sum(self.sizes)
-        self._tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        self._tensors = all_tensors(model)
 
     def __call__(self, x: Tensor, gain: Tensor, shift: Tensor | None = None) -> Tensor:
         """The network's logits with each norm's weight multiplied by `gain` and its bias by `shift`, both (total,)."""
@@ -57,57 +65,90 @@ class NormChannels:
             for norm, factors in zip(self.norms, torch.split(shift, self.sizes), strict=True):
                 if norm.bias is not None:
                     replaced[norm.bias] = factors * self._tensors[norm.bias]
-        logits: Tensor = functional_call(self.model, replaced, (x,))  # type: ignore[arg-type]
-        return logits
+        return logits_of(functional_call(self.model, replaced, (x,)))  # type: ignore[arg-type]
 
     def ones(self) -> Tensor:
         """(total,) a factor that changes nothing."""
-        return torch.ones(self.total, device=self._tensors[str(self.norms[0].weight)].device)
+        like = self._tensors[str(self.norms[0].weight)]
+        return torch.ones(self.total, dtype=like.dtype, device=like.device)
 
     def by_norm(self, values: Tensor) -> dict[str, Tensor]:
         """(total,) -> path of a norm -> (C,)."""
         return {norm.path: part for norm, part in zip(self.norms, torch.split(values, self.sizes), strict=True)}
 
-    def choose_threshold(self, masks: Tensor, held: DefenderData, tolerance: float) -> float:
+    def choose_threshold(self, masks: Tensor, held: DefenderData, tolerance: float, *, beta: str) -> float:
         """The largest of THRESHOLDS at which channels with a mask at or below it can go without a loss in accuracy of
         more than `tolerance` of what it was, on images that the masks were not learnt on; -1, which prunes nothing, if
         even those whose mask is 0 cannot go.
+
+        Args:
+            masks: (total,).
+            held: images that the masks were not learnt on.
+            tolerance: the share of the accuracy that may be lost.
+            beta: as in `switch_off`.
+
+        Raises:
+            MethodError: the network answers none of these images rightly, so that nothing can be told from them.
         """
         self.model.eval()
         least = (1 - tolerance) * accuracy_on(self.model, held)
+        if least == 0 and tolerance < 1:
+            raise MethodError(
+                f"the network answers none of {len(held)} held-out images rightly; give more images, or holdout 0"
+            )
         chosen = NOTHING
         for threshold in THRESHOLDS:
             gain = (masks > threshold).to(masks.dtype)
             with torch.no_grad():
-                hits = sum(int((self(x, gain).argmax(1) == y).sum()) for x, y in held.chunks())
+                shift = gain if beta == "zero" else None
+                hits = sum(int((self(x, gain, shift).argmax(1) == y).sum()) for x, y in held.chunks())
             if hits / len(held) < least:
                 break
             chosen = threshold
         return chosen
 
 
+def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under all of their names."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def told(threshold: float, held: DefenderData | None) -> str:
+    """Where a threshold came from, for the report."""
+    if held is None:
+        return f"cut at the setting {threshold:g}"
+    if threshold == NOTHING:
+        return f"none was cut: no threshold kept the accuracy on {len(held)} held-out images"
+    return f"cut at {threshold:g}, the largest threshold that kept the accuracy on {len(held)} held-out images"
+
+
 @contextlib.contextmanager
 def norm_inputs(
     model: nn.Module, norms: Sequence[Norm], record: Callable[[str, Tensor], None]
 ) -> Iterator[list[Remark]]:
-    """Calls `record(path, input)` whenever a norm is called; yields what cannot be recorded."""
+    """Calls `record(path, input)` whenever a norm is called; at the end the list holds those that never were."""
     modules = dict(model.named_modules())
-    handles, remarks = [], []
+    handles = []
+    remarks: list[Remark] = []
+    called: set[str] = set()
     for norm in norms:
-        module = modules.get(norm.path)
-        if module is None:
-            remarks.append(Remark(norm.path, "BatchNorm", "is called as a function: its inputs cannot be recorded"))
-            continue
 
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...], path: str = norm.path) -> None:
-            record(path, inputs[0])
+        def hook(
+            _module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], path: str = norm.path
+        ) -> None:
+            called.add(path)
+            record(path, inputs[0] if inputs else named["input"])
 
-        handles.append(module.register_forward_pre_hook(hook))
+        if norm.path in modules:
+            handles.append(modules[norm.path].register_forward_pre_hook(hook, with_kwargs=True))
     try:
         yield remarks
     finally:
         for handle in handles:
             handle.remove()
+        reason = "is never called as a module: its inputs cannot be recorded"
+        remarks.extend(Remark(norm.path, "BatchNorm", reason) for norm in norms if norm.path not in called)
 
 
 def switch_off(model: nn.Module, norms: Sequence[Norm], pruned: Mapping[str, Tensor], *, beta: str) -> None:
@@ -119,7 +160,7 @@ def switch_off(model: nn.Module, norms: Sequence[Norm], pruned: Mapping[str, Ten
         pruned: path of a norm -> (C,) bool.
         beta: "zero" makes the channel zero; "keep" leaves it the constant beta, as some published code does.
     """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    tensors = all_tensors(model)
     with torch.no_grad():
         for norm in norms:
             mask = pruned.get(norm.path)

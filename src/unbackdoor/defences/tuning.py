@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.attacks import Augmentation
-from unbackdoor.defences.clean_data import DefenderData
+from unbackdoor.defences.clean_data import DefenderData, logits_of
 from unbackdoor.report import Stage
 from unbackdoor.train import Recipe
 from unbackdoor.train.augment import cutout
@@ -27,11 +27,11 @@ def silent(_done: int, _total: int, _note: str) -> None:
     """Shows no progress."""
 
 
-def cross_entropy(forward: Callable[[Tensor], Tensor]) -> Loss:
+def cross_entropy(forward: Callable[[Tensor], object]) -> Loss:
     """The usual loss of a network (or of a function that stands for one)."""
 
     def loss(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logits = forward(x)
+        logits = logits_of(forward(x))
         return F.cross_entropy(logits, y), logits
 
     return loss
@@ -84,7 +84,7 @@ def tune(
             step = epoch * per_epoch + index
             for group in optimiser.param_groups:
                 group["lr"] = recipe.lr_at(step, steps, losses)
-            x = cutout(x, size=cutout_size, generator=generator)
+            x = cutout(x, size=cutout_size, fill=data.floor, generator=generator)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 value, logits = loss(x, y)
             optimiser.zero_grad(set_to_none=True)

@@ -81,6 +81,10 @@ class ActivationClustering(Detector):
                 )
             )
             progress(label + 1, classes, f"class {label}")
+        if len(notes) == classes:
+            raise MethodError(
+                f"ac: expected at least {FEW} images of a class, {len(data)} images in all are too few; give more"
+            )
         return tuple(found), tuple(notes)
 
 

@@ -138,8 +138,8 @@ class Detector(ABC):
             SettingError: images or labels are of a wrong type, shape or range.
             MethodError: the detector cannot work on this network.
         """
-        work = working_copy(model, self.name)
-        with seeded(generator, work):
+        with seeded(generator, self.name):
+            work = working_copy(model, self.name)
             data = defender_data(images, labels, spec, work, self.name)
             with torch.no_grad():
                 classes = work(data.inputs(data.images[:1])).shape[1]

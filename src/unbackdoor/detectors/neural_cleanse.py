@@ -11,6 +11,8 @@ Symbols, per class t:
 A class whose smallest trigger lies below the median by an index above `index` is suspicious. The threshold supposes
 many classes and small triggers: image-wide triggers (Blended, SIG, WaNet, BPP) need no small mask.
 
+Without a data set's spec, images are taken to be pixels in [0, 1].
+
 Departures: m and p are sigmoids of free parameters, where the published code uses tanh; the smallest mask is kept among
 those whose success was reached.
 """
@@ -75,23 +77,37 @@ class NeuralCleanse(Detector):
         if data.images.ndim != 4:
             raise MethodError(f"nc needs images (N, C, H, W), got {tuple(data.images.shape)}")
         model.requires_grad_(False)
-        sizes, rates = [], []
-        for label in range(classes):
-            mask, rate = self._trigger(model, data, label, generator, progress, classes)
-            sizes.append(float(mask.sum()))
-            rates.append(rate)
-        indices = anomaly(sizes)
+        triggers = [self._trigger(model, data, label, generator, progress, classes) for label in range(classes)]
+        reached = [label for label, (mask, _) in enumerate(triggers) if mask is not None]
+        sizes = [float(mask.sum()) for mask, _ in triggers if mask is not None]
+        if len(reached) < 3:
+            raise MethodError(
+                f"nc: a trigger that turns {self.success:.0%} of the images was found for {len(reached)} of {classes} "
+                "classes only, which says nothing; take more steps"
+            )
+        indices = dict(zip(reached, anomaly(sizes), strict=True))
+        size_of = dict(zip(reached, sizes, strict=True))
         median = float(torch.tensor(sizes, dtype=torch.float64).quantile(0.5))
         found = tuple(
             ClassFinding(
                 label=label,
-                suspicious=size < median and index > self.index,
-                values={"mask": finite(size), "anomaly": finite(index), "success": rate},
+                suspicious=label in size_of and size_of[label] < median and indices[label] > self.index,
+                values={
+                    "mask": finite(size_of[label]) if label in size_of else None,
+                    "anomaly": finite(indices[label]) if label in indices else None,
+                    "success": rate,
+                },
             )
-            for label, (size, index, rate) in enumerate(zip(sizes, indices, rates, strict=True))
+            for label, (_, rate) in enumerate(triggers)
         )
-        notes = () if classes >= 5 else (f"among {classes} classes an outlier means little",)
-        return found, notes
+        notes = [
+            f"class {label}: no trigger turned enough images; it is not compared"
+            for label in range(classes)
+            if label not in size_of
+        ]
+        if len(reached) < 5:
+            notes.append(f"among {len(reached)} classes an outlier means little")
+        return found, tuple(notes)
 
     def _trigger(
         self,
@@ -101,8 +117,8 @@ class NeuralCleanse(Detector):
         generator: torch.Generator,
         progress: Progress,
         classes: int,
-    ) -> tuple[Tensor, float]:
-        """The smallest mask, (1, 1, H, W), that turned enough images; and the share it turned."""
+    ) -> tuple[Tensor | None, float]:
+        """The smallest mask, (1, 1, H, W), that turned enough images, or None; and the share that was turned."""
         shape, device = data.images.shape, data.labels.device
         free = torch.randn(1, 1, *shape[2:], generator=generator).to(device).requires_grad_()
         paint = torch.randn(1, shape[1], *shape[2:], generator=generator).to(device).requires_grad_()
@@ -130,7 +146,7 @@ class NeuralCleanse(Detector):
                 weight, down = weight / FACTOR, 0
             optimiser.step()
             progress(label * self.steps + step + 1, classes * self.steps, f"class {label}: success {rate:.0%}")
-        return (free.sigmoid().detach(), rate) if best is None else (best, best_rate)
+        return (None, rate) if best is None else (best, best_rate)
 
 
 def anomaly(sizes: list[float]) -> list[float]:

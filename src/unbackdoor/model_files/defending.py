@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -149,6 +150,7 @@ def defend(
             f"poisoned: expected 0, got {poisoned}: only methods that want training images (ep) get poisoned ones, "
             f"and only with an attack; {method.name} wants {method.needs}"
         )
+    check_seed(seed)
     check_device(device)
     if data is not None and attack is not None:
         spec = dataset_spec(data)
@@ -222,7 +224,7 @@ def method_images(
     from unbackdoor.data import clean_subset
 
     train = _load(data, "train", data_dir, download=download)
-    if clean > 1 and clean != int(clean):
+    if not math.isfinite(clean) or (clean > 1 and clean != int(clean)):
         raise SettingError(f"clean: expected a share up to 1, or a whole number of images, got {clean}")
     subset = (
         clean_subset(train, count=int(clean), seed=seed) if clean > 1 else clean_subset(train, share=clean, seed=seed)
@@ -231,6 +233,12 @@ def method_images(
     if not poisoned or attack is None:
         return images, 0
     return mixture(images, attack, poisoned, seed)
+
+
+def check_seed(seed: int) -> None:
+    """SettingError unless a generator takes it."""
+    if not 0 <= seed < 2**32:
+        raise SettingError(f"seed: expected 0 to {2**32 - 1}, got {seed}")
 
 
 def mixture(images: LabelledImages, attack: Attack, share: float, seed: int) -> tuple[LabelledImages, int]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from unbackdoor.errors import SettingError
-from unbackdoor.model_files.defending import check_classes, method_images
+from unbackdoor.model_files.defending import check_classes, check_seed, method_images
 from unbackdoor.model_files.reading import network_of, open_model
 from unbackdoor.models import Arch
 
@@ -65,6 +65,7 @@ def detect(
             f"poisoned: expected 0, got {poisoned}: only detectors that want training images (ac) get poisoned ones, "
             f"and only with an attack; {detector.name} wants {detector.needs}"
         )
+    check_seed(seed)
     check_device(device)
     file = open_model(source, arch=arch, key=key)
     model = network_of(file).to(device)

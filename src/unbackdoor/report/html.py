@@ -116,6 +116,8 @@ def not_covered_section(report: Report, *, level: int = 2) -> Html:
 
 def totals_section(report: Report, *, level: int = 2) -> Html:
     """The totals as tiles."""
+    if not report.layers and report.stages:
+        return NOTHING
     high = sum(len(layer.pruned_high) for layer in report.layers)
     low = sum(len(layer.pruned_low) for layer in report.layers)
     no_score = sum(len(layer.not_finite) for layer in report.layers)
@@ -243,8 +245,15 @@ def method_section(report: Report, *, level: int = 2) -> Html:
         "z": "the score's distance from the mean of its layer, in standard deviations of that layer.",
         "outlier": f"a score beyond the lower or the upper cut: {prune}.",
         "near outlier": f"a score in the band below the upper cut: {scale}.",
-        "cut": "a limit on the score; it comes from the settings and from the layer's own mean and spread.",
+        "cut": "a limit on the score; it comes from the settings"
+        + ("." if report.score else " and from the layer's own mean and spread."),
     }
+    if not report.layers and report.stages:
+        return section(
+            "Method",
+            f"<div><h{level + 1}>Settings of {html_short(report.method, 40)}</h{level + 1}>{table}</div>",
+            level=level,
+        )
     terms = "".join(f"<dt>{html(term)}</dt><dd>{html(meaning)}</dd>" for term, meaning in words.items())
     sub = f"h{level + 1}"
     body = (

@@ -69,7 +69,7 @@ def _findings(report: Report) -> list[str]:
     no_score = sum(len(layer.not_finite) for layer in report.layers)
     parts = [
         f"{summary.count(report.channels, 'channel')} scored in {summary.count(len(report.layers), 'layer')}",
-        f"{summary.count(high, 'outlier')} above and {low:,} below the mean",
+        f"{summary.count(high, 'outlier')} above and {low:,} below the {'cut' if report.score else 'mean'}",
         summary.count(report.scaled, "near outlier"),
     ]
     if no_score:

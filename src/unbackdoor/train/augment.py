@@ -66,11 +66,12 @@ def rotate(images: Tensor, *, degrees: float, share: float, generator: torch.Gen
     return images
 
 
-def cutout(images: Tensor, *, size: int, generator: torch.Generator) -> Tensor:
-    """Zero a square of `size` pixels a side in each image, at a random centre; it may hang over the edge.
+def cutout(images: Tensor, *, size: int, fill: Tensor, generator: torch.Generator) -> Tensor:
+    """Blacken a square of `size` pixels a side in each image, at a random centre; it may hang over the edge.
 
     Args:
         images: (N, C, H, W); others, and a size of 0, leave everything as it is.
+        fill: what black is, broadcast over the images.
         generator: on the CPU; draws a row and a column an image.
     """
     if not size or images.ndim != 4:
@@ -82,4 +83,4 @@ def cutout(images: Tensor, *, size: int, generator: torch.Generator) -> Tensor:
     inside = ((rows >= row) & (rows < row + size))[:, :, None] & ((columns >= column) & (columns < column + size))[
         :, None
     ]
-    return images.masked_fill(inside[:, None].to(images.device), 0)
+    return torch.where(inside[:, None].to(images.device), fill.to(images.dtype), images)

@@ -25,7 +25,7 @@ from torch import Tensor
 from unbackdoor.attacks import Augmentation
 from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defences.norm_channels import NormChannels, report_norms, switch_off
+from unbackdoor.defences.norm_channels import NormChannels, report_norms, switch_off, told
 from unbackdoor.defences.tuning import stage
 from unbackdoor.train.fit import autocast_dtype
 
@@ -129,13 +129,21 @@ class ANP(DataBased):
         model.load_state_dict(came)
         model.eval()
         masks = masks.detach()
-        threshold = self.threshold if held is None else channels.choose_threshold(masks, held, self.tolerance)
+        threshold = (
+            self.threshold if held is None else channels.choose_threshold(masks, held, self.tolerance, beta=self.beta)
+        )
         by_norm = channels.by_norm(masks)
         low = {path: mask <= threshold for path, mask in by_norm.items()}
         switch_off(model, channels.norms, low, beta=self.beta)
-        layers = report_norms(dict(model.named_modules()), by_norm, low=low, lower=dict.fromkeys(by_norm, threshold))
-        score = "masks that were learnt under noise: 1 is a channel that is needed"
-        return Findings(layers=layers, score=score, stages=(stage("masks", f"{POINT} iterations", curve, rates),))
+        layers = report_norms(
+            dict(model.named_modules()), by_norm, low=low, lower=dict.fromkeys(by_norm, max(threshold, 0.0))
+        )
+        score = f"masks that were learnt under noise (1 is a channel that is needed; {told(threshold, held)})"
+        return Findings(
+            layers=layers,
+            score=score,
+            stages=(stage("masks", f"{min(POINT, self.iterations)} iterations", curve, rates),),
+        )
 
 
 def worst_noise(
@@ -150,7 +158,7 @@ def worst_noise(
     """(delta, xi), (total,) each: uniform in [-eps, eps], then `steps` ascent steps of eps / steps by the sign of the
     gradient (Eq. 5); not projected, as published, so that they reach up to 2 eps.
     """
-    delta, xi = ((torch.rand(2, len(masks), generator=generator) * 2 - 1) * eps).to(masks.device)
+    delta, xi = ((torch.rand(2, len(masks), generator=generator, dtype=masks.dtype) * 2 - 1) * eps).to(masks.device)
     for _ in range(steps):
         delta, xi = delta.detach().requires_grad_(), xi.detach().requires_grad_()
         loss = F.cross_entropy(channels(x, masks + delta, 1 + xi), y)

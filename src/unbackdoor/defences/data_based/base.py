@@ -25,8 +25,8 @@ class Patient:
     """A network under repair.
 
     Attributes:
-        model: a float32 copy in eval mode, all of whose weights can be trained; what it holds when `repair` returns is
-            the result.
+        model: a float32 (or float64) copy in eval mode, all of whose weights can be trained; what it holds when
+            `repair` returns is the result.
         graph: its layers.
         data: the images.
         generator: of everything that is drawn, on the CPU.
@@ -102,8 +102,8 @@ class DataBased(Defence):
             MethodError: the method cannot work on this network, or training diverged.
         """
         graph = graph or layer_graph(model)
-        work = working_copy(model, self.name)
-        with seeded(generator, work):
+        with seeded(generator, self.name):
+            work = working_copy(model, self.name)
             data = defender_data(images, labels, spec, work, self.name)
             findings = self.repair(Patient(work, graph, data, generator, progress))
         report = Report(
@@ -126,7 +126,8 @@ def _with_weights_of(work: nn.Module, model: nn.Module, name: str) -> nn.Module:
     new = work.state_dict()
     before = model.state_dict()
     for key, tensor in result.state_dict().items():
-        tensor.copy_(new[key])
+        with torch.no_grad():
+            tensor.copy_(new[key])
         if tensor.is_floating_point() and not torch.isfinite(tensor).all() and torch.isfinite(before[key]).all():
-            raise MethodError(f"{name}: training diverged: {key} holds numbers that are not finite; use a smaller lr")
+            raise MethodError(f"{name}: diverged: {key} would hold numbers that are not finite; a smaller lr may help")
     return result

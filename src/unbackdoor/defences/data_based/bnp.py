@@ -8,7 +8,7 @@ Symbols, per BatchNorm with c channels:
     u        channels with KL_j > mean + u * std (sample) are pruned
 
 Departures: a benchmark's BNP records poisoned images over the clean ones and takes twice the log term; here the images
-are the defender's alone, and the formula is that of two normal distributions. eps stays in the running variance, so
+are the defender's alone, and the formula is that of two normal distributions. eps is added to both variances, so
 that a channel that never moved has a finite divergence. A channel that is constant in both has a divergence of 0.
 """
 

@@ -27,6 +27,7 @@ from unbackdoor.defences.base import DEFENCES, Needs, check_choice, check_count,
 from unbackdoor.defences.clean_data import PLAIN
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
 from unbackdoor.defences.norm_channels import NormChannels, norm_inputs, report_norms, switch_off
+from unbackdoor.errors import MethodError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,10 @@ class EP(DataBased):
             if norm.path in seen:
                 scores[norm.path] = entropies = entropy(torch.cat(seen[norm.path]), self.bin_width)
                 known = entropies[torch.isfinite(entropies)]
+                if len(known) < 2:
+                    raise MethodError(
+                        f"ep: {norm.path}: its channels do not vary over {len(images)} images; give more of them"
+                    )
                 cuts[norm.path] = cut = float(known.mean() - self.u * known.std())
                 low[norm.path] = entropies < cut
         switch_off(model, channels.norms, low, beta=self.beta)

@@ -9,7 +9,7 @@ Symbols:
 The features are the classifier's inputs, which in a network with global pooling are the last convolution's channels.
 
 Departures: accuracy is measured on the clean images, never on test images; nothing was fitted to them before, so that
-all of them serve. What is fine-tuned is the last network that kept the accuracy, not the first that lost it.
+all of them serve. What is fine-tuned is the last network that lost at most the tolerance, not the first that lost more.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ class FP(DataBased):
             kind=type(head).__name__,
             norm=None,
             rule="",
-            scores=tuple(activation.double().tolist()),
-            mean=float(activation.mean()),
-            std=float(activation.std()) if len(activation) > 1 else None,
+            scores=tuple(x if math.isfinite(x) else None for x in activation.double().tolist()),
+            mean=_finite(float(activation.mean())),
+            std=_finite(float(activation.std())) if len(activation) > 1 else None,
             lower=None,
             band=None,
             upper=None,
@@ -168,6 +168,10 @@ def dormant_first(
     order = activation.argsort(stable=True)
     kept = torch.ones_like(activation, dtype=torch.bool)
     least = (1 - tolerance) * accuracy(kept)
+    if least == 0 and tolerance < 1:
+        raise MethodError(
+            f"fp: the network answers none of {len(labels)} images rightly: nothing can be told from them"
+        )
     size = math.ceil(step * len(order))
     for part in torch.split(order[:-1], size):  # one feature at least stays
         trial = kept.clone()
@@ -176,6 +180,10 @@ def dormant_first(
             break
         kept = trial
     return kept
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 DEFENCES.add(FP.name, FP)

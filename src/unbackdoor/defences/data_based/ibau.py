@@ -32,6 +32,7 @@ from torch import Tensor
 from unbackdoor.defences.base import DEFENCES, check_count, check_number
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
 from unbackdoor.defences.tuning import stage
+from unbackdoor.errors import MethodError
 
 #: A network as a function of its inputs.
 Forward = Callable[[Tensor], Tensor]
@@ -102,7 +103,9 @@ class IBAU(DataBased):
             for index, (x, y) in enumerate(batches):
                 count = max(1, int(self.perturbed * len(y) + 1e-9)) if self.perturbed else 0
                 carries = torch.randperm(len(y), generator=patient.generator)[:count].to(y.device)
-                mixed = torch.zeros(len(y), *(1,) * (x.ndim - 1), device=x.device).index_fill(0, carries, 1.0)
+                mixed = torch.zeros(len(y), *(1,) * (x.ndim - 1), dtype=x.dtype, device=x.device).index_fill(
+                    0, carries, 1.0
+                )
 
                 def outer(at: Tensor, x: Tensor = x, y: Tensor = y, mixed: Tensor = mixed) -> Tensor:
                     return F.cross_entropy(model(x + mixed * (scale * at)), y)
@@ -113,7 +116,13 @@ class IBAU(DataBased):
                     (slope,) = torch.autograd.grad(inner, at, create_graph=True)
                     return at - self.inner_step * slope
 
-                gradients, loss = hypergradient(outer, phi, delta, weights, steps=self.fixed_point)
+                try:
+                    gradients, loss = hypergradient(outer, phi, delta, weights, steps=self.fixed_point)
+                except RuntimeError as error:
+                    if "is not implemented" not in str(error):
+                        raise
+                    what = str(error).splitlines()[0]
+                    raise MethodError(f"ibau derives the network twice, which torch cannot: {what}") from error
                 for weight, gradient in zip(weights, gradients, strict=True):
                     weight.grad = gradient
                 optimiser.step()

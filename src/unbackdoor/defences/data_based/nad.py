@@ -9,7 +9,8 @@ Symbols:
 
 Departures: the maps are the last of each of the last three resolutions *before* pooling, found in any network by
 running it. A benchmark's code takes the pooled map, whose attention is the constant 1, and so distils nothing from a
-ResNet-18. The published code keeps the best epoch by test images; here the last one is kept.
+ResNet-18. The teacher is tuned with the student's learning rates. The published code keeps the best epoch by test
+images; here the last one is kept. Networks whose maps have a single resolution (vision transformers) are refused.
 """
 
 from __future__ import annotations
@@ -91,10 +92,10 @@ class NAD(DataBased):
         """Fig. 1: a fine-tuned teacher, a distilled student."""
         student = patient.model
         places = last_maps(student, patient.data.inputs(patient.data.images[:2]), count=3)
-        if not places:
+        if len(places) < 2:
             raise MethodError(
-                "nad compares feature maps of shape (N, C, H, W), and this network has none of more than one pixel; "
-                "use ft or ibau"
+                f"nad compares feature maps (N, C, H, W) of several resolutions, and {len(places)} were found in this "
+                "network; use ft or ibau"
             )
         betas = (self.beta1, self.beta2, self.beta3)[-len(places) :]
         teacher = copy.deepcopy(student).train()

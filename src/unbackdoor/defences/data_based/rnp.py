@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defences.norm_channels import NormChannels, report_norms, switch_off
+from unbackdoor.defences.norm_channels import NormChannels, report_norms, switch_off, told
 from unbackdoor.defences.tuning import Loss, cross_entropy, tune
 from unbackdoor.train import Recipe
 
@@ -115,7 +115,7 @@ class RNP(DataBased):
             model.parameters(),
             weighted(cross_entropy(model), -1.0),  # Eq. 2
             learn,
-            self._recipe(self.unlearn_epochs, self.unlearn_lr, self.weight_decay, (self.unlearn_epochs // 2,)),
+            self._recipe(self.unlearn_epochs, self.unlearn_lr, self.weight_decay, ((self.unlearn_epochs + 1) // 2,)),
             name="unlearning",
             generator=patient.generator,
             progress=patient.progress,
@@ -144,12 +144,18 @@ class RNP(DataBased):
         model.load_state_dict(came)
         model.eval()
         masks = masks.detach()
-        threshold = self.threshold if held is None else channels.choose_threshold(masks, held, self.tolerance)
+        threshold = (
+            self.threshold if held is None else channels.choose_threshold(masks, held, self.tolerance, beta=self.beta)
+        )
         by_norm = channels.by_norm(masks)
         low = {path: mask <= threshold for path, mask in by_norm.items()}
         switch_off(model, channels.norms, low, beta=self.beta)
-        layers = report_norms(dict(model.named_modules()), by_norm, low=low, lower=dict.fromkeys(by_norm, threshold))
-        score = "masks that were learnt on the unlearned network: 1 is a channel that comes back"
+        layers = report_norms(
+            dict(model.named_modules()), by_norm, low=low, lower=dict.fromkeys(by_norm, max(threshold, 0.0))
+        )
+        score = (
+            f"masks that were learnt on the unlearned network (1 is a channel that comes back; {told(threshold, held)})"
+        )
         return Findings(layers=layers, score=score, stages=(unlearning, recovering))
 
     def _recipe(self, epochs: int, lr: float, weight_decay: float, milestones: tuple[int, ...]) -> Recipe:
