@@ -50,7 +50,7 @@ def toy(folder: Path) -> Grid:
         attack=["none", "badnet"],
         rate=0.2,
         epochs=1,
-        method=["none", "lpp", "clp", "bnp", "rnp:unlearn_epochs=1,recover_epochs=1", "ft:epochs=1"],
+        method=["none", "lpp", "clp", "bnp", "rnp:unlearn_epochs=1,recover_epochs=1,holdout=0.0", "ft:epochs=1"],
         clean=0.5,
     )
     return dataclasses.replace(read_grid(path))

@@ -38,7 +38,14 @@ def test_a_grid_from_start_to_table(cache: Path) -> None:
     assert list(table[0]) == list(row_names())
     assert [one["key"] for one in table] == sorted(one["key"] for one in table)
     by_method = {one["method"]: one for one in table if one["attack"] == "badnet"}
-    assert set(by_method) == {"none", "lpp", "clp", "bnp", "rnp:unlearn_epochs=1,recover_epochs=1", "ft:epochs=1"}
+    assert set(by_method) == {
+        "none",
+        "lpp",
+        "clp",
+        "bnp",
+        "rnp:unlearn_epochs=1,recover_epochs=1,holdout=0.0",
+        "ft:epochs=1",
+    }
     for one in table:
         assert one["acc_total"] == 24
         assert (one["asr"] is None) == (one["attack"] == "none")
