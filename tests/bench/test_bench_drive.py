@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench_grids import probes, toy
-from unbackdoor.bench import Engine, Local, Store, compact, run_grid, standing
+from unbackdoor.bench import Engine, Local, Store, adopt, compact, read_grid, run_grid, standing
 from unbackdoor.bench.compact import row_names, rows
 from unbackdoor.bench.engine import Failed, attempt
 from unbackdoor.errors import DataError, OutputError
@@ -207,3 +207,23 @@ def test_engines_are_one_interface() -> None:
     assert issubclass(Local, Engine)
     with pytest.raises(TypeError):
         Engine()
+
+
+def test_runs_that_were_trained_before_are_adopted(cache: Path) -> None:
+    """Networks of the zoo are cells of a small grid; two were recorded before their recipe had all of its settings."""
+    root = Path(__file__).parents[2]
+    grid, store = read_grid(root / "grids" / "small" / "cifar10.toml"), Store(cache / "store")
+    digests = dict.fromkeys(grid.data_sets, "d" * 64)
+    for name, digest in digests.items():
+        store.meet(name, digest)
+    folders = sorted(path.parent for path in (root / "zoo").glob("*/record.json"))
+    found = adopt(grid, store, folders, digests)
+    assert [cell.attack for cell in found] == ["bpp", "inputaware", "wanet"]
+    assert {cell.seed for cell in found} == {0}
+    assert adopt(grid, store, folders, digests) == []
+    for cell in found:
+        record = store.read(cell, cell.key(digests))
+        assert record["adopted"] is True
+        assert record["result"]["rates"]["acc"]["total"] == 10_000
+    with pytest.raises(DataError, match="expected a folder of unbackdoor train"):
+        adopt(grid, store, [cache], digests)

@@ -4,6 +4,7 @@ A grid (`grid`) is read into cells (`cell`); the store (`store`) says which of t
 `on_ray`) performs the others (`perform`); `drive` brings them together.
 """
 
+from unbackdoor.bench.adopt import adopt
 from unbackdoor.bench.cell import Cell, Correlation, Probe, Repair, Training
 from unbackdoor.bench.compact import compact
 from unbackdoor.bench.drive import Standing, run_grid, standing
@@ -22,6 +23,7 @@ __all__ = [
     "Standing",
     "Store",
     "Training",
+    "adopt",
     "compact",
     "read_grid",
     "run_grid",

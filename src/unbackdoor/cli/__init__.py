@@ -19,7 +19,7 @@ COMMANDS = {
     "diff": "which channels differ between two files",
     "evaluate": "ACC, and with an attack ASR and RA, on a test set",
     "train": "train a network, clean or backdoored",
-    "bench": "a grid of attacks, defences, data sets and seeds: run, status, report",
+    "bench": "a grid of attacks, defences, data sets and seeds: run, status",
     "detect": "look for a backdoor with images: Activation Clustering, Neural Cleanse",
     "defend": "repair a network by any method, with or without clean images",
 }
