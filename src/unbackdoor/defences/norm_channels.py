@@ -76,6 +76,26 @@ class NormChannels:
         """(total,) -> path of a norm -> (C,)."""
         return {norm.path: part for norm, part in zip(self.norms, torch.split(values, self.sizes), strict=True)}
 
+    def prune(
+        self, masks: Tensor, threshold: float, held: DefenderData | None, *, tolerance: float, beta: str
+    ) -> tuple[tuple[LayerReport, ...], str]:
+        """Switch off the channels whose mask is at or below a threshold; returns the records, and what was cut.
+
+        Args:
+            masks: (total,).
+            threshold: taken as it is where there is no `held`.
+            held: images to choose it on instead.
+            tolerance, beta: as in `choose_threshold`.
+        """
+        self.model.eval()
+        if held is not None:
+            threshold = self.choose_threshold(masks, held, tolerance, beta=beta)
+        by_norm = self.by_norm(masks)
+        low = {path: mask <= threshold for path, mask in by_norm.items()}
+        switch_off(self.model, self.norms, low, beta=beta)
+        modules, cuts = dict(self.model.named_modules()), dict.fromkeys(by_norm, max(threshold, 0.0))
+        return report_norms(modules, by_norm, low=low, lower=cuts), told(threshold, held)
+
     def choose_threshold(self, masks: Tensor, held: DefenderData, tolerance: float, *, beta: str) -> float:
         """The largest of THRESHOLDS at which channels with a mask at or below it can go without a loss in accuracy of
         more than `tolerance` of what it was, on images that the masks were not learnt on; -1, which prunes nothing, if

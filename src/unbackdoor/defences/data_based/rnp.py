@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defences.norm_channels import NormChannels, report_norms, switch_off, told
+from unbackdoor.defences.norm_channels import NormChannels
 from unbackdoor.defences.tuning import Loss, cross_entropy, tune
 from unbackdoor.train import Recipe
 
@@ -142,20 +142,8 @@ class RNP(DataBased):
             behind=keep_range,
         )
         model.load_state_dict(came)
-        model.eval()
-        masks = masks.detach()
-        threshold = (
-            self.threshold if held is None else channels.choose_threshold(masks, held, self.tolerance, beta=self.beta)
-        )
-        by_norm = channels.by_norm(masks)
-        low = {path: mask <= threshold for path, mask in by_norm.items()}
-        switch_off(model, channels.norms, low, beta=self.beta)
-        layers = report_norms(
-            dict(model.named_modules()), by_norm, low=low, lower=dict.fromkeys(by_norm, max(threshold, 0.0))
-        )
-        score = (
-            f"masks that were learnt on the unlearned network (1 is a channel that comes back; {told(threshold, held)})"
-        )
+        layers, said = channels.prune(masks.detach(), self.threshold, held, tolerance=self.tolerance, beta=self.beta)
+        score = f"masks that were learnt on the unlearned network (1 is a channel that comes back; {said})"
         return Findings(layers=layers, score=score, stages=(unlearning, recovering))
 
     def _recipe(self, epochs: int, lr: float, weight_decay: float, milestones: tuple[int, ...]) -> Recipe:
