@@ -53,7 +53,7 @@ def test_fine_tuning_is_a_plain_loop() -> None:
         loss.backward()
         optimiser.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     outcome = FT(epochs=5, lr=0.05, crop_padding=0)(model, x, y, generator=torch.Generator())
     for key, tensor in work.state_dict().items():
         assert torch.allclose(outcome.model.state_dict()[key].float(), tensor.float(), atol=1e-5), key

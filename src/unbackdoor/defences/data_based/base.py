@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.data import DatasetSpec
-from unbackdoor.defences.base import Defence, Needs, Outcome
+from unbackdoor.defences.base import Defence, Needs, Outcome, check_count, check_number
 from unbackdoor.defences.clean_data import DefenderData, defender_data
-from unbackdoor.defences.tuning import Progress, silent
+from unbackdoor.defences.tuning import Progress, cross_entropy, silent, tune
 from unbackdoor.defences.working_copy import seeded, working_copy
 from unbackdoor.errors import MethodError
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.prune import copy_model
 from unbackdoor.report import DataReport, LayerReport, Remark, Report, Stage
+from unbackdoor.train import Recipe
 
 
 @dataclass
@@ -118,6 +120,61 @@ class DataBased(Defence):
             data=DataReport(images=len(data), digest=data.digest, name=None if spec is None else spec.name),
         )
         return Outcome(_with_weights_of(work, model, self.name), report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(DataBased):
+    """A defence that trains all weights on the clean images; BackdoorBench's settings.
+
+    Attributes:
+        epochs: passes over the images.
+        lr: of SGD, falling by a cosine to 0.
+        batch_size: images a step.
+        momentum, weight_decay: of SGD.
+        crop_padding: zero pixels around an image before a random crop; 0 is none.
+    """
+
+    needs_gradients: ClassVar[bool] = True
+
+    epochs: int = 100
+    lr: float = 0.01
+    batch_size: int = 256
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    crop_padding: int = 4
+
+    def __post_init__(self) -> None:
+        check_count("epochs", self.epochs)
+        check_number("lr", self.lr, least=1e-9, most=1e3)
+        check_count("batch_size", self.batch_size, least=2)
+        check_number("momentum", self.momentum, least=0, most=1)
+        check_number("weight_decay", self.weight_decay, least=0, most=1)
+        check_count("crop_padding", self.crop_padding, least=0)
+
+    def tuned(self, patient: Patient, forward: Callable[[Tensor], object]) -> Stage:
+        """Ordinary training of `patient.model` from where it is.
+
+        Args:
+            forward: the network, or a function that stands for it.
+        """
+        recipe = Recipe(
+            name=self.name,
+            epochs=self.epochs,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            crop_padding=self.crop_padding,
+        )
+        return tune(
+            patient.model.train().parameters(),
+            cross_entropy(forward),
+            patient.data,
+            recipe,
+            name="fine-tuning",
+            generator=patient.generator,
+            progress=patient.progress,
+        )
 
 
 def _with_weights_of(work: nn.Module, model: nn.Module, name: str) -> nn.Module:

@@ -22,53 +22,39 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unbackdoor.defences.base import DEFENCES, check_count, check_number
+from unbackdoor.defences.base import DEFENCES, check_number
 from unbackdoor.defences.clean_data import DefenderData
-from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defences.tuning import cross_entropy, tune
+from unbackdoor.defences.data_based.base import Findings, FineTuning, Patient
 from unbackdoor.errors import MethodError
 from unbackdoor.report import LayerReport
-from unbackdoor.train import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class FP(DataBased):
+class FP(FineTuning):
     """Prune the features that sleep on clean images, then fine-tune.
 
     Attributes:
-        tolerance: the share of the accuracy that pruning may cost.
-        step: the share of all features that goes at a time.
         epochs: of fine-tuning.
         lr: of SGD, falling by a cosine to 0.
         batch_size: images a step.
         momentum, weight_decay: of SGD.
         crop_padding: zero pixels around an image before a random crop; 0 is none.
+        tolerance: the share of the accuracy that pruning may cost.
+        step: the share of all features that goes at a time.
     """
 
     name: ClassVar[str] = "fp"
     title: ClassVar[str] = "Fine-pruning"
     source: ClassVar[str] = "Liu et al., RAID 2018"
-    needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "1 forward, then 100 forward and backward"
 
     tolerance: float = 0.1
     step: float = 0.01
-    epochs: int = 100
-    lr: float = 0.01
-    batch_size: int = 256
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop_padding: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_number("tolerance", self.tolerance, least=0, most=1)
         check_number("step", self.step, least=1e-6, most=1)
-        check_count("epochs", self.epochs)
-        check_number("lr", self.lr, least=1e-9, most=1e3)
-        check_count("batch_size", self.batch_size, least=2)
-        check_number("momentum", self.momentum, least=0, most=1)
-        check_number("weight_decay", self.weight_decay, least=0, most=1)
-        check_count("crop_padding", self.crop_padding, least=0)
 
     def repair(self, patient: Patient) -> Findings:
         """Prune (Sec. 3.1), then fine-tune with the mask kept (Sec. 3.3)."""
@@ -89,25 +75,7 @@ class FP(DataBased):
         def masked(x: Tensor) -> Any:
             return functional_call(model, {weight: head.weight * mask}, (x,))
 
-        recipe = Recipe(
-            name=self.name,
-            epochs=self.epochs,
-            lr=self.lr,
-            batch_size=self.batch_size,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            crop_padding=self.crop_padding,
-        )
-        model.train()
-        stage = tune(
-            model.parameters(),
-            cross_entropy(masked),
-            patient.data,
-            recipe,
-            name="fine-tuning",
-            generator=patient.generator,
-            progress=patient.progress,
-        )
+        stage = self.tuned(patient, masked)
         with torch.no_grad():
             head.weight.mul_(mask)
         layer = LayerReport(
