@@ -29,7 +29,7 @@ from unbackdoor.data import LabelledImages, clean_subset, load_dataset
 from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.table import DEFENCES, parse_method
 from unbackdoor.errors import UnbackdoorError
-from unbackdoor.metrics import Evaluation, Rate
+from unbackdoor.metrics import read_evaluation
 from unbackdoor.model_files import Defended, load_model
 from unbackdoor.model_files.defending import mixture
 from unbackdoor.train import measure
@@ -115,20 +115,13 @@ def run(cell: Cell, data_dir: str | None) -> dict[str, object]:
     if report.data is not None:
         report = dataclasses.replace(report, data=dataclasses.replace(report.data, share=cell.share, seed=cell.seed))
     after = measure(outcome.model, test, attack)
-    done = Defended(report, read_rates(before), after, seconds)
+    done = Defended(report, read_evaluation(before), after, seconds)
     return {"network": cell.network, "cell": cell.method, "poisoned_images": poisoned, **done.record(DEVICE)}
 
 
 @functools.cache
 def _load(name: str, split: str, data_dir: str | None) -> LabelledImages:
     return load_dataset(name, split, data_dir)
-
-
-def read_rates(record: dict[str, dict[str, int] | None]) -> Evaluation:
-    """The inverse of `Evaluation.to_dict`."""
-    rates = {name: None if r is None else Rate(r["hits"], r["total"]) for name, r in record.items()}
-    assert rates["acc"] is not None
-    return Evaluation(rates["acc"], rates["asr"], rates["ra"])
 
 
 @contextlib.contextmanager

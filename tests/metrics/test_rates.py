@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from unbackdoor.metrics import Evaluation, Rate, accuracy, attack_success, defence_effectiveness
+from unbackdoor.metrics import Evaluation, Rate, accuracy, attack_success, defence_effectiveness, read_evaluation
 
 # Triggered images; the target is class 0.
 #   true       0  0  1  1  1  2  2  2
@@ -71,3 +71,8 @@ def test_images_whose_goal_is_their_own_class_are_left_out() -> None:
     goals = torch.tensor([0, 0, 0, 0, 0, 2, 2, 2])
     # Rows 2 to 4: true 1 1 1, predicted 0 1 2.
     assert attack_success(PREDICTED, TRUE, goals) == (Rate(1, 3), Rate(1, 3))
+
+
+def test_rates_are_read_back() -> None:
+    for found in (Evaluation(Rate(3, 4)), Evaluation(Rate(3, 4), Rate(0, 0), Rate(1, 2))):
+        assert read_evaluation(found.to_dict()) == found

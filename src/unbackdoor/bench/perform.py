@@ -20,7 +20,7 @@ from unbackdoor.attacks import load_attack
 from unbackdoor.bench.cell import EPOCHS, Cell, Correlation, Probe, Repair, Training, parse_method_text
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalise
 from unbackdoor.defences.base import DataFree
-from unbackdoor.metrics import Evaluation, Rate
+from unbackdoor.metrics import read_evaluation
 from unbackdoor.metrics.activation_change import correlations
 from unbackdoor.model_files import Defended, load_model
 from unbackdoor.model_files.defending import mixture
@@ -166,7 +166,7 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     after = measure(outcome.model, test, attack)
     assert work.before is not None
-    done = Defended(outcome.report, _rates(work.before), after, seconds)
+    done = Defended(outcome.report, read_evaluation(work.before), after, seconds)
     changed = any(
         not torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), outcome.model.state_dict().values(), strict=True)
@@ -225,12 +225,6 @@ def data_digest(data: str, data_dir: str | None) -> str:
         for tensor in (images.labels, images.images):
             digest.update(tensor.contiguous().cpu().numpy().data)
     return digest.hexdigest()
-
-
-def _rates(record: Mapping[str, Any]) -> Evaluation:
-    rates = {name: None if r is None else Rate(r["hits"], r["total"]) for name, r in record.items()}
-    assert rates["acc"] is not None
-    return Evaluation(rates["acc"], rates["asr"], rates["ra"])
 
 
 @functools.cache

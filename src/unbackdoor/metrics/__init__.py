@@ -1,7 +1,7 @@
 """ACC, ASR, RA and DER, with counts."""
 
 from unbackdoor.metrics.evaluate import evaluate_model, predict
-from unbackdoor.metrics.rates import Evaluation, Rate, accuracy, attack_success, defence_effectiveness
+from unbackdoor.metrics.rates import Evaluation, Rate, accuracy, attack_success, defence_effectiveness, read_evaluation
 
 __all__ = [
     "Evaluation",
@@ -11,4 +11,5 @@ __all__ = [
     "defence_effectiveness",
     "evaluate_model",
     "predict",
+    "read_evaluation",
 ]

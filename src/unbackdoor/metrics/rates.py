@@ -7,6 +7,7 @@ the target.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,6 +47,16 @@ class Evaluation:
             name: None if rate is None else {**asdict(rate), "value": rate.value}
             for name, rate in (("acc", self.acc), ("asr", self.asr), ("ra", self.ra))
         }
+
+
+def read_evaluation(record: Mapping[str, Any]) -> Evaluation:
+    """The inverse of `Evaluation.to_dict`."""
+    acc, asr, ra = (
+        None if record.get(name) is None else Rate(record[name]["hits"], record[name]["total"])
+        for name in ("acc", "asr", "ra")
+    )
+    assert acc is not None
+    return Evaluation(acc, asr, ra)
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> Rate:
