@@ -136,7 +136,7 @@ def test_a_network_of_other_classes_or_without_norms(images: LabelledImages, tmp
     checkpoint.save(tmp_path / "m.pt", parse_arch("resnet18:width=2,num_classes=7").build().state_dict())
     words = ("--data", "cifar10", "--clean", "50", "--evaluate")
     said = refuse("defend", tmp_path / "m.pt", "--arch", "resnet18:width=2,num_classes=7", "--method", "ft", *words)
-    assert "has 10 classes, the network answers 7" in said
+    assert "m.pt tells 7 classes apart, CIFAR-10 has 10: give another network" in said
     checkpoint.save(tmp_path / "v.pt", parse_arch("vgg19:width=2").build().state_dict())
     said = refuse("defend", tmp_path / "v.pt", "--arch", "vgg19:width=2", "--method", "anp", *words)
     assert "anp works on BatchNorm channels, and this network has none" in said

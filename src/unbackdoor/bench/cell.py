@@ -130,7 +130,22 @@ class Training(Cell):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repair(Cell):
+class _Behind(Cell):
+    """A cell that works on a trained network."""
+
+    training: Training
+
+    @property
+    def data_name(self) -> str:
+        return self.training.data
+
+    @property
+    def needs(self) -> Training:
+        return self.training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair(_Behind):
     """A trained network, repaired by a method and measured.
 
     Attributes:
@@ -144,7 +159,6 @@ class Repair(Cell):
 
     kind: ClassVar[str] = "repair"
 
-    training: Training
     method: str
     clean: float | None
     clean_seed: int | None
@@ -163,21 +177,13 @@ class Repair(Cell):
         }
 
     @property
-    def data_name(self) -> str:
-        return self.training.data
-
-    @property
-    def needs(self) -> Training:
-        return self.training
-
-    @property
     def title(self) -> str:
         given = "" if self.clean is None else f" ({self.clean:g} clean, seed {self.clean_seed})"
         return f"{self.training.title}: {self.method}{given}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correlation(Cell):
+class Correlation(_Behind):
     """How far channels that a trigger activates are those with a large Lipschitz constant (Figure 3).
 
     Attributes:
@@ -188,21 +194,12 @@ class Correlation(Cell):
 
     kind: ClassVar[str] = "correlation"
 
-    training: Training
     images: int
     seed: int
 
     @property
     def config(self) -> Config:
         return {"training": self.training.config, "images": self.images, "seed": self.seed}
-
-    @property
-    def data_name(self) -> str:
-        return self.training.data
-
-    @property
-    def needs(self) -> Training:
-        return self.training
 
     @property
     def title(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +24,7 @@ from unbackdoor.metrics.activation_change import correlations
 from unbackdoor.model_files import Defended, load_model
 from unbackdoor.model_files.defending import mixture
 from unbackdoor.models import parse_arch
-from unbackdoor.train import Run, measure, train_run
+from unbackdoor.train import Run, circumstances, measure, train_run
 
 SCHEMA_VERSION = 1
 MODEL, ATTACK, TRIGGER, LOG, RUN = "model.safetensors", "attack.json", "attack.safetensors", "log.jsonl", "run.json"
@@ -88,6 +87,7 @@ def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) 
         if cell.seconds:
             time.sleep(cell.seconds)
         result, files = {"value": hashlib.sha256(str(cell.number).encode()).hexdigest()}, {}
+    about = circumstances(_device_name(work.device))
     record = {
         "schema_version": SCHEMA_VERSION,
         "kind": cell.kind,
@@ -97,16 +97,8 @@ def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) 
         "result": result,
         "seconds": round(time.perf_counter() - started, 3),
         "commit": _commit(),
-        "versions": {
-            "unbackdoor": _version(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "hardware": {
-            "device": _device_name(work.device),
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
+        **about,
+        "versions": {"unbackdoor": _version(), **about["versions"]},
     }
     return Produced(record, files)
 

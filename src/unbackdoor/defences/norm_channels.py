@@ -15,7 +15,7 @@ from torch.func import functional_call
 from unbackdoor.defences.clean_data import DefenderData, accuracy_on, logits_of
 from unbackdoor.errors import MethodError
 from unbackdoor.graph import LayerGraph, Norm
-from unbackdoor.report import LayerReport, Remark
+from unbackdoor.report import LayerReport, Remark, finite
 
 #: Below every mask.
 NOTHING = -1.0
@@ -204,7 +204,7 @@ def report_norms(
     """One record a norm, from (C,) scores, and (C,) bool of what was pruned above and below."""
     result = []
     for path, values in scores.items():
-        finite = values[torch.isfinite(values)].double()
+        known = values[torch.isfinite(values)].double()
         kind = type(modules[path]).__name__ if path in modules else "BatchNorm"
         result.append(
             LayerReport(
@@ -212,21 +212,17 @@ def report_norms(
                 kind=kind,
                 norm=path,
                 rule="itself",
-                scores=tuple(x if abs(x) < float("inf") else None for x in values.double().tolist()),
-                mean=float(finite.mean()) if len(finite) else None,
-                std=float(finite.std(correction=correction)) if len(finite) > correction else None,
-                lower=_finite((lower or {}).get(path)),
+                scores=tuple(map(finite, values.double().tolist())),
+                mean=float(known.mean()) if len(known) else None,
+                std=float(known.std(correction=correction)) if len(known) > correction else None,
+                lower=finite((lower or {}).get(path)),
                 band=None,
-                upper=_finite((upper or {}).get(path)),
+                upper=finite((upper or {}).get(path)),
                 pruned_high=_indices(high, path),
                 pruned_low=_indices(low, path),
             )
         )
     return tuple(result)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and abs(value) < float("inf") else None
 
 
 def _indices(masks: Mapping[str, Tensor] | None, path: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unbackdoor.attacks import Augmentation
 from unbackdoor.defences.clean_data import DefenderData, logits_of
-from unbackdoor.report import Stage
+from unbackdoor.report import Stage, finite
 from unbackdoor.train import Recipe
 from unbackdoor.train.augment import cutout
 from unbackdoor.train.fit import autocast_dtype, batch_sizes
@@ -111,5 +111,5 @@ def tune(
 
 def stage(name: str, unit: str, losses: Iterable[float], accuracies: Iterable[float]) -> Stage:
     """A stage's curves; what is not a finite number becomes None."""
-    curves = (tuple(x if math.isfinite(x) else None for x in curve) for curve in (losses, accuracies))
+    curves = (tuple(map(finite, curve)) for curve in (losses, accuracies))
     return Stage(name=name, unit=unit, losses=next(curves), accuracies=next(curves))

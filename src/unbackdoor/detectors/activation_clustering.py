@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from unbackdoor.defences.base import Needs, check_choice, check_count, check_number
 from unbackdoor.defences.clean_data import DefenderData
 from unbackdoor.defences.tuning import Progress
-from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector, finite
+from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector
 from unbackdoor.errors import MethodError
 from unbackdoor.graph import layer_graph
+from unbackdoor.report import finite
 
 #: Fewer images of a class are not split.
 FEW = 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -152,11 +151,6 @@ class Detector(ABC):
             digest=data.digest,
             notes=notes,
         )
-
-
-def finite(value: float) -> float | None:
-    """The number, or None."""
-    return value if math.isfinite(value) else None
 
 
 def parse_detector(text: str) -> Detector:

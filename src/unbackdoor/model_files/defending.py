@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from torch import Tensor, nn
 
 from unbackdoor import checkpoint
 from unbackdoor.defences.base import DataFree, Defence, Outcome
-from unbackdoor.errors import ArchitectureError, IncompleteError, SettingError
+from unbackdoor.errors import IncompleteError, SettingError
 from unbackdoor.graph import LayerGraph
-from unbackdoor.model_files.reading import ModelFile, network_of, open_model, with_source
+from unbackdoor.model_files.reading import network_of, open_model, with_source
 from unbackdoor.model_files.repairing import write_repaired
 from unbackdoor.models import Arch
 from unbackdoor.report import DataReport, Report
@@ -65,6 +64,8 @@ class Defended:
         Args:
             device: where it ran.
         """
+        from unbackdoor.train import circumstances
+
         report = self.report.to_dict()
         return {
             "schema_version": 1,
@@ -77,12 +78,7 @@ class Defended:
             "scaled": self.report.scaled,
             "stages": report["stages"],
             "seconds": round(self.seconds, 3),
-            "hardware": {
-                "device": device,
-                "processor": platform.processor() or platform.machine(),
-                "threads": torch.get_num_threads(),
-            },
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            **circumstances(device),
         }
 
 
@@ -137,7 +133,7 @@ def defend(
         OutputError: the output exists, is the input, or cannot be written.
     """
     from unbackdoor.data import dataset_spec
-    from unbackdoor.train import check_device, measure
+    from unbackdoor.train import check_answer, check_device, measure
 
     if output is not None:
         checkpoint.check_output(output, overwrite=overwrite, inputs=[source])
@@ -160,13 +156,13 @@ def defend(
     before = after = None
     test = _load(data, "test", data_dir, download=download) if data is not None and measured else None
     if test is not None:
-        check_classes(model, test, file)
+        check_answer(model, test.spec, name=str(file.checkpoint.path))
         before = measure(model, test, attack)
     if isinstance(method, DataFree):
         given: tuple[Any, ...] | None = None
     else:
         given = method_images(str(data), clean, seed, attack, poisoned, data_dir, download=download)
-        check_classes(model, given[0], file)
+        check_answer(model, given[0].spec, name=str(file.checkpoint.path))
     started = time.perf_counter()
     outcome = _call(method, model, file.graph, given, seed, progress)
     seconds = time.perf_counter() - started
@@ -264,18 +260,3 @@ def _load(data: str, split: str, data_dir: str | Path | None, *, download: bool)
     from unbackdoor.data import load_dataset
 
     return load_dataset(data, split, data_dir, download=download)
-
-
-@torch.no_grad()
-def check_classes(model: nn.Module, images: LabelledImages, file: ModelFile) -> None:
-    """ArchitectureError unless the network answers one logit a class of the data set."""
-    from unbackdoor.data import normalise
-
-    parameter = next(model.parameters())
-    x = normalise(images.images[:1].to(parameter.device), images.spec).to(parameter.dtype)
-    logits = model.eval()(x)
-    if logits.shape[-1] != images.spec.num_classes:
-        raise ArchitectureError(
-            f"{file.checkpoint.path}: {images.spec.title} has {images.spec.num_classes} classes, the network answers "
-            f"{logits.shape[-1]}"
-        )

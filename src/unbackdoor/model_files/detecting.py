@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from unbackdoor.errors import SettingError
-from unbackdoor.model_files.defending import check_classes, check_seed, method_images
+from unbackdoor.model_files.defending import check_seed, method_images
 from unbackdoor.model_files.reading import network_of, open_model
 from unbackdoor.models import Arch
 
@@ -58,7 +58,7 @@ def detect(
         SettingError: a setting is out of its range.
         MethodError: the detector cannot work on this network.
     """
-    from unbackdoor.train import check_device
+    from unbackdoor.train import check_answer, check_device
 
     if poisoned and (attack is None or detector.needs != "training images"):
         raise SettingError(
@@ -70,7 +70,7 @@ def detect(
     file = open_model(source, arch=arch, key=key)
     model = network_of(file).to(device)
     given, _ = method_images(data, images, seed, attack, poisoned, data_dir, download=download)
-    check_classes(model, given, file)
+    check_answer(model, given.spec, name=str(file.checkpoint.path))
     generator = torch.Generator().manual_seed(seed)
     found = detector(model, given.images, given.labels, generator=generator, spec=given.spec, progress=progress)
     return dataclasses.replace(found, source=str(source))

@@ -252,6 +252,11 @@ class Report:
         return render(self)
 
 
+def finite(value: float | None) -> float | None:
+    """A number as JSON can hold it; None if it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
+
+
 def _plain(value: Any) -> Any:
     """Records as dicts, tuples as lists, and numbers that are not finite as None: what JSON can hold."""
     if dataclasses.is_dataclass(value):

@@ -2,6 +2,20 @@
 
 from unbackdoor.train.fit import Epoch, Step, fit
 from unbackdoor.train.recipe import RECIPES, Recipe
-from unbackdoor.train.run import Run, check_device, check_run, measure, train_run
+from unbackdoor.train.run import Run, check_device, check_run, circumstances, measure, train_run
+from unbackdoor.train.trial import check_answer
 
-__all__ = ["RECIPES", "Epoch", "Recipe", "Run", "Step", "check_device", "check_run", "fit", "measure", "train_run"]
+__all__ = [
+    "RECIPES",
+    "Epoch",
+    "Recipe",
+    "Run",
+    "Step",
+    "check_answer",
+    "check_device",
+    "check_run",
+    "circumstances",
+    "fit",
+    "measure",
+    "train_run",
+]

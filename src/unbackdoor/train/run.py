@@ -243,8 +243,15 @@ def _record(
         "dtype": run.dtype,
         "result": result.to_dict(),
         "seconds": 0.0,
+        **circumstances(run.device),
+    }
+
+
+def circumstances(device: str) -> dict[str, Any]:
+    """What a record says of the machine and the libraries."""
+    return {
         "hardware": {
-            "device": run.device,
+            "device": device,
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
         },

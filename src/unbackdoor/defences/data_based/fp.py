@@ -26,7 +26,7 @@ from unbackdoor.defences.base import DEFENCES, check_number
 from unbackdoor.defences.clean_data import DefenderData
 from unbackdoor.defences.data_based.base import Findings, FineTuning, Patient
 from unbackdoor.errors import MethodError
-from unbackdoor.report import LayerReport
+from unbackdoor.report import LayerReport, finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +83,9 @@ class FP(FineTuning):
             kind=type(head).__name__,
             norm=None,
             rule="",
-            scores=tuple(x if math.isfinite(x) else None for x in activation.double().tolist()),
-            mean=_finite(float(activation.mean())),
-            std=_finite(float(activation.std())) if len(activation) > 1 else None,
+            scores=tuple(map(finite, activation.double().tolist())),
+            mean=finite(float(activation.mean())),
+            std=finite(float(activation.std())) if len(activation) > 1 else None,
             lower=None,
             band=None,
             upper=None,
@@ -148,10 +148,6 @@ def dormant_first(
             break
         kept = trial
     return kept
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 DEFENCES.add(FP.name, FP)
