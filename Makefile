@@ -17,7 +17,7 @@ check: lint test  ## all that must pass before a commit
 
 lint: $(DEV)  ## format, lint, import contracts, types
 	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from bench_grids import pictures, toy, written
 
+from bench_grids import pictures, toy, written
 from unbackdoor.bench import Repair, Training, read_grid
 from unbackdoor.bench.cell import EPOCHS
 from unbackdoor.errors import SettingError

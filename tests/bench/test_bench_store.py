@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from bench_grids import probes
 
+from bench_grids import probes
 from unbackdoor.bench import Local, Store, run_grid, standing
 from unbackdoor.bench.cell import Probe, Training
 from unbackdoor.bench.store import sealed, unsealed
