@@ -22,3 +22,20 @@ def test_run_and_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     wrong = written(tmp_path / "wrong.toml", data="cifar10", arch="resnet18:width=2", attack="none", recipe="quick")
     assert "unknown recipe 'quick'" in refuse("bench", "run", wrong, "--store", store)
     assert "device 'moon'" in refuse("bench", "run", grid, "--store", store, "--device", "moon")
+
+
+def test_a_report_of_claims_and_of_what_is_none(tmp_path: Path) -> None:
+    claims = tmp_path / "in" / "g"
+    claims.mkdir(parents=True)
+    (claims / "grid.json").write_text('{"name": "g", "title": "t", "cells": 0, "done": 0}')
+    done = run("bench", "report", tmp_path / "in", "-o", tmp_path / "out")
+    assert done.code == 0
+    assert (tmp_path / "out" / "index.html").exists()
+    (claims / "x.json").write_text("{}")
+    assert "x.json: expected a claim" in refuse("bench", "report", tmp_path / "in", "-o", tmp_path / "out")
+    assert "expected claims" in refuse("bench", "report", tmp_path, "-o", tmp_path / "new")
+    assert "holds other files" in refuse("bench", "report", tmp_path / "in", "-o", tmp_path)
+    grid = Path(__file__).parents[2] / "grids" / "small" / "cifar10.toml"
+    said = refuse("bench", "report", grid, "--store", tmp_path / "none", "-o", tmp_path / "new")
+    assert "expected a store" in said
+    assert not (tmp_path / "none").exists()

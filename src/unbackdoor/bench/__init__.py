@@ -10,6 +10,7 @@ from unbackdoor.bench.compact import compact
 from unbackdoor.bench.drive import Standing, run_grid, standing
 from unbackdoor.bench.engine import Engine, Local
 from unbackdoor.bench.grid import Grid, read_grid
+from unbackdoor.bench.publish import publish
 from unbackdoor.bench.store import Store
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Training",
     "adopt",
     "compact",
+    "publish",
     "read_grid",
     "run_grid",
     "standing",

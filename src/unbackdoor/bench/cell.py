@@ -254,6 +254,19 @@ def parse_method_text(text: str) -> Any:
     return parse_method(name, preset=preset if at else None)
 
 
+def method_origins(text: str) -> dict[str, str]:
+    """Setting of a method -> where its value comes from."""
+    method = parse_method_text(text)
+    name, _, options = text.partition(":")
+    preset = name.partition("@")[2]
+    usual = f"preset {preset}" if preset else f"default ({method.source})"
+    given = {option.partition("=")[0].strip() for option in options.split(",") if option}
+    origins = {key: "given in the grid" if key in given else usual for key in method.settings()}
+    if getattr(method, "holdout", 0):
+        origins["threshold"] = "chosen on held-out clean images"
+    return origins
+
+
 @functools.cache
 def _arch(text: str, data: str) -> str:
     return str(parse_arch(text).with_options(num_classes=dataset_spec(data).num_classes))

@@ -16,7 +16,7 @@ import torch
 
 import unbackdoor
 from unbackdoor.attacks import load_attack
-from unbackdoor.bench.cell import EPOCHS, Cell, Correlation, Probe, Repair, Training, parse_method_text
+from unbackdoor.bench.cell import EPOCHS, Cell, Correlation, Probe, Repair, Training, method_origins, parse_method_text
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalise
 from unbackdoor.defences.base import DataFree
 from unbackdoor.metrics import read_evaluation
@@ -176,6 +176,7 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
         "images_digest": None if report["data"] is None else report["data"]["digest"],
         "poisoned_images": poisoned,
         "stages": report["stages"],
+        "origins": method_origins(cell.method),
         "method_seconds": round(seconds, 4),
         "layers": report["layers"] if cell.scores else None,
     }

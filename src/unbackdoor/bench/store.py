@@ -37,14 +37,20 @@ class Store:
     """Results on disk; several processes may share one.
 
     Args:
-        root: made if missing.
+        root: where.
+        make: whether to make it if it is missing.
 
     Raises:
+        DataError: it is missing, and is not to be made.
         OutputError: it cannot be made or written.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, make: bool = True) -> None:
         self.root = Path(root)
+        if not make:
+            if not (self.root / "data").is_dir():
+                raise DataError(f"{self.root}: expected a store, as `unbackdoor bench run --store` makes it")
+            return
         try:
             for name in ("data", "failed", "damaged", "work", "locks", *EPOCHS):
                 (self.root / name).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`unbackdoor bench run | status`."""
+"""`unbackdoor bench run | status | report`."""
 
 from __future__ import annotations
 
@@ -115,6 +115,44 @@ def status(*, grid: Path, store_path: Path, form: str) -> None:
         click.echo(f"running  {title}")
     for title, reason in found.failed.values():
         click.echo(f"failed   {title}: {reason}")
+
+
+@command.command(
+    epilog="The folder gets index.html, tables.md, tables.tex, results.csv, figures/*.svg, and claims/ with one JSON "
+    "file a result; the page shows every claim in claims/, also those of earlier reports. SOURCE may be a folder of "
+    "claims instead of a grid: then nothing but Python and matplotlib is needed. Exit codes: 0 written; 2 error, or refused."
+)
+@click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
+@store_option
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    default=Path("bench-report"),
+    show_default=True,
+    help="Folder to write to.",
+)
+@click.option("--title", default="Benchmark", show_default=True, help="Of the page.")
+@quiet_option
+def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: str, quiet: bool) -> None:
+    """Tables, figures and one offline page of what grids' cells came to, beside what the paper prints."""
+    from unbackdoor.report.benchmark import check_folder, read_grids, write_report
+
+    check_folder(output)
+    grids = []
+    for source in sources:
+        if source.is_dir():
+            grids += read_grids(source)
+        else:
+            from unbackdoor.bench import Store, publish, read_grid
+
+            grids.append(publish(read_grid(source), Store(store_path, make=False)))
+    shown = write_report(output, grids, title=title)
+    if not quiet:
+        for grid in shown:
+            failed = f", {len(grid.failed):,} failed" if grid.failed else ""
+            click.echo(f"{grid.name}: {grid.done:,} of {grid.cells:,} cells{failed}", err=True)
+    click.echo(output / "index.html")
 
 
 def _line(found: Any) -> str:

@@ -1,6 +1,7 @@
 """The report as one self-contained page, composed of sections that other pages can use too.
 
-The page loads nothing and runs nothing: a content security policy forbids it, and there is no script to run. Tooltips
+The page loads nothing and runs nothing: a content security policy forbids it, and there is no script to run (but one on
+the benchmark's page, which that policy names by its digest). Tooltips
 are SVG titles, folding is <details>, light and dark follow the reader's system.
 
 `render` makes the whole page. A page of one's own is `page(title, [header(...), section(...), *report_sections(...)])`.
@@ -8,6 +9,8 @@ are SVG titles, folding is <details>, light and dark follow the reader's system.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -37,18 +40,30 @@ def render(report: Report, *, title: str | None = None, before_sections: Html = 
     return page(name, [report_header(report, title=name), before_sections, *report_sections(report)])
 
 
-def page(title: str, sections: Iterable[Html]) -> str:
-    """A complete page with the style, the policy and the marks that the sections need."""
-    style = resources.files("unbackdoor.report").joinpath("style.css").read_text(encoding="utf-8")
+def page(title: str, sections: Iterable[Html], *, style: str = "", script: str = "") -> str:
+    """A complete page with the style, the policy and the marks that the sections need.
+
+    Args:
+        title: of the window.
+        sections: markup.
+        style: CSS on top of the common one.
+        script: of our own; the policy lets this very text run and nothing else.
+    """
+    common = resources.files("unbackdoor.report").joinpath("style.css").read_text(encoding="utf-8")
+    policy, runs, tail = POLICY, "runs no script", ""
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        policy = f"{POLICY}; script-src 'sha256-{digest}'"
+        runs, tail = "its only script sorts its tables", f"<script>{script}</script>\n"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="referrer" content="no-referrer">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{html_short(title, NAME)} · unbackdoor</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{html_short(title, NAME)} · unbackdoor</title>\n<style>\n{common}{style}</style>\n</head>\n<body>\n"
         f"{strip.SYMBOLS}\n<main>\n{_lines(sections)}\n</main>\n"
-        "<footer>Made by unbackdoor. This page loads nothing from anywhere and runs no script.</footer>\n"
+        f"<footer>Made by unbackdoor. This page loads nothing from anywhere and {runs}.</footer>\n{tail}"
         "</body>\n</html>\n"
     )
 

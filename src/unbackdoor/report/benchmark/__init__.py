@@ -1,0 +1,10 @@
+"""The benchmark as a reader sees it: claims, tables, plots, the page. Nothing here imports torch.
+
+`claims` reads and writes what was measured, `paper` holds what was printed, `tables` puts both side by side; `text`,
+`timing`, `plots` and `site` show that, and `folder` writes it all.
+"""
+
+from unbackdoor.report.benchmark.claims import Claim, ClaimedGrid, Count, read_grids, write_grid
+from unbackdoor.report.benchmark.folder import check_folder, write_report
+
+__all__ = ["Claim", "ClaimedGrid", "Count", "check_folder", "read_grids", "write_grid", "write_report"]

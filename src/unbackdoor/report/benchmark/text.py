@@ -1,0 +1,216 @@
+"""Tables as Markdown, as LaTeX and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from unbackdoor.report.benchmark.claims import NONE, Claim, ClaimedGrid
+from unbackdoor.report.benchmark.tables import (
+    ESTABLISHED,
+    Column,
+    Entry,
+    Line,
+    Mean,
+    Table,
+    acc_minus_asr,
+    effectiveness,
+    tables,
+    variants,
+)
+
+#: Columns of the CSV, one row a claim.
+CSV = (
+    "grid", "kind", "data", "arch", "recipe", "epochs", "attack", "rate", "target", "seed", "method", "clean",
+    "clean_seed", "acc", "asr", "ra", "acc_before", "asr_before", "ra_before", "der", "pruned", "scaled", "changed",
+    "seconds", "failed", "key",
+)  # fmt: skip
+
+LEGEND = (
+    "ACC / ASR in percent on the whole test set: ASR among triggered images of other classes than the target. "
+    "± is half of a 95 % interval over training seeds (Student's t); without it there is one. "
+    "**Bold**: the best defence by ACC - ASR, the paper's rule; _italic_: the best by DER; both on the seeds that all "
+    f"methods of the column share, and only where the attack's ASR reaches {ESTABLISHED:g} % without a defence (†: it "
+    "does not, and the column is not part of the average). Average: over the established attacks. Clean network: its "
+    "ACC, and the change that the method costs. Paper: the printed figures, and ours less those."
+)
+
+
+def markdown(grids: Sequence[ClaimedGrid]) -> str:
+    """Every table of every grid, as one document."""
+    parts = ["# Results\n", LEGEND + "\n"]
+    for grid in grids:
+        parts.append(f"## {_plain(grid.title)}\n")
+        parts.append(standing(grid) + "\n")
+        for table in (*tables(grid), *variants(grid)):
+            parts.append(f"### {_plain(table.title)}\n")
+            parts.append("\n".join(_markdown_rows(table)) + "\n")
+    return "\n".join(parts)
+
+
+def standing(grid: ClaimedGrid) -> str:
+    """How much of a grid there is, in words."""
+    words = f"{grid.done:,} of {grid.cells:,} cells are done"
+    words += f", {len(grid.failed):,} failed" if grid.failed else ""
+    words += f", {grid.left:,} were not run" if grid.left else ""
+    return words + "."
+
+
+def latex(grids: Sequence[ClaimedGrid]) -> str:
+    """Every table as a `tabular` of booktabs."""
+    parts = ["% Made by unbackdoor bench report. Needs \\usepackage{booktabs}.\n"]
+    for grid in grids:
+        for table in (*tables(grid), *variants(grid)):
+            heads = " & ".join(_tex(_head(table, column)) for column in table.columns)
+            parts += [
+                f"% {_flat(grid.title)}: {_flat(table.title)}",
+                f"\\begin{{tabular}}{{l{'r' * (len(table.columns) + 2)}}}",
+                "\\toprule",
+                f"Method & {heads} & Average & Seconds \\\\",
+                "\\midrule",
+            ]
+            for line in table.lines:
+                cells = [_tex_cell(table, line, column) for column in table.columns]
+                cells += [_tex(_average(table, line)), _tex(seconds(table, line))]
+                parts.append(f"{_tex(line.title)} & {' & '.join(cells)} \\\\")
+            parts += ["\\bottomrule", "\\end{tabular}\n"]
+    return "\n".join(parts)
+
+
+def table_csv(grids: Sequence[ClaimedGrid]) -> str:
+    """One row a claim, in the order of the claims."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(CSV)
+    for grid in grids:
+        for claim in grid.claims:
+            writer.writerow([_csv_value(grid, claim, name) for name in CSV])
+    return stream.getvalue()
+
+
+def both(entry: Entry) -> str:
+    """ACC / ASR of a cell, or ACC and its change where there is no trigger."""
+    if entry.acc is None:
+        return "failed" if entry.failed else "not run"
+    if entry.asr is not None:
+        return f"{number(entry.acc)} / {number(entry.asr)}"
+    change = entry.acc_change
+    return number(entry.acc) + (f" ({change.value:+.2f})" if change is not None else "")
+
+
+def number(mean: Mean) -> str:
+    """A mean and half its interval."""
+    return f"{mean.value:.2f}" + ("" if mean.half is None else f" ± {mean.half:.2f}")
+
+
+def paper(entry: Entry) -> str:
+    """The printed figures, and ours less those; "" where the paper has none."""
+    printed = entry.paper
+    if printed is None or entry.acc is None:
+        return ""
+    said = [("-" if value is None else f"{value:.2f}") for value in (printed.acc, printed.asr)]
+    ours = (entry.acc.value, None if entry.asr is None else entry.asr.value)
+    less = [
+        "-" if value is None or own is None else f"{own - value:+.2f}"
+        for value, own in zip((printed.acc, printed.asr), ours, strict=True)
+    ]
+    if entry.asr is None:
+        return f"paper {said[0]}, {less[0]}"
+    return f"paper {said[0]} / {said[1]}, {less[0]} / {less[1]}"
+
+
+def seconds(table: Table, line: Line) -> str:
+    """The median over the columns' medians."""
+    import statistics
+
+    found = [e.seconds for (where, _), e in table.entries.items() if where == line and e.seconds is not None]
+    return f"{statistics.median(found):.3g}" if found else ""
+
+
+def _head(table: Table, column: Column) -> str:
+    weak = not column.clean and column not in table.established
+    return column.title + (" †" if weak else "")
+
+
+def _average(table: Table, line: Line) -> str:
+    found = table.average(line)
+    return "" if found is None else f"{found[0]:.2f} / {found[1]:.2f}"
+
+
+def _markdown_rows(table: Table) -> list[str]:
+    heads = [_plain(_head(table, column)) for column in table.columns]
+    rows = [f"| Method | {' | '.join(heads)} | Average | Seconds |", "|---" * (len(heads) + 3) + "|"]
+    best = _best(table)
+    for line in table.lines:
+        cells = []
+        for column in table.columns:
+            entry = table.entries.get((line, column))
+            if entry is None:
+                cells.append("not run")
+                continue
+            text = both(entry)
+            if best.get((column, "gap")) == line:
+                text = f"**{text}**"
+            if best.get((column, "der")) == line:
+                text = f"_{text}_"
+            cells.append(text + (f"<br>{paper(entry)}" if paper(entry) else ""))
+        rows.append(
+            f"| {_plain(line.title)} | {' | '.join(cells)} | {_average(table, line)} | {seconds(table, line)} |"
+        )
+    return rows
+
+
+def _best(table: Table) -> dict[tuple[Column, str], Line | None]:
+    found: dict[tuple[Column, str], Line | None] = {}
+    for column in table.columns:
+        found[column, "gap"] = table.best(column, acc_minus_asr)
+        found[column, "der"] = table.best(column, effectiveness)
+    return found
+
+
+def _tex_cell(table: Table, line: Line, column: Column) -> str:
+    entry = table.entries.get((line, column))
+    if entry is None:
+        return "--"
+    text = _tex(both(entry))
+    if table.best(column, acc_minus_asr) == line:
+        text = f"\\textbf{{{text}}}"
+    if table.best(column, effectiveness) == line:
+        text = f"\\underline{{{text}}}"
+    return text
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "†": r"$\dagger$", "~": r"\textasciitilde{}"}
+    special |= {"^": r"\textasciicircum{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
+    return "".join(special.get(c, c) for c in _flat(text))
+
+
+def _plain(text: str) -> str:
+    """Nothing in it is Markdown."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>|#~" else c for c in _flat(text))
+
+
+def _flat(text: str) -> str:
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+
+
+def _csv_value(grid: ClaimedGrid, claim: Claim, name: str) -> object:
+    if name == "grid":
+        return _harmless(grid.name)
+    if name in ("acc", "asr", "ra"):
+        count = getattr(claim, name)
+        return None if count is None else round(count.hits / count.total, 6)
+    if name.endswith("_before"):
+        count = claim.before.get(name.removesuffix("_before"))
+        return None if count is None else round(count.hits / count.total, 6)
+    value = getattr(claim, name)
+    if name == "attack" and value == NONE:
+        return NONE
+    return _harmless(value) if isinstance(value, str) else value
+
+
+def _harmless(text: str) -> str:
+    """No spreadsheet takes it for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -1,0 +1,97 @@
+"""Claims: what was written is read back, and what is none is refused with its file's name."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from claim_samples import claim, grid, large
+
+from unbackdoor.errors import DataError, OutputError
+from unbackdoor.report.benchmark import check_folder, read_grids, write_grid, write_report
+
+
+def test_grids_survive_the_disk(tmp_path):
+    sample = large()
+    write_grid(tmp_path, sample)
+    [found] = read_grids(tmp_path)
+    assert sorted(found.claims, key=lambda c: c.key) == sorted(sample.claims, key=lambda c: c.key)
+    assert (found.name, found.cells, found.done, found.left) == (sample.name, sample.cells, sample.done, sample.left)
+
+
+def test_the_same_cell_replaces_itself_and_others_stay(tmp_path):
+    write_grid(tmp_path, grid(claim(acc=90, key="a" * 32), claim(method="clp", key="b" * 32)))
+    write_grid(tmp_path, grid(claim(acc=80, key="c" * 32)))
+    [found] = read_grids(tmp_path)
+    assert {c.method: c.acc.percent for c in found.claims} == {"lpp": 80.0, "clp": 90.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"acc": {"hits": 2, "total": 1}}, "acc: expected"),
+        ({"acc": {"hits": 0, "total": 0}}, "acc: expected"),
+        ({"acc": 0.9}, "acc: expected"),
+        ({"seed": "0"}, "seed: expected int"),
+        ({"seed": True}, "seed: expected int"),
+        ({"kind": "guess"}, "kind: expected one of"),
+        ({"der": 1.5}, "der: expected a share"),
+        ({"rate": None}, "expected a rate with an attack"),
+        ({"asr ": 1}, "unknown key 'asr '"),
+        ({"schema_version": 2}, "schema_version 1, got 2"),
+        ({"acc": None}, "expected 'acc', or 'failed'"),
+    ],
+)
+def test_what_is_no_claim_is_refused_by_name(tmp_path, change, said):
+    write_grid(tmp_path, grid(claim()))
+    [path] = [p for p in tmp_path.glob("*/*.json") if p.name != "grid.json"]
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError) as caught:
+        read_grids(tmp_path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"acc": NaN}', b"[" * 100_000, b"\xff\xfe"])
+def test_broken_files_are_refused_by_name(tmp_path, content):
+    write_grid(tmp_path, grid(claim()))
+    path = tmp_path / "sample" / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="broken.json"):
+        read_grids(tmp_path)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="holds other files"):
+        check_folder(tmp_path)
+    with pytest.raises(OutputError, match="got a file"):
+        check_folder(tmp_path / "thesis.tex")
+    with pytest.raises(DataError, match="expected claims"):
+        read_grids(tmp_path)
+
+
+def test_two_grids_of_one_name_are_refused(tmp_path):
+    with pytest.raises(DataError, match="two of the grids"):
+        write_report(tmp_path / "out", [grid(claim()), grid(claim(method="clp"))])
+
+
+def test_a_report_needs_no_torch(tmp_path):
+    write_grid(tmp_path / "claims", large())
+    code = (
+        "import sys\nfrom unbackdoor.report.benchmark import read_grids, write_report\n"
+        f"write_report({str(tmp_path / 'out')!r}, read_grids({str(tmp_path / 'claims')!r}))\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"index.html", "tables.md", "tables.tex", "results.csv", "claims", "figures"}
+
+
+def test_the_same_claims_give_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_report(tmp_path / name, [large()])
+    for path in (tmp_path / "a").rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path

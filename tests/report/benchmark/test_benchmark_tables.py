@@ -1,0 +1,148 @@
+"""Means, intervals, the best, and the paper beside it, against sums done by hand."""
+
+import math
+
+import pytest
+from claim_samples import claim, grid, large
+
+from unbackdoor.report.benchmark.paper import printed, printed_seconds
+from unbackdoor.report.benchmark.plots import figures, front
+from unbackdoor.report.benchmark.tables import T95, Line, Mean, acc_minus_asr, effectiveness, tables, variants
+from unbackdoor.report.benchmark.timing import timing
+
+
+def test_the_interval_is_students():
+    stats = pytest.importorskip("scipy.stats")
+    for df, t in enumerate(T95, start=1):
+        assert t == pytest.approx(stats.t.ppf(0.975, df), abs=6e-4)
+    for df in (31, 60, 200):
+        assert Mean.of([0.0] * df + [1.0]).half == pytest.approx(
+            stats.t.ppf(0.975, df) * math.sqrt(1 / (df + 1) * (1 - 1 / (df + 1)) / df), rel=0.01
+        )
+    found = Mean.of([80.0, 82.0, 87.0])
+    assert found.value == 83.0
+    assert found.half == pytest.approx(4.303 * math.sqrt((9 + 1 + 16) / 2 / 3))
+    assert Mean.of([80.0]).half is None
+    assert Mean.of([]) is None
+
+
+def table_of(*claims, **values):
+    [found] = tables(grid(*claims, **values))
+    return found
+
+
+def line(table, method):
+    return next(x for x in table.lines if x.method == method)
+
+
+def test_draws_of_clean_images_are_no_seeds_of_training():
+    table = table_of(
+        *(claim(method="bnp", clean=0.01, clean_seed=d, seed=s, acc=80 + 10 * s + d) for s in (0, 1) for d in (0, 1, 2))
+    )
+    [entry] = table.entries.values()
+    assert entry.acc.seeds == 2
+    assert entry.acc.value == 86.0  # of 81 and 91
+
+
+def test_the_best_is_asked_of_the_seeds_that_all_share():
+    none = claim(kind="training", method="none", asr=95)
+    # On seed 0 CLP is better; LPP's other seed would turn that round.
+    table = table_of(
+        none,
+        claim(method="lpp", acc=80, asr=5, der=0.8),
+        claim(method="lpp", acc=95, asr=0, der=1.0, seed=1),
+        claim(method="clp", acc=84, asr=5, der=0.85),
+    )
+    [column] = table.columns
+    assert table.best(column, acc_minus_asr).method == "clp"
+    assert table.best(column, effectiveness).method == "clp"
+    assert table.best(column, lambda c: c.acc.percent if c.seed else None) is None  # one method alone has that seed
+
+
+def test_an_attack_that_does_not_work_is_in_no_average_and_has_no_best():
+    table = table_of(
+        claim(kind="training", method="none", asr=95),
+        claim(kind="training", method="none", attack="wanet", asr=52),
+        claim(acc=84, asr=4, der=0.9),
+        claim(acc=50, asr=50, attack="wanet", der=0.3),
+        claim(method="clp", acc=84, asr=4, der=0.9, attack="wanet"),
+    )
+    wanet = next(c for c in table.columns if c.attack == "wanet")
+    assert [c.attack for c in table.established] == ["badnet"]
+    assert table.average(line(table, "lpp")) == (84.0, 4.0, 0.9)
+    assert table.average(line(table, "clp")) is None  # not run there
+    assert table.best(wanet, acc_minus_asr) is None
+
+
+def test_a_failure_is_shown_and_in_no_mean():
+    table = table_of(
+        claim(kind="training", method="none", asr=95), claim(seed=0, acc=80), claim(seed=1, acc=None, failed="no room")
+    )
+    entry = table.entries[line(table, "lpp"), table.columns[0]]
+    assert (entry.acc.value, entry.acc.half, len(entry.failed)) == (80.0, None, 1)
+
+
+def test_methods_with_settings_stand_apart():
+    sample = large()
+    assert not any(":" in x.method for t in tables(sample) for x in t.lines)
+    [apart] = variants(sample)
+    assert {x.method.partition(":")[0] for x in apart.lines} == {"none", "lpp"}
+
+
+def test_other_recipes_rates_and_epochs_are_not_mixed():
+    claims = [claim(), claim(rate=0.01), claim(recipe="paper"), claim(epochs=60, acc=10)]
+    found = tables(grid(*claims))
+    assert [(t.recipe, t.rate, len(t.columns)) for t in found] == [
+        ("fast", 0.1, 2),
+        ("fast", 0.01, 1),
+        ("paper", 0.1, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "acc", "asr"),
+    [
+        (("T1", "cifar10", "resnet18:width=16", "badnet", 0.1, "none", None), 88.79, 94.96),
+        (("T1", "cifar10", "resnet18", "badnet", 0.1, "bnp", 0.01), 88.3, 95.29),
+        (("T4", "cifar10", "resnet18", "none", None, "lpp", None), 88.93, None),
+        (("VGG", "cifar10", "vgg19_bn", "bpp", 0.1, "none", None), None, 95.49),  # a column shifted
+    ],
+)
+def test_printed_figures(asked, acc, asr):
+    found = printed(*asked)
+    assert (found.acc, found.asr) == (acc, asr)
+    assert bool(found.note) == (acc is None)
+
+
+def test_what_the_paper_has_not_is_not_made_up():
+    assert printed("T1", "cifar10", "resnet18", "badnet", 0.1, "anp", 0.01) is None
+    assert printed("T1", "cifar10", "resnet18", "badnet", 0.1, "bnp", 0.05) is None
+    assert printed("T1", "cifar10", "densenet121", "badnet", 0.1, "lpp", None) is None
+    assert printed("T1", "cifar10", "resnet18", "badnet", 0.05, "lpp", None) is None
+    assert printed_seconds("cifar10", "lpp") == 0.178
+    assert printed_seconds("cifar10", "anp") is None
+
+
+def test_the_order_of_table_5_is_said_to_hold_or_not():
+    [table] = tables(large())
+    assert "holds" in timing(table).words
+    slow = [claim(method=m, seconds=s, clean=None) for m, s in (("lpp", 3.0), ("clp", 1.0), ("bnp", 2.0))]
+    assert "LPP (3 s) is not faster than CLP (1 s)" in timing(table_of(*slow)).words
+    assert timing(table_of(*slow[:2])) is None
+
+
+def test_the_front_holds_what_nothing_beats():
+    lines = [Line(name, None, name) for name in "abcd"]
+    points = list(zip(lines, (1.0, 2.0, 3.0, 2.0), (9.0, 4.0, 5.0, 4.0), strict=True))
+    assert [p[0].method for p in front(points)] == ["a", "b", "d"]  # c loses more than b and leaves more; ties stay
+
+
+def test_every_figure_is_drawn_and_takes_the_pages_colours():
+    found = list(figures(large()))
+    titles = " ".join(f.title for f in found)
+    for number in (1, 2, 3, 4, 5):
+        assert f"Figure {number}" in titles
+    for figure in found:
+        assert figure.svg.startswith("<svg")
+        assert "var(--ink)" in figure.themed
+        assert "#1d1f24" not in figure.themed

@@ -1,0 +1,78 @@
+"""Pages and tables: hostile names do nothing, and numbers are those of the claims."""
+
+import base64
+import csv
+import hashlib
+import io
+import re
+
+from claim_samples import claim, grid, large
+
+from unbackdoor.report.benchmark import site, text
+from unbackdoor.report.benchmark.plots import figures
+
+HOSTILE = "</script><script>alert(1)</script>|\\$x_1$\x1b[31m&<b>"
+
+
+def page(*grids):
+    return site.render(grids, {g.name: list(figures(g)) for g in grids})
+
+
+def test_the_page_names_its_only_script_by_its_digest():
+    content = page(large())
+    [script] = re.findall(r"<script>(.*?)</script>", content, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in content
+    assert "default-src 'none'" in content
+    assert not re.search(r'(src|href)="(?!#)', content.replace("xlink:href", "xlink"))
+
+
+def test_hostile_names_are_harmless():
+    names = {"data": HOSTILE, "arch": HOSTILE, "attack": HOSTILE}
+    bad = grid(
+        claim(kind="training", method="none", asr=95, names=names),
+        claim(names=names, method=HOSTILE, der=0.9, before=90),
+        claim(names=names, method="clp", der=0.9, before=90, failed=HOSTILE, acc=None),
+        title=HOSTILE,
+        name=HOSTILE,
+    )
+    content = page(bad)
+    assert content.count("<script>") == 1
+    assert "alert(1)</script>" not in content
+    assert "\x1b" not in content
+    for made in (text.markdown([bad]), text.latex([bad])):
+        assert "\x1b" not in made
+    assert "<script>" not in text.markdown([bad])
+    rows = [r for r in text.latex([bad]).splitlines() if "alert" in r and not r.startswith("%")]
+    assert rows
+    assert all(
+        re.search(r"(?<!\\)\$(?!\\(pm|dagger)\$)", r.replace(r"$\pm$", "").replace(r"$\dagger$", "")) is None
+        for r in rows
+    )
+
+
+def test_a_formula_in_a_name_is_no_formula_in_a_spreadsheet():
+    found = list(csv.DictReader(io.StringIO(text.table_csv([grid(claim(method="=cmd|' /C calc'!A0"))]))))
+    assert found[0]["method"].startswith("'=")
+
+
+def test_the_csv_holds_every_claim():
+    sample = large()
+    rows = list(csv.DictReader(io.StringIO(text.table_csv([sample]))))
+    assert len(rows) == len(sample.claims)
+    for row, one in zip(rows, sample.claims, strict=True):
+        assert row["acc"] == ("" if one.acc is None else str(one.acc.hits / one.acc.total))
+        assert row["failed"] == (one.failed or "")
+
+
+def test_the_difference_to_the_paper_stands_beside_it():
+    sample = grid(claim(kind="training", method="none", acc=88.0, asr=96.0))
+    assert "paper 88.79 / 94.96, -0.79 / +1.04" in page(sample)
+    assert "paper 88.79 / 94.96, -0.79 / +1.04" in text.markdown([sample])
+
+
+def test_failures_and_what_is_left_are_said():
+    content = page(large())
+    assert "ran out of memory" in content
+    assert "1 failed" in content
+    assert "4 were not run" in content
