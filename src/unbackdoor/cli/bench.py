@@ -120,7 +120,8 @@ def status(*, grid: Path, store_path: Path, form: str) -> None:
 @command.command(
     epilog="The folder gets index.html, tables.md, tables.tex, results.csv, figures/*.svg, and claims/ with one JSON "
     "file a result; the page shows every claim in claims/, also those of earlier reports. SOURCE may be a folder of "
-    "claims instead of a grid: then nothing but Python and matplotlib is needed. Exit codes: 0 written; 2 error, or refused."
+    "claims instead of a grid: then nothing but Python and matplotlib is needed. Exit codes: 0 written; 2 error, or "
+    "refused."
 )
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
 @store_option

@@ -98,7 +98,7 @@ def front(points: Sequence[tuple[Line, float, float]]) -> list[tuple[Line, float
 
 
 def _pareto(table: Table, points: list[tuple[Line, float, float]], name: str) -> Figure:
-    figure, axes = _axes(height=3.2)
+    figure, axes = _axes(height=4.4)
     edge = front(points)
     axes.plot([p[1] for p in edge], [p[2] for p in edge], color=SOFT, lw=1, ls=":", zorder=1, drawstyle="steps-post")
     for mark, (line, lost, left) in zip(MARKS * len(points), points, strict=False):
@@ -122,7 +122,7 @@ def _pareto(table: Table, points: list[tuple[Line, float, float]], name: str) ->
 def _labels(axes: Any, points: Sequence[tuple[Line, float, float]]) -> None:
     """Names beside their points, moved up where they would cover one another."""
     spread = max(p[2] for p in points) - min(p[2] for p in points) or 1.0
-    gap = max(spread, 20.0) * 0.06
+    gap = max(spread, 20.0) * 0.042
     taken: list[tuple[float, float]] = []
     wide = (max(p[1] for p in points) - min(p[1] for p in points) or 1.0) * 0.3
     for line, x, y in sorted(points, key=lambda p: (p[2], p[1])):

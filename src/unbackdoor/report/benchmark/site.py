@@ -83,7 +83,7 @@ def _leader(table: Table, line: Line, average: tuple[float, float, float | None]
     acc, asr, der = average
     clean = next((column for column in table.columns if column.clean), None)
     entry = None if clean is None else table.entries.get((line, clean))
-    cost = None if entry is None or entry.acc_change is None else -entry.acc_change.value
+    cost = None if entry is None or entry.acc_change is None else 0.0 - entry.acc_change.value
     seconds = text.seconds(table, line)
     rate = "" if table.rate is None else f", {100 * table.rate:g} %"
     place = f"{table.titles['data']}, {table.titles['arch']}{rate}, {table.recipe}"
@@ -135,7 +135,7 @@ def _sortable(heads: Sequence[str], body: str) -> str:
 def _number(value: float | None, form: str = "{:.2f}") -> str:
     if value is None:
         return '<td class="number" data-v=""><span class="missing">none</span></td>'
-    return f'<td class="number" data-v="{value:.6g}">{form.format(value)}</td>'
+    return f'<td class="number" data-v="{value:.6g}">{form.format(value + 0.0)}</td>'
 
 
 # A grid

@@ -199,8 +199,10 @@ def method_title(method: str) -> str:
 
 
 def tables(grid: ClaimedGrid) -> list[Table]:
-    """A grid's tables, of methods as they come: those with settings given are in `sweeps`."""
-    return _tables(grid, [c for c in grid.claims if not has_settings(c.method)])
+    """A grid's tables, of methods as they come: those with settings given are in `variants`."""
+    found = _tables(grid, [c for c in grid.claims if not has_settings(c.method)])
+    only_variants = any(has_settings(c.method) for c in grid.claims)
+    return [t for t in found if not only_variants or any(line.method != NONE for line in t.lines)]
 
 
 def variants(grid: ClaimedGrid) -> list[Table]:
@@ -278,13 +280,21 @@ def _lines(claims: Sequence[Claim]) -> tuple[Line, ...]:
     # The paper's order, ours last: data-based ones, then CLP, then LPP; what the paper has not stands between.
     place = {"none": -1, "clp": len(order) + 1, "lpp": len(order) + 2}
 
-    def rank(line: Line) -> tuple[int, int]:
-        name = line.method.partition(":")[0].partition("@")[0]
-        return place.get(name, order.index(name) if name in order else len(order)), list(found).index(
-            (line.method, line.clean)
-        )
+    def rank(line: Line) -> tuple[int, str, float]:
+        name, _, settings = line.method.partition(":")
+        name = name.partition("@")[0]
+        key, _, value = settings.partition("=")
+        return place.get(name, order.index(name) if name in order else len(order)), key, _number(value)
 
     return tuple(sorted(found.values(), key=rank))
+
+
+def _number(text: str) -> float:
+    """So that a sweep stands in order; what is no number stands as it came."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def _entry(grid: ClaimedGrid, place: tuple[Line, Column], claims: Sequence[Claim]) -> Entry:
