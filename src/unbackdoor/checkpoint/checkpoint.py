@@ -29,6 +29,8 @@ class Checkpoint:
         container: the whole content of a torch file, so that what is not weights survives; None otherwise.
         metadata: a safetensors file's strings.
         ordered: whether the order of the names is that of the modules (safetensors sorts them).
+        passed_over: entries of a torch file that are not in `container`: the data in an attack's result.
+        objects: the classes and functions that these name, none of which was imported or called.
     """
 
     path: Path
@@ -39,6 +41,8 @@ class Checkpoint:
     container: Any = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     ordered: bool = False
+    passed_over: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
 
 
 def strip_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

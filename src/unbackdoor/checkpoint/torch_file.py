@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from unbackdoor.atomic import atomic_write
+from unbackdoor.checkpoint.attack_result import network_part, read_around_objects
 from unbackdoor.checkpoint.checkpoint import Checkpoint, strip_prefix
 from unbackdoor.errors import CheckpointError
 
@@ -38,22 +39,10 @@ def load(path: Path, key: str | None = None) -> Checkpoint:
         CheckpointError: it is damaged, holds pickled code, or holds no state dict, or several.
     """
     _check_archive(path)
-    try:
-        # From a stream, since of a path torch.load believes the suffix.
-        with path.open("rb") as stream, warnings.catch_warnings(action="ignore"):
-            content = torch.load(stream, map_location="cpu", weights_only=True)
-    except Exception as error:
-        calls = named_callables(path)
-        if calls:
-            some = ", ".join(calls[:12]) + (f" and {len(calls) - 12} more" if len(calls) > 12 else "")
-            raise CheckpointError(
-                f"{path}: refused: it holds pickled objects besides tensors ({some}), and opening it would run "
-                "their code; in the environment it came from, save model.state_dict() instead"
-            ) from error
-        what = (
-            "its pickle is damaged" if isinstance(error, pickle.UnpicklingError | LookupError) else _first_line(error)
-        )
-        raise CheckpointError(f"{path}: not a readable PyTorch file: {what}") from error
+    content, objects = _content(path)
+    network = network_part(content)
+    passed_over = () if network is None else tuple(str(name) for name in content if name not in network)
+    content = content if network is None else network
     found = _state_dicts(content)
     if key is not None:
         if key not in found:
@@ -70,7 +59,40 @@ def load(path: Path, key: str | None = None) -> Checkpoint:
     for name, tensor in found[key].items():
         _check_tensor(path, name, tensor)
     names, prefix = strip_prefix(found[key])
-    return Checkpoint(path, "torch", names, prefix=prefix, key=key or None, container=content, ordered=True)
+    return Checkpoint(
+        path,
+        "torch",
+        names,
+        prefix=prefix,
+        key=key or None,
+        container=content,
+        ordered=True,
+        passed_over=passed_over,
+        objects=objects,
+    )
+
+
+def _content(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """What a file holds, and the names of the pickled objects that were passed over in it."""
+    try:
+        # From a stream, since of a path torch.load believes the suffix.
+        with path.open("rb") as stream, warnings.catch_warnings(action="ignore"):
+            return torch.load(stream, map_location="cpu", weights_only=True), ()
+    except Exception as error:
+        calls = named_callables(path)
+        if calls:
+            content = read_around_objects(path, calls)
+            if content is not None:
+                return content, tuple(calls)
+            some = ", ".join(calls[:12]) + (f" and {len(calls) - 12} more" if len(calls) > 12 else "")
+            raise CheckpointError(
+                f"{path}: refused: it holds pickled objects besides tensors ({some}), and opening it would run "
+                "their code; in the environment it came from, save model.state_dict() instead"
+            ) from error
+        what = (
+            "its pickle is damaged" if isinstance(error, pickle.UnpicklingError | LookupError) else _first_line(error)
+        )
+        raise CheckpointError(f"{path}: not a readable PyTorch file: {what}") from error
 
 
 def save(path: Path, content: Any, *, overwrite: bool) -> None:

@@ -12,6 +12,7 @@ import click
 from unbackdoor.cli.options import (
     announce,
     arch_option,
+    csv_option,
     download_option,
     emit,
     force_option,
@@ -20,6 +21,9 @@ from unbackdoor.cli.options import (
 )
 from unbackdoor.errors import IncompleteError, SettingError
 from unbackdoor.report.escape import visible
+
+#: Options that name a file or folder of this machine.
+_LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o", "--output")
 
 
 @click.command(
@@ -68,6 +72,7 @@ from unbackdoor.report.escape import visible
 @click.option(
     "--record", "record_file", type=click.Path(path_type=Path), help="Write settings, rates and time as JSON."
 )
+@csv_option
 @force_option
 @quiet_option
 def command(
@@ -91,6 +96,7 @@ def command(
     form: str,
     report_file: Path | None,
     record_file: Path | None,
+    csv_file: Path | None,
     force: bool,
     quiet: bool,
 ) -> int:
@@ -104,13 +110,13 @@ def command(
     from unbackdoor.model_files import defend
 
     method = parse_method(method_text, preset=preset)
-    measured = measured or attack_text is not None or record_file is not None
+    measured = measured or attack_text is not None or record_file is not None or csv_file is not None
     if output is None and not measured:
         raise SettingError("defend: expected -o OUT for the repaired file, or --evaluate for its rates, or both")
-    targets = [path.resolve() for path in (output, report_file, record_file) if path is not None]
+    targets = [path.resolve() for path in (output, report_file, record_file, csv_file) if path is not None]
     if len(set(targets)) < len(targets):
-        raise SettingError("defend: expected different files behind -o, --report and --record")
-    for path in (report_file, record_file):
+        raise SettingError("defend: expected different files behind -o, --report, --record and --csv")
+    for path in (report_file, record_file, csv_file):
         if path is not None:
             check_target(path, overwrite=force, inputs=[model])
     attack = None
@@ -154,6 +160,8 @@ def command(
             record = {"command": command, "poisoned": poisoned, **done.record(device)}
             with atomic_write(record_file, overwrite=force) as stream:
                 stream.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+        if csv_file is not None:
+            emit(done.after.to_csv(), csv_file, overwrite=force)
     if not quiet and done is not None:
         click.echo(f"{method.name}: {done.seconds:.1f} s", err=True)
         if report.output is not None:
@@ -167,8 +175,8 @@ def _portable(words: list[str]) -> list[str]:
     for word in words:
         if skip:
             skip = False
-        elif word in ("--data-dir", "--report", "--record", "-o", "--output"):
+        elif word in _LOCAL:
             skip = True
-        elif not word.startswith(("--data-dir=", "--report=", "--record=", "--output=", "-o")) and word != "--force":
+        elif not word.startswith((*(f"{option}=" for option in _LOCAL), "-o")) and word != "--force":
             result.append(Path(word).name if Path(word).is_absolute() else word)
     return result

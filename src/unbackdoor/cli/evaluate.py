@@ -7,7 +7,16 @@ from pathlib import Path
 
 import click
 
-from unbackdoor.cli.options import announce, arch_option, download_option, key_option, quiet_option
+from unbackdoor.cli.options import (
+    announce,
+    arch_option,
+    csv_option,
+    download_option,
+    emit,
+    force_option,
+    key_option,
+    quiet_option,
+)
 
 
 @click.command()
@@ -27,6 +36,8 @@ from unbackdoor.cli.options import announce, arch_option, download_option, key_o
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @download_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@csv_option
+@force_option
 @quiet_option
 def command(
     *,
@@ -40,15 +51,20 @@ def command(
     data_dir: Path | None,
     download: bool,
     form: str,
+    csv_file: Path | None,
+    force: bool,
     quiet: bool,
 ) -> None:
     """ACC of a model file on a test set; with an attack, ASR and RA over the images of other classes."""
+    from unbackdoor.atomic import check_target
     from unbackdoor.attacks import check_target_class, load_attack, parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.data import dataset_spec
     from unbackdoor.model_files import evaluate, load_model
     from unbackdoor.train import check_device
 
+    if csv_file is not None:
+        check_target(csv_file, overwrite=force, inputs=[model])
     spec = dataset_spec(data)
     check_device(device)
     attack = None
@@ -63,6 +79,8 @@ def command(
         result = evaluate(
             network, data=data, attack=attack, data_dir=data_dir, download=download, device=device, progress=update
         )
+    if csv_file is not None:
+        emit(result.to_csv(), csv_file, overwrite=force)
     record = result.to_dict()
     if form == "json":
         click.echo(json.dumps({"schema_version": 1, "model": model, "data": data, "result": record}, indent=2))

@@ -35,6 +35,12 @@ download_option = click.option(
 )
 quiet_option = click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
 force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
+csv_option = click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(path_type=Path),
+    help="Write the rates as BackdoorBench does: test_acc,test_asr,test_ra, shares of 1.",
+)
 format_option = click.option(
     "--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="Of the report."
 )

@@ -48,6 +48,12 @@ class Evaluation:
             for name, rate in (("acc", self.acc), ("asr", self.asr), ("ra", self.ra))
         }
 
+    def to_csv(self) -> str:
+        """BackdoorBench's table: a header and one row of shares in [0, 1], empty where nothing was counted."""
+        values = [None if rate is None else rate.value for rate in (self.acc, self.asr, self.ra)]
+        row = ",".join("" if value is None else str(value) for value in values)
+        return f"test_acc,test_asr,test_ra\n{row}\n"
+
 
 def read_evaluation(record: Mapping[str, Any]) -> Evaluation:
     """The inverse of `Evaluation.to_dict`."""

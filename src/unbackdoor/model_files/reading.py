@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from unbackdoor import checkpoint
-from unbackdoor.checkpoint import ARCH_KEY, Checkpoint
-from unbackdoor.errors import ArchitectureError, CheckpointError
+from unbackdoor.checkpoint import ARCH_KEY, MODEL_NAME, NUM_CLASSES, Checkpoint
+from unbackdoor.errors import ArchitectureError, CheckpointError, SettingError
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.graph.names import of_tensors
 from unbackdoor.models import Arch, parse_arch
@@ -26,6 +27,9 @@ from unbackdoor.report import Remark, Report
 
 #: Characters of a file's own network name that are looked at: a stranger's string must not keep the parser busy.
 MAX_ARCH = 200
+
+#: The kind of a remark on the name that a file gives its network.
+_NAME = "network's name"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ def open_model(path: str | Path, *, arch: str | Arch | None = None, key: str | N
 
     Args:
         path: a safetensors file, or a state dict of torch's.
-        arch: as behind `--arch`; without it, the name that `unbackdoor train` left in the file, else names and order.
+        arch: as behind `--arch`; without it, the name that `unbackdoor train` or BackdoorBench left in the file, else
+            names and order.
         key: which entry of a torch file to read, where there are several.
 
     Raises:
@@ -66,7 +71,7 @@ def open_model(path: str | Path, *, arch: str | Arch | None = None, key: str | N
         graph = _with_ties(of_tensors(found.tensors, ordered=found.ordered), found.tensors)
         if hint is not None:
             graph = dataclasses.replace(graph, aside=(hint, *graph.aside))
-        return ModelFile(found, None, graph, found.tensors)
+        return ModelFile(found, None, _with_passed_over(graph, found), found.tensors)
     model = network.build(device="meta")
     _check_fit(model, found, network)
     graph = layer_graph(model)
@@ -74,7 +79,7 @@ def open_model(path: str | Path, *, arch: str | Arch | None = None, key: str | N
     source: nn.Module | Mapping[str, Tensor] = found.tensors
     if any(layer.parametrization == "other" for layer in graph.layers):
         source = load_weights(network.build(), found, network)
-    return ModelFile(found, network, graph, source)
+    return ModelFile(found, network, _with_passed_over(graph, found), source)
 
 
 def load_model(path: str | Path, *, arch: str | Arch | None = None, key: str | None = None) -> nn.Module:
@@ -101,7 +106,7 @@ def network_of(file: ModelFile) -> nn.Module:
         ArchitectureError: it was read without naming its network.
     """
     if file.arch is None:
-        said = next((f": its {hint.path} {hint.reason}" for hint in file.graph.aside if hint.path == ARCH_KEY), "")
+        said = next((f": its {hint.path} {hint.reason}" for hint in file.graph.aside if hint.kind == _NAME), "")
         raise ArchitectureError(
             f"{file.checkpoint.path}: expected a file that names its network{said}; give --arch (arch=...)"
         )
@@ -139,19 +144,40 @@ def _recorded_arch(found: Checkpoint) -> tuple[Arch | None, Remark | None]:
     """The network that the file names, if it is one of the package's own and fits: a file must not make code run."""
     text = found.metadata.get(ARCH_KEY)
     if text is None:
-        return None, None
+        return _backdoorbench_arch(found)
+    if len(text) > MAX_ARCH:
+        return None, Remark(ARCH_KEY, _NAME, f"is longer than {MAX_ARCH} characters: not used")
     try:
-        if len(text) > MAX_ARCH:
-            return None, Remark(ARCH_KEY, "metadata", f"is longer than {MAX_ARCH} characters: not used")
         arch = parse_arch(text)
         if arch.source != "own":
-            return None, Remark(ARCH_KEY, "metadata", "names a network that is not the package's own: not used")
-        with _no_larger_than(found):
-            model = arch.build(device="meta")
-        _check_fit(model, found, arch)
+            return None, Remark(ARCH_KEY, _NAME, "names a network that is not the package's own: not used")
+        _check_recorded(arch, found)
     except ArchitectureError:
-        return None, Remark(ARCH_KEY, "metadata", "names a network that the file does not hold: not used")
+        return None, Remark(ARCH_KEY, _NAME, "names a network that the file does not hold: not used")
     return arch, None
+
+
+def _backdoorbench_arch(found: Checkpoint) -> tuple[Arch | None, Remark | None]:
+    """The network behind `model_name` and `num_classes`: of the package's own and torchvision's the one that fits."""
+    entries = found.container if found.key is not None else {}
+    name, classes = entries.get(MODEL_NAME), entries.get(NUM_CLASSES)
+    if not isinstance(name, str) or type(classes) is not int:
+        return None, None
+    has_rows = any(tensor.ndim and len(tensor) == classes for tensor in found.tensors.values())
+    if has_rows and re.fullmatch(r"[a-z][a-z0-9_]{1,40}", name):
+        for source in ("own", "torchvision"):
+            arch = Arch(source, name, {"num_classes": classes})
+            with contextlib.suppress(ArchitectureError, SettingError):
+                _check_recorded(arch, found)
+                return arch, None
+    return None, Remark(MODEL_NAME, _NAME, f"{name[:40]!r} is no network known here that fits the file: not used")
+
+
+def _check_recorded(arch: Arch, found: Checkpoint) -> None:
+    """ArchitectureError unless a network that a stranger named is the one in the file."""
+    with _no_larger_than(found):
+        model = arch.build(device="meta")
+    _check_fit(model, found, arch)
 
 
 @contextlib.contextmanager
@@ -207,8 +233,8 @@ def _other_rows(wanted: Tensor, found: Tensor) -> int | None:
     return len(found) if alike else None
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+def _first(names: Sequence[str], count: int = 2) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def _sha256(path: Path) -> str:
@@ -230,6 +256,17 @@ def _with_ties(graph: LayerGraph, tensors: Mapping[str, Tensor]) -> LayerGraph:
         for layer in graph.layers
     )
     return dataclasses.replace(graph, layers=layers, aliases=aliases)
+
+
+def _with_passed_over(graph: LayerGraph, found: Checkpoint) -> LayerGraph:
+    """The same graph, with a remark on the entries of the file that nobody looked at."""
+    if not found.passed_over:
+        return graph
+    reason = "not read, and not kept by a repair"
+    if found.objects:
+        reason += f"; pickled objects in them, whose code runs where others open this file: {_first(found.objects, 12)}"
+    remark = Remark(_first(found.passed_over, 12), "entries", reason)
+    return dataclasses.replace(graph, aside=(*graph.aside, remark))
 
 
 def memory_of(tensor: Tensor) -> tuple[object, ...]:
