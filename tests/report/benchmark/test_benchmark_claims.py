@@ -95,3 +95,20 @@ def test_the_same_claims_give_the_same_bytes(tmp_path):
     for path in (tmp_path / "a").rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
+
+
+def test_a_report_of_a_reports_claims_is_the_same_report(tmp_path):
+    write_report(tmp_path / "a", [large()])
+    write_report(tmp_path / "b", read_grids(tmp_path / "a" / "claims"))
+    for path in (tmp_path / "a").rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path
+
+
+def test_a_networks_correlation_and_its_training_have_files_of_their_own(tmp_path):
+    trained = claim(kind="training", method="none", asr=95)
+    related = claim(kind="correlation", method="none", acc=None, correlation={"layers": []})
+    for order in ((trained, related), (related, trained)):
+        write_grid(tmp_path, grid(*order))
+        [found] = read_grids(tmp_path)
+        assert sorted(c.kind for c in found.claims) == ["correlation", "training"]

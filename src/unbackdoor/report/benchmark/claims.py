@@ -107,7 +107,7 @@ class Claim:
         """Of its cell, on one line."""
         attack = "clean" if self.rate is None else f"{self.attack} {self.rate:g}"
         given = "" if self.clean is None else f" with {self.clean:g} clean, seed {self.clean_seed}"
-        done = "" if self.method == NONE else f": {self.method}{given}"
+        done = {"repair": f": {self.method}{given}", "correlation": ": correlation"}.get(self.kind, "")
         return f"{self.data} {self.arch} {self.recipe} {self.epochs} {attack} seed {self.seed}{done}"
 
 
