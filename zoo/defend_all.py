@@ -25,9 +25,9 @@ import torch
 
 from unbackdoor.atomic import atomic_write
 from unbackdoor.attacks import load_attack
+from unbackdoor.bench.cell import parse_method_text, wants_images
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset
 from unbackdoor.defences.base import DataFree
-from unbackdoor.defences.table import DEFENCES, parse_method
 from unbackdoor.errors import UnbackdoorError
 from unbackdoor.metrics import read_evaluation
 from unbackdoor.model_files import Defended, load_model
@@ -85,7 +85,7 @@ def cells() -> Iterator[Cell]:
 
 def data_free(method: str) -> bool:
     """Whether it is given no images."""
-    return issubclass(DEFENCES[method.partition("@")[0]], DataFree)
+    return wants_images(method) is None
 
 
 def run(cell: Cell, data_dir: str | None) -> dict[str, object]:
@@ -96,8 +96,7 @@ def run(cell: Cell, data_dir: str | None) -> dict[str, object]:
     before = trained["result"]
     attack = load_attack(folder / "attack.json") if (folder / "attack.json").exists() else None
     model = load_model(folder / "model.safetensors")
-    name, _, preset = cell.method.partition("@")
-    method = parse_method(name, preset=preset or None)
+    method = parse_method_text(cell.method)
     poisoned = 0
     started = time.perf_counter()
     if isinstance(method, DataFree):

@@ -15,16 +15,11 @@ from unbackdoor.errors import MethodError
 
 def rows(grid: Grid, store: Store) -> list[dict[str, Any]]:
     """One a cell, in the order of their keys; nothing in them tells when, where or in which order they were run."""
-    digests = store.digests()
-    found = []
-    for cell in grid.cells:
-        if cell.data_name is not None and cell.data_name not in digests:
-            continue
-        key = cell.key(digests)
-        record = store.read(cell, key)
-        failure = None if record is not None else store.failure(key)
-        if record is not None or failure is not None:
-            found.append(row(cell, key, record, failure))
+    found = [
+        row(cell, key, record, failure)
+        for cell, key, record, failure in store.outcomes(grid.cells)
+        if key is not None and (record is not None or failure is not None)
+    ]
     return sorted(found, key=lambda one: str(one["key"]))
 
 

@@ -177,27 +177,23 @@ def said_of(record: Record) -> str:
 
 def standing(grid: Grid, store: Store, digests: dict[str, str] | None = None) -> Standing:
     """How far a grid is, without reading any data set."""
-    digests = store.digests() if digests is None else digests
     found = Standing(total=len(grid.cells))
     known: dict[str, list[float]] = {}
     unknown = False
     left: list[Cell] = []
-    for cell in grid.cells:
-        if cell.data_name is not None and cell.data_name not in digests:  # nothing was ever run on it here
-            left.append(cell)
-            continue
-        key = cell.key(digests)
-        record = store.read(cell, key)
+    locks = store.root / "locks"
+    at_work = {path.name for path in locks.iterdir()} if locks.exists() else set()
+    for cell, key, record, failure in store.outcomes(grid.cells, digests):
         if record is not None:
             found.done[cell.kind] = found.done.get(cell.kind, 0) + 1
             found.seconds += record["seconds"]
             known.setdefault(likeness(cell), []).append(record["seconds"])
-            continue
-        failure = store.failure(key)
-        if failure is not None:
+        elif failure is not None and key is not None:
             found.failed[key] = (cell.title, failure["reason"])
-            continue
-        left.append(cell)
+        else:
+            left.append(cell)
+            if key in at_work:
+                found.running.append(cell.title)
     broken = {title for title, _ in found.failed.values()}
     estimate = 0.0
     for cell in left:
@@ -210,12 +206,6 @@ def standing(grid: Grid, store: Store, digests: dict[str, str] | None = None) ->
         else:
             unknown = True
     found.estimate = None if unknown else estimate
-    locks = store.root / "locks"
-    names = {path.name for path in locks.iterdir()} if locks.exists() else set()
-    if names:
-        for cell in left:
-            if (cell.data_name is None or cell.data_name in digests) and cell.key(digests) in names:
-                found.running.append(cell.title)
     return found
 
 

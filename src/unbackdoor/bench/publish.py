@@ -16,16 +16,12 @@ from unbackdoor.report.benchmark import Claim, ClaimedGrid, Count
 
 def publish(grid: Grid, store: Store) -> ClaimedGrid:
     """A claim for every cell that is done or has failed."""
-    digests = store.digests()
     claims, done, left = [], 0, 0
-    for cell in grid.cells:
-        known = cell.data_name is None or cell.data_name in digests
-        key = cell.key(digests) if known else ""
-        record = store.read(cell, key) if known else None
-        failure = store.failure(key) if known and record is None else None
+    for cell, key, record, failure in store.outcomes(grid.cells):
         done += record is not None
-        left += record is None and failure is None
-        if (record is not None or failure is not None) and not isinstance(cell, Probe):
+        if key is None or (record is None and failure is None):
+            left += 1
+        elif not isinstance(cell, Probe):
             claims.append(claim_of(cell, key, record, None if failure is None else str(failure["reason"])))
     return ClaimedGrid(
         name=grid.name,

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,22 @@ class Store:
             return unsealed((self.root / "failed" / f"{key}.json").read_bytes())
         except FileNotFoundError:
             return None
+
+    def outcomes(
+        self, cells: Iterable[Cell], digests: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[Cell, str | None, Record | None, Record | None]]:
+        """Each cell with its key, its record if it is done, and else its failure if it failed.
+
+        The key is None where the cell's data set was never used here.
+        """
+        digests = self.digests() if digests is None else digests
+        for cell in cells:
+            if cell.data_name is not None and cell.data_name not in digests:
+                yield cell, None, None, None
+                continue
+            key = cell.key(digests)
+            record = self.read(cell, key)
+            yield cell, key, record, self.failure(key) if record is None else None
 
     def folder(self, cell: Cell, key: str) -> Path:
         """Where a training's files are."""

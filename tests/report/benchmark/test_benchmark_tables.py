@@ -7,7 +7,7 @@ from claim_samples import claim, grid, large
 
 from unbackdoor.report.benchmark.paper import printed, printed_seconds
 from unbackdoor.report.benchmark.plots import figures, front
-from unbackdoor.report.benchmark.tables import T95, Line, Mean, acc_minus_asr, effectiveness, tables, variants
+from unbackdoor.report.benchmark.tables import T95, Line, Mean, Sheet, acc_minus_asr, effectiveness, tables, variants
 from unbackdoor.report.benchmark.timing import timing
 
 
@@ -138,11 +138,13 @@ def test_the_front_holds_what_nothing_beats():
 
 
 def test_every_figure_is_drawn_and_takes_the_pages_colours():
-    found = list(figures(large()))
+    found = list(figures(Sheet.of(large())))
     titles = " ".join(f.title for f in found)
     for number in (1, 2, 3, 4, 5):
         assert f"Figure {number}" in titles
+    assert len({f.name for f in found}) == len(found)
     for figure in found:
+        assert figure.name.startswith("sample-")
         assert figure.svg.startswith("<svg")
         assert "var(--ink)" in figure.themed
         assert "#1d1f24" not in figure.themed

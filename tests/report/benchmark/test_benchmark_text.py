@@ -10,12 +10,14 @@ from claim_samples import claim, grid, large
 
 from unbackdoor.report.benchmark import site, text
 from unbackdoor.report.benchmark.plots import figures
+from unbackdoor.report.benchmark.tables import Sheet
 
 HOSTILE = "</script><script>alert(1)</script>|\\$x_1$\x1b[31m&<b>"
 
 
 def page(*grids):
-    return site.render(grids, {g.name: list(figures(g)) for g in grids})
+    sheets = [Sheet.of(g) for g in grids]
+    return site.render(sheets, {s.grid.name: list(figures(s)) for s in sheets})
 
 
 def test_the_page_names_its_only_script_by_its_digest():
@@ -40,10 +42,10 @@ def test_hostile_names_are_harmless():
     assert content.count("<script>") == 1
     assert "alert(1)</script>" not in content
     assert "\x1b" not in content
-    for made in (text.markdown([bad]), text.latex([bad])):
+    for made in (text.markdown([Sheet.of(bad)]), text.latex([Sheet.of(bad)])):
         assert "\x1b" not in made
-    assert "<script>" not in text.markdown([bad])
-    rows = [r for r in text.latex([bad]).splitlines() if "alert" in r and not r.startswith("%")]
+    assert "<script>" not in text.markdown([Sheet.of(bad)])
+    rows = [r for r in text.latex([Sheet.of(bad)]).splitlines() if "alert" in r and not r.startswith("%")]
     assert rows
     assert all(
         re.search(r"(?<!\\)\$(?!\\(pm|dagger)\$)", r.replace(r"$\pm$", "").replace(r"$\dagger$", "")) is None
@@ -68,7 +70,7 @@ def test_the_csv_holds_every_claim():
 def test_the_difference_to_the_paper_stands_beside_it():
     sample = grid(claim(kind="training", method="none", acc=88.0, asr=96.0))
     assert "paper 88.79 / 94.96, -0.79 / +1.04" in page(sample)
-    assert "paper 88.79 / 94.96, -0.79 / +1.04" in text.markdown([sample])
+    assert "paper 88.79 / 94.96, -0.79 / +1.04" in text.markdown([Sheet.of(sample)])
 
 
 def test_failures_and_what_is_left_are_said():

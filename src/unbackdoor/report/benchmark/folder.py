@@ -10,6 +10,7 @@ from unbackdoor.errors import DataError, OutputError
 from unbackdoor.report.benchmark import site, text
 from unbackdoor.report.benchmark.claims import ClaimedGrid, file_name, read_grids, write_grid
 from unbackdoor.report.benchmark.plots import figures
+from unbackdoor.report.benchmark.tables import Sheet
 
 CLAIMS, PAGE = "claims", "index.html"
 
@@ -47,11 +48,12 @@ def write_report(folder: str | Path, grids: Iterable[ClaimedGrid], *, title: str
     for grid in given:
         write_grid(root / CLAIMS, grid)
     shown = read_grids(root / CLAIMS)
-    drawn = {grid.name: list(figures(grid)) for grid in shown}
+    sheets = [Sheet.of(grid) for grid in shown]
+    drawn = {sheet.grid.name: list(figures(sheet)) for sheet in sheets}
     files = {
-        PAGE: site.render(shown, drawn, title=title),
-        "tables.md": text.markdown(shown),
-        "tables.tex": text.latex(shown),
+        PAGE: site.render(sheets, drawn, title=title),
+        "tables.md": text.markdown(sheets),
+        "tables.tex": text.latex(sheets),
         "results.csv": text.table_csv(shown),
     }
     for found in drawn.values():

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from unbackdoor.errors import MethodError
-from unbackdoor.report.benchmark.claims import NONE, Claim, ClaimedGrid
-from unbackdoor.report.benchmark.tables import Line, Table, has_settings, method_title, tables, variants
+from unbackdoor.report.benchmark.claims import NONE, Claim
+from unbackdoor.report.benchmark.tables import Line, Sheet, Table, has_settings, method_title, split_method
 from unbackdoor.report.escape import short
 
 #: Placeholder -> the page's variable, which is dark or light as its reader wishes.
@@ -48,9 +48,10 @@ class Figure:
         return text
 
 
-def figures(grid: ClaimedGrid) -> Iterator[Figure]:
+def figures(sheet: Sheet) -> Iterator[Figure]:
     """Every figure that a grid's claims give rise to."""
-    for number, table in enumerate(tables(grid), start=1):
+    grid = sheet.grid
+    for number, table in enumerate(sheet.tables, start=1):
         name = f"{grid.name}-{number}"
         points = _trade(table)
         if len(points) > 1:
@@ -59,12 +60,12 @@ def figures(grid: ClaimedGrid) -> Iterator[Figure]:
             found = _heat(table, f"{name}-heat")
             if found is not None:
                 yield found
-    for number, table in enumerate(variants(grid), start=1):
+    for number, table in enumerate(sheet.variants, start=1):
         yield from _sweeps(table, f"{grid.name}-{number}")
     related = [c for c in grid.claims if c.correlation is not None]
     for number, claim in enumerate(related, start=1):
         yield _correlation(claim, f"{grid.name}-correlation-{number}")
-    scored = next((c for c in grid.claims if c.layers and c.method.partition(":")[0] == "lpp"), None)
+    scored = next((c for c in grid.claims if c.layers and split_method(c.method)[:2] == ("lpp", "")), None)
     if scored is not None:
         drawn = _distribution(scored, f"{grid.name}-distribution")
         if drawn is not None:
@@ -196,7 +197,7 @@ def _der(table: Table, line: Line, column: Any) -> float | None:
 def _sweeps(table: Table, name: str) -> Iterator[Figure]:
     swept: dict[tuple[str, str], dict[float, Line]] = {}
     for line in table.lines:
-        method, _, settings = line.method.partition(":")
+        method, _, settings = split_method(line.method)
         key, _, value = settings.partition("=")
         if not has_settings(line.method) or "," in settings:
             continue

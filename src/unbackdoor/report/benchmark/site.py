@@ -10,17 +10,7 @@ from unbackdoor.report.benchmark import text
 from unbackdoor.report.benchmark.claims import ClaimedGrid
 from unbackdoor.report.benchmark.paper import METHODS
 from unbackdoor.report.benchmark.plots import Figure
-from unbackdoor.report.benchmark.tables import (
-    ESTABLISHED,
-    Column,
-    Entry,
-    Line,
-    Table,
-    acc_minus_asr,
-    effectiveness,
-    tables,
-    variants,
-)
+from unbackdoor.report.benchmark.tables import ESTABLISHED, Column, Entry, Line, Sheet, Table
 from unbackdoor.report.benchmark.timing import Timing, timing
 from unbackdoor.report.escape import Html, html, html_short
 
@@ -29,19 +19,19 @@ OURS = "lpp"
 WORDS = 160
 
 
-def render(grids: Sequence[ClaimedGrid], drawn: Mapping[str, Sequence[Figure]], *, title: str = "Benchmark") -> str:
+def render(sheets: Sequence[Sheet], drawn: Mapping[str, Sequence[Figure]], *, title: str = "Benchmark") -> str:
     """The whole page.
 
     Args:
-        grids: what was measured.
+        sheets: what was measured.
         drawn: name of a grid -> its figures.
         title: of the page.
     """
     folder = resources.files("unbackdoor.report.benchmark")
     style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("benchmark.css", "sort.js"))
-    sections = [_head(grids, title), _leaderboard(grids)]
-    sections += [_grid(grid, drawn.get(grid.name, ())) for grid in grids]
-    sections.append(_everything(grids))
+    sections = [_head([sheet.grid for sheet in sheets], title), _leaderboard(sheets)]
+    sections += [_grid(sheet, drawn.get(sheet.grid.name, ())) for sheet in sheets]
+    sections.append(_everything(sheets))
     return pages.page(title, sections, style=style, script=script)
 
 
@@ -63,10 +53,10 @@ def _head(grids: Sequence[ClaimedGrid], title: str) -> Html:
 # Leaderboard
 
 
-def _leaderboard(grids: Sequence[ClaimedGrid]) -> Html:
+def _leaderboard(sheets: Sequence[Sheet]) -> Html:
     rows = []
-    for grid in grids:
-        for table in tables(grid):
+    for sheet in sheets:
+        for table in sheet.tables:
             rows += [(table, line, found) for line in table.lines if (found := table.average(line)) is not None]
     rows.sort(key=lambda row: -1.0 if row[2][2] is None else row[2][2], reverse=True)
     body = "".join(_leader(table, line, found) for table, line, found in rows)
@@ -84,22 +74,21 @@ def _leader(table: Table, line: Line, average: tuple[float, float, float | None]
     clean = next((column for column in table.columns if column.clean), None)
     entry = None if clean is None else table.entries.get((line, clean))
     cost = None if entry is None or entry.acc_change is None else 0.0 - entry.acc_change.value
-    seconds = text.seconds(table, line)
     rate = "" if table.rate is None else f", {100 * table.rate:g} %"
     place = f"{table.titles['data']}, {table.titles['arch']}{rate}, {table.recipe}"
     return (
         f'<tr><th scope="row">{html_short(line.title, WORDS)}</th><td>{html_short(place, WORDS)}</td>'
         f"{_number(len(table.established), '{:.0f}')}{_number(acc)}{_number(asr)}{_number(acc - asr)}"
         f"{_number(None if der is None else 100 * der)}{_number(cost)}"
-        f"{_number(float(seconds) if seconds else None, '{:.3g}')}</tr>"
+        f"{_number(table.seconds(line.method, line.clean), '{:.3g}')}</tr>"
     )
 
 
-def _everything(grids: Sequence[ClaimedGrid]) -> Html:
+def _everything(sheets: Sequence[Sheet]) -> Html:
     heads = ("Method", "Data set, network", "Attack", "ACC", "ASR", "RA", "DER", "Seeds", "Paper")
     rows = []
-    for grid in grids:
-        for table in (*tables(grid), *variants(grid)):
+    for sheet in sheets:
+        for table in sheet.all_tables:
             for (line, column), entry in table.entries.items():
                 if entry.acc is not None:
                     rows.append(_result(table, line, column, entry))
@@ -141,19 +130,19 @@ def _number(value: float | None, form: str = "{:.2f}") -> str:
 # A grid
 
 
-def _grid(grid: ClaimedGrid, drawn: Sequence[Figure]) -> Html:
+def _grid(sheet: Sheet, drawn: Sequence[Figure]) -> Html:
+    grid = sheet.grid
     parts = [f'<p class="key">{html(text.standing(grid))}</p>', _failed(grid)]
-    for table in tables(grid):
+    for table in sheet.tables:
         parts.append(_table(table))
         found = timing(table)
         if found is not None:
             parts.append(_timing(found))
-    settings = variants(grid)
-    if settings:
+    if sheet.variants:
         parts.append("<h3>Settings, one at a time</h3>")
         parts += [
             f"<details><summary>{html(table.title)}</summary>{_table(table, heading=False)}</details>"
-            for table in settings
+            for table in sheet.variants
         ]
     if drawn:
         parts.append(f'<div class="drawn">{"".join(_figure(figure) for figure in drawn)}</div>')
@@ -168,9 +157,8 @@ def _failed(grid: ClaimedGrid) -> str:
 
 
 def _table(table: Table, *, heading: bool = True) -> str:
-    best = {column: (table.best(column, acc_minus_asr), table.best(column, effectiveness)) for column in table.columns}
     heads = "".join(f'<th scope="col">{_column(table, column)}</th>' for column in table.columns)
-    rows = "".join(_row(table, line, best) for line in table.lines)
+    rows = "".join(_row(table, line) for line in table.lines)
     title = f"<h3>{html(table.title)}</h3>" if heading else ""
     note = _notes(table)
     return (
@@ -191,8 +179,8 @@ def _column(table: Table, column: Column) -> str:
     return f'{title} &dagger;<span class="quiet">not established: {why}</span>'
 
 
-def _row(table: Table, line: Line, best: dict[Column, tuple[Line | None, Line | None]]) -> str:
-    cells = "".join(_cell(table.entries.get((line, column)), line, best[column]) for column in table.columns)
+def _row(table: Table, line: Line) -> str:
+    cells = "".join(_cell(table.entries.get((line, column)), line, table.winners[column]) for column in table.columns)
     average = table.average(line)
     said = '<span class="missing">incomplete</span>' if average is None else f"{average[0]:.2f} / {average[1]:.2f}"
     seconds = text.seconds(table, line) or "&ndash;"

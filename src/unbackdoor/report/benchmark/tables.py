@@ -100,13 +100,12 @@ class Table:
     """One table.
 
     Attributes:
-        grid, data, arch, recipe, rate: what is the same in all of it; `rate` is None where only clean networks are.
+        data, arch, recipe, rate: what is the same in all of it; `rate` is None where only clean networks are.
         titles: of data and arch, for readers.
         columns, lines: in the order of the paper, then of the claims.
         entries: by line and column; a cell that no claim is about is missing.
     """
 
-    grid: str
     data: str
     arch: str
     recipe: str
@@ -151,6 +150,20 @@ class Table:
         ders = [e.der.value for e in entries if e.der is not None]
         return acc, asr, statistics.fmean(ders) if len(ders) == len(entries) else None
 
+    def seconds(self, method: str, *clean: float | None) -> float | None:
+        """Of a method: the median over the columns' medians, of these shares of clean images or of all."""
+        found = [
+            entry.seconds
+            for (line, _), entry in self.entries.items()
+            if line.method == method and (not clean or line.clean in clean) and entry.seconds is not None
+        ]
+        return statistics.median(found) if found else None
+
+    @cached_property
+    def winners(self) -> dict[Column, tuple[Line | None, Line | None]]:
+        """The best of each column by ACC - ASR and by DER."""
+        return {c: (self.best(c, acc_minus_asr), self.best(c, effectiveness)) for c in self.columns}
+
     def best(self, column: Column, rule: Callable[[Claim], float | None]) -> Line | None:
         """The defence with the largest mean of a rule over the seeds that all of them share; None without such seeds.
 
@@ -185,6 +198,13 @@ def effectiveness(claim: Claim) -> float | None:
     return claim.der
 
 
+def split_method(method: str) -> tuple[str, str, str]:
+    """`nad@backdoorbench` -> ("nad", "backdoorbench", ""), `lpp:band=0` -> ("lpp", "", "band=0")."""
+    name, _, settings = method.partition(":")
+    name, _, preset = name.partition("@")
+    return name, preset, settings
+
+
 def has_settings(method: str) -> bool:
     """Whether a grid gave a method settings of its own: such cells are sweeps, by which nothing is chosen."""
     return ":" in method
@@ -192,10 +212,34 @@ def has_settings(method: str) -> bool:
 
 def method_title(method: str) -> str:
     """`ibau` -> "I-BAU", `nad@backdoorbench` -> "NAD (backdoorbench)", `lpp:band=0` -> "LPP, band=0"."""
-    name, _, settings = method.partition(":")
-    name, _, preset = name.partition("@")
+    name, preset, settings = split_method(method)
     title = "No defence" if name == NONE else METHODS.get(name, name.upper())
     return title + (f" ({preset})" if preset else "") + (f", {settings}" if settings else "")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A grid with its tables, made once for the page, the figures and the texts.
+
+    Attributes:
+        grid: the claims.
+        tables: of methods as they come.
+        variants: of methods that were also run with settings given, beside the methods themselves.
+    """
+
+    grid: ClaimedGrid
+    tables: tuple[Table, ...]
+    variants: tuple[Table, ...]
+
+    @classmethod
+    def of(cls, grid: ClaimedGrid) -> Sheet:
+        """Both kinds of tables of a grid."""
+        return cls(grid, tuple(tables(grid)), tuple(variants(grid)))
+
+    @property
+    def all_tables(self) -> tuple[Table, ...]:
+        """Both kinds, in the order in which they are shown."""
+        return (*self.tables, *self.variants)
 
 
 def tables(grid: ClaimedGrid) -> list[Table]:
@@ -207,8 +251,8 @@ def tables(grid: ClaimedGrid) -> list[Table]:
 
 def variants(grid: ClaimedGrid) -> list[Table]:
     """Tables of every variant of the methods that were also run with settings given, beside the methods themselves."""
-    given = {c.method.partition(":")[0] for c in grid.claims if has_settings(c.method)}
-    families = [c for c in grid.claims if c.method == NONE or c.method.partition(":")[0].partition("@")[0] in given]
+    given = {split_method(c.method)[0] for c in grid.claims if has_settings(c.method)}
+    families = [c for c in grid.claims if c.method == NONE or split_method(c.method)[0] in given]
     return [table for table in _tables(grid, families) if any(has_settings(line.method) for line in table.lines)]
 
 
@@ -227,20 +271,16 @@ def _tables(grid: ClaimedGrid, claims: Iterable[Claim]) -> list[Table]:
 
 def _table(grid: ClaimedGrid, rate: float | None, claims: Sequence[Claim]) -> Table:
     some = claims[0]
-    epochs = {c.epochs for c in claims}
-    columns = _columns(claims, several=len(epochs) > 1)
-    lines = _lines(claims)
+    columns, lines = _columns(claims), _lines(claims)
+    column_of = {(c.attack, c.target, c.epochs): c for c in columns}
+    line_of = {(x.method, x.clean): x for x in lines}
     behind: dict[tuple[Line, Column], list[Claim]] = {}
     for claim in claims:
-        column = next(
-            c for c in columns if (c.attack, c.target, c.epochs) == (claim.attack, claim.target, claim.epochs)
-        )
-        line = next(found for found in lines if (found.method, found.clean) == (claim.method, claim.clean))
-        behind.setdefault((line, column), []).append(claim)
+        place = line_of[claim.method, claim.clean], column_of[claim.attack, claim.target, claim.epochs]
+        behind.setdefault(place, []).append(claim)
     entries = {place: _entry(grid, place, found) for place, found in behind.items()}
     titles = {name: some.names.get(name, getattr(some, name)) for name in ("data", "arch")}
     return Table(
-        grid=grid.name,
         data=some.data,
         arch=some.arch,
         recipe=some.recipe,
@@ -252,13 +292,13 @@ def _table(grid: ClaimedGrid, rate: float | None, claims: Sequence[Claim]) -> Ta
     )
 
 
-def _columns(claims: Sequence[Claim], *, several: bool) -> tuple[Column, ...]:
+def _columns(claims: Sequence[Claim]) -> tuple[Column, ...]:
     found: dict[tuple[str, int, int], Column] = {}
-    usual = max({c.epochs for c in claims}, key=[c.epochs for c in claims].count)
+    usual = statistics.mode(c.epochs for c in claims)
     for claim in claims:
         key = (claim.attack, claim.target, claim.epochs)
         name = "clean network" if claim.attack == NONE else claim.names.get("attack", claim.attack)
-        more = [f"{claim.epochs} epochs"] if several and claim.epochs != usual else []
+        more = [f"{claim.epochs} epochs"] if claim.epochs != usual else []
         more += [f"target {claim.target}"] if claim.target else []
         found.setdefault(key, Column(*key, f"{name} ({', '.join(more)})" if more else name))
     return tuple(sorted(found.values(), key=lambda c: c.clean))  # the clean network last
@@ -281,8 +321,7 @@ def _lines(claims: Sequence[Claim]) -> tuple[Line, ...]:
     place = {"none": -1, "clp": len(order) + 1, "lpp": len(order) + 2}
 
     def rank(line: Line) -> tuple[int, str, float]:
-        name, _, settings = line.method.partition(":")
-        name = name.partition("@")[0]
+        name, _, settings = split_method(line.method)
         key, _, value = settings.partition("=")
         return place.get(name, order.index(name) if name in order else len(order)), key, _number(value)
 

@@ -7,18 +7,7 @@ import io
 from collections.abc import Sequence
 
 from unbackdoor.report.benchmark.claims import NONE, Claim, ClaimedGrid
-from unbackdoor.report.benchmark.tables import (
-    ESTABLISHED,
-    Column,
-    Entry,
-    Line,
-    Mean,
-    Table,
-    acc_minus_asr,
-    effectiveness,
-    tables,
-    variants,
-)
+from unbackdoor.report.benchmark.tables import ESTABLISHED, Column, Entry, Line, Mean, Sheet, Table
 
 #: Columns of the CSV, one row a claim.
 CSV = (
@@ -37,13 +26,13 @@ LEGEND = (
 )
 
 
-def markdown(grids: Sequence[ClaimedGrid]) -> str:
+def markdown(sheets: Sequence[Sheet]) -> str:
     """Every table of every grid, as one document."""
     parts = ["# Results\n", LEGEND + "\n"]
-    for grid in grids:
-        parts.append(f"## {_plain(grid.title)}\n")
-        parts.append(standing(grid) + "\n")
-        for table in (*tables(grid), *variants(grid)):
+    for sheet in sheets:
+        parts.append(f"## {_plain(sheet.grid.title)}\n")
+        parts.append(standing(sheet.grid) + "\n")
+        for table in sheet.all_tables:
             parts.append(f"### {_plain(table.title)}\n")
             parts.append("\n".join(_markdown_rows(table)) + "\n")
     return "\n".join(parts)
@@ -57,14 +46,14 @@ def standing(grid: ClaimedGrid) -> str:
     return words + "."
 
 
-def latex(grids: Sequence[ClaimedGrid]) -> str:
+def latex(sheets: Sequence[Sheet]) -> str:
     """Every table as a `tabular` of booktabs."""
     parts = ["% Made by unbackdoor bench report. Needs \\usepackage{booktabs}.\n"]
-    for grid in grids:
-        for table in (*tables(grid), *variants(grid)):
+    for sheet in sheets:
+        for table in sheet.all_tables:
             heads = " & ".join(_tex(_head(table, column)) for column in table.columns)
             parts += [
-                f"% {_flat(grid.title)}: {_flat(table.title)}",
+                f"% {_flat(sheet.grid.title)}: {_flat(table.title)}",
                 f"\\begin{{tabular}}{{l{'r' * (len(table.columns) + 2)}}}",
                 "\\toprule",
                 f"Method & {heads} & Average & Seconds \\\\",
@@ -121,11 +110,9 @@ def paper(entry: Entry) -> str:
 
 
 def seconds(table: Table, line: Line) -> str:
-    """The median over the columns' medians."""
-    import statistics
-
-    found = [e.seconds for (where, _), e in table.entries.items() if where == line and e.seconds is not None]
-    return f"{statistics.median(found):.3g}" if found else ""
+    """Of a row, in three digits."""
+    found = table.seconds(line.method, line.clean)
+    return "" if found is None else f"{found:.3g}"
 
 
 def _head(table: Table, column: Column) -> str:
@@ -141,7 +128,6 @@ def _average(table: Table, line: Line) -> str:
 def _markdown_rows(table: Table) -> list[str]:
     heads = [_plain(_head(table, column)) for column in table.columns]
     rows = [f"| Method | {' | '.join(heads)} | Average | Seconds |", "|---" * (len(heads) + 3) + "|"]
-    best = _best(table)
     for line in table.lines:
         cells = []
         for column in table.columns:
@@ -150,9 +136,10 @@ def _markdown_rows(table: Table) -> list[str]:
                 cells.append("not run")
                 continue
             text = both(entry)
-            if best.get((column, "gap")) == line:
+            by_gap, by_der = table.winners[column]
+            if by_gap == line:
                 text = f"**{text}**"
-            if best.get((column, "der")) == line:
+            if by_der == line:
                 text = f"_{text}_"
             cells.append(text + (f"<br>{paper(entry)}" if paper(entry) else ""))
         rows.append(
@@ -161,22 +148,15 @@ def _markdown_rows(table: Table) -> list[str]:
     return rows
 
 
-def _best(table: Table) -> dict[tuple[Column, str], Line | None]:
-    found: dict[tuple[Column, str], Line | None] = {}
-    for column in table.columns:
-        found[column, "gap"] = table.best(column, acc_minus_asr)
-        found[column, "der"] = table.best(column, effectiveness)
-    return found
-
-
 def _tex_cell(table: Table, line: Line, column: Column) -> str:
     entry = table.entries.get((line, column))
     if entry is None:
         return "--"
     text = _tex(both(entry))
-    if table.best(column, acc_minus_asr) == line:
+    by_gap, by_der = table.winners[column]
+    if by_gap == line:
         text = f"\\textbf{{{text}}}"
-    if table.best(column, effectiveness) == line:
+    if by_der == line:
         text = f"\\underline{{{text}}}"
     return text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from dataclasses import dataclass
 
 from unbackdoor.report.benchmark.paper import METHODS, ORDER, printed_seconds
@@ -39,13 +38,7 @@ class Timing:
 
 def timing(table: Table) -> Timing | None:
     """None where fewer than three methods of the paper's order were run."""
-    found: dict[str, float] = {}
-    for method in ORDER:
-        seconds = [
-            e.seconds for (line, _), e in table.entries.items() if line.method == method and e.seconds is not None
-        ]
-        if seconds:
-            found[method] = statistics.median(seconds)
+    found = {method: seconds for method in ORDER if (seconds := table.seconds(method)) is not None}
     if len(found) < 3:
         return None
     paper = {method: value for method in found if (value := printed_seconds(table.data, method)) is not None}
