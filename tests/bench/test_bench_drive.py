@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from bench_grids import probes, toy
-from unbackdoor.bench import Engine, Local, Store, adopt, compact, read_grid, run_grid, standing
+from unbackdoor.bench import Engine, Local, Store, adopt, compact, publish, read_grid, run_grid, standing
 from unbackdoor.bench.compact import row_names, rows
+from unbackdoor.bench.drive import meet_data
 from unbackdoor.bench.engine import Failed, attempt
 from unbackdoor.errors import DataError, OutputError
+from unbackdoor.report.benchmark import done_in
 
 pytest.importorskip("pyarrow")
 
@@ -116,6 +118,33 @@ def test_a_failed_training_blocks_its_repairs_alone(cache: Path) -> None:
 
     found = run_grid(grid, store, NoBadnet())
     assert (sum(found.done.values()), len(found.failed), len(found.left), found.blocked) == (6, 1, 5, 5)
+
+
+def test_what_is_known_from_elsewhere_is_not_done_again(cache: Path) -> None:
+    grid, whole = toy(cache), Store(cache / "whole")
+    run_grid(grid, whole, Local())
+    digests = whole.digests()
+    keys = {cell.title: cell.key(digests) for cell in grid.cells}
+    [missing] = [title for title in keys if title.endswith("badnet 0.2 seed 0: lpp")]
+    known = set(keys.values()) - {keys[missing]}
+    ran: list[str] = []
+    store = Store(cache / "other")
+    meet_data(grid, store, None)
+    before = standing(grid, store, known=known)
+    assert before.left == [missing, missing.removesuffix(": lpp")]  # the network that it needs is not here
+    found = run_grid(
+        grid, store, Local(), known=known, told=lambda e, c, _t: ran.append(c.title) if e == "done" else None
+    )
+    assert ran == [missing.removesuffix(": lpp"), missing]
+    assert (found.done, found.left) == ({"training": 2, "repair": 10}, [])
+    again = run_grid(grid, store, Local(), known=set(keys.values()), told=lambda *_: pytest.fail("run again"))
+    assert again.done == found.done
+    claims = done_in([publish(grid, whole)])
+    claimed = publish(grid, store, claims)
+    assert (claimed.done, claimed.left) == (12, 0)
+    [fresh] = [claim for claim in claimed.claims if claim.key == keys[missing]]
+    assert fresh.acc == claims[keys[missing]].acc
+    assert fresh.seconds != claims[keys[missing]].seconds  # the store's own come first
 
 
 def test_another_drivers_cell_is_left_to_it(cache: Path) -> None:

@@ -19,6 +19,14 @@ def test_run_and_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert (done.code, done.out[:23], done.err) == (0, "12 of 12 cells done; 0 ", "")
     status = run("bench", "status", grid, "--store", store)
     assert status.out == done.out
+    assert run("bench", "report", grid, "--store", store, "-o", tmp_path / "out").code == 0
+    claims = tmp_path / "out" / "claims"
+    other = tmp_path / "other"
+    done = run("bench", "run", grid, "--store", other, "--claims", claims, "--quiet")
+    assert (done.code, done.out) == (0, "12 of 12 cells done; 0 min 00 s spent\n")
+    assert run("bench", "status", grid, "--store", other, "--claims", claims).out == done.out
+    assert "expected claims" in refuse("bench", "run", grid, "--store", other, "--claims", tmp_path)
+    assert run("bench", "report", grid, "--store", other, "-o", tmp_path / "out").err == "toy: 12 of 12 cells\n"
     wrong = written(tmp_path / "wrong.toml", data="cifar10", arch="resnet18:width=2", attack="none", recipe="quick")
     assert "unknown recipe 'quick'" in refuse("bench", "run", wrong, "--store", store)
     assert "device 'moon'" in refuse("bench", "run", grid, "--store", store, "--device", "moon")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from unbackdoor.bench.cell import Cell, Training
@@ -63,6 +63,7 @@ def run_grid(
     device: str = "cpu",
     threads: int = 0,
     retry_failed: bool = False,
+    known: Container[str] = frozenset(),
     told: Callable[[str, Cell, str], None] = lambda _event, _cell, _text: None,
 ) -> Standing:
     """Run what is left of a grid.
@@ -75,6 +76,8 @@ def run_grid(
         device: where workers run.
         threads: of torch, for each worker; 0 leaves them as they are.
         retry_failed: whether cells that failed are tried again.
+        known: keys of cells whose results are kept elsewhere, which are not done again; a training is, where a cell
+            that is left needs its network.
         told: called with ("start", "done", "failed", "taken"), a cell, and what to say of it.
 
     Raises:
@@ -83,7 +86,7 @@ def run_grid(
     """
     digests = meet_data(grid, store, data_dir)
     keys = {cell: cell.key(digests) for cell in grid.cells}
-    queue = _Queue(grid, store, keys, retry_failed=retry_failed)
+    queue = _Queue(grid, store, keys, known, retry_failed=retry_failed)
     running: dict[str, tuple[Cell, contextlib.ExitStack]] = {}
     try:
         while queue.ready or running:
@@ -117,18 +120,22 @@ def run_grid(
         for _, stack in running.values():
             stack.close()
         engine.close()
-    return standing(grid, store, digests)
+    return standing(grid, store, digests, known)
 
 
 class _Queue:
     """The cells that are left: those that can be run, and those that wait for a training."""
 
-    def __init__(self, grid: Grid, store: Store, keys: dict[Cell, str], *, retry_failed: bool) -> None:
+    def __init__(
+        self, grid: Grid, store: Store, keys: dict[Cell, str], known: Container[str], *, retry_failed: bool
+    ) -> None:
         self.ready: deque[Cell] = deque()
         self._behind: dict[Cell, list[Cell]] = {}
         finished = {cell for cell in grid.cells if store.read(cell, keys[cell]) is not None}
+        left = [cell for cell in grid.cells if cell not in finished and keys[cell] not in known]
+        needed = {cell.needs for cell in left}
         for cell in grid.cells:
-            if cell in finished:
+            if cell in finished or (keys[cell] in known and cell not in needed):
                 continue
             if retry_failed:
                 store.forget_failure(keys[cell])
@@ -175,32 +182,43 @@ def said_of(record: Record) -> str:
     return ", ".join([*parts, f"{record['seconds']:.1f} s"])
 
 
-def standing(grid: Grid, store: Store, digests: dict[str, str] | None = None) -> Standing:
-    """How far a grid is, without reading any data set."""
+def standing(
+    grid: Grid, store: Store, digests: dict[str, str] | None = None, known: Container[str] = frozenset()
+) -> Standing:
+    """How far a grid is, without reading any data set; `known` as for `run_grid`."""
     found = Standing(total=len(grid.cells))
-    known: dict[str, list[float]] = {}
+    took: dict[str, list[float]] = {}
     unknown = False
     left: list[Cell] = []
+    elsewhere: list[Cell] = []
     locks = store.root / "locks"
     at_work = {path.name for path in locks.iterdir()} if locks.exists() else set()
     for cell, key, record, failure in store.outcomes(grid.cells, digests):
         if record is not None:
             found.done[cell.kind] = found.done.get(cell.kind, 0) + 1
             found.seconds += record["seconds"]
-            known.setdefault(likeness(cell), []).append(record["seconds"])
+            took.setdefault(likeness(cell), []).append(record["seconds"])
+        elif key is not None and key in known:
+            elsewhere.append(cell)
         elif failure is not None and key is not None:
             found.failed[key] = (cell.title, failure["reason"])
         else:
             left.append(cell)
             if key in at_work:
                 found.running.append(cell.title)
+    needed = {cell.needs for cell in left}
+    for cell in elsewhere:
+        if cell in needed:
+            left.append(cell)
+        else:
+            found.done[cell.kind] = found.done.get(cell.kind, 0) + 1
     broken = {title for title, _ in found.failed.values()}
     estimate = 0.0
     for cell in left:
         found.left.append(cell.title)
         if cell.needs is not None and cell.needs.title in broken:
             found.blocked += 1
-        like = known.get(likeness(cell))
+        like = took.get(likeness(cell))
         if like:
             estimate += sum(like) / len(like)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from unbackdoor.attacks import parse_attack
@@ -14,12 +15,21 @@ from unbackdoor.data import dataset_spec
 from unbackdoor.report.benchmark import Claim, ClaimedGrid, Count
 
 
-def publish(grid: Grid, store: Store) -> ClaimedGrid:
-    """A claim for every cell that is done or has failed."""
+def publish(grid: Grid, store: Store, known: Mapping[str, Claim] | None = None) -> ClaimedGrid:
+    """A claim for every cell that is done or has failed.
+
+    Args:
+        grid: whose cells.
+        store: what is done.
+        known: key -> claim of cells that were done elsewhere; the store's own come first.
+    """
     claims, done, left = [], 0, 0
     for cell, key, record, failure in store.outcomes(grid.cells):
-        done += record is not None
-        if key is None or (record is None and failure is None):
+        elsewhere = (known or {}).get(key or "")
+        done += record is not None or elsewhere is not None
+        if record is None and elsewhere is not None:
+            claims.append(elsewhere)
+        elif key is None or (record is None and failure is None):
             left += 1
         elif not isinstance(cell, Probe):
             claims.append(claim_of(cell, key, record, None if failure is None else str(failure["reason"])))

@@ -19,6 +19,12 @@ store_option = click.option(
     show_default=True,
     help="Where results are kept.",
 )
+claims_option = click.option(
+    "--claims",
+    "claims_path",
+    type=click.Path(path_type=Path),
+    help="Folder of claims (`bench report` writes them): cells with one are not done again.",
+)
 
 
 @click.group()
@@ -32,6 +38,7 @@ def command() -> None:
 )
 @grid_argument
 @store_option
+@claims_option
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs it.")
 @click.option("--address", help="Of a Ray cluster; without it one is started on this machine.")
 @click.option("--cpus", type=float, default=1, show_default=True, help="A cell's CPUs (ray).")
@@ -46,6 +53,7 @@ def run(
     *,
     grid: Path,
     store_path: Path,
+    claims_path: Path | None,
     engine: str,
     address: str | None,
     cpus: float,
@@ -63,8 +71,9 @@ def run(
     from unbackdoor.train import check_device
 
     cells = read_grid(grid)
+    known = _known(claims_path)
     if dry_run:
-        found = standing(cells, Store(store_path)) if store_path.exists() else None
+        found = standing(cells, Store(store_path), known=known) if store_path.exists() else None
         _print_plan(cells, found)
         return 0
     check_device(device)
@@ -89,6 +98,7 @@ def run(
             device=device,
             threads=threads,
             retry_failed=retry_failed,
+            known=known,
             told=told,
         )
     click.echo(_line(done))
@@ -98,15 +108,16 @@ def run(
 @command.command()
 @grid_argument
 @store_option
+@claims_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def status(*, grid: Path, store_path: Path, form: str) -> None:
+def status(*, grid: Path, store_path: Path, claims_path: Path | None, form: str) -> None:
     """How far a grid is: done, running, failed, left, and the time to go."""
     import dataclasses
 
     from unbackdoor.bench import Store, read_grid, standing
 
     cells = read_grid(grid)
-    found = standing(cells, Store(store_path))
+    found = standing(cells, Store(store_path), known=_known(claims_path))
     if form == "json":
         click.echo(json.dumps({"schema_version": 1, "grid": cells.name, **dataclasses.asdict(found)}, indent=2))
         return
@@ -137,9 +148,10 @@ def status(*, grid: Path, store_path: Path, form: str) -> None:
 @quiet_option
 def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: str, quiet: bool) -> None:
     """Tables, figures and one offline page of what grids' cells came to, beside what the paper prints."""
-    from unbackdoor.report.benchmark import check_folder, read_grids, write_report
+    from unbackdoor.report.benchmark import check_folder, earlier_claims, read_grids, write_report
 
     check_folder(output)
+    known = earlier_claims(output)
     grids = []
     for source in sources:
         if source.is_dir():
@@ -147,13 +159,24 @@ def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: 
         else:
             from unbackdoor.bench import Store, publish, read_grid
 
-            grids.append(publish(read_grid(source), Store(store_path, make=False)))
+            grids.append(publish(read_grid(source), Store(store_path, make=False), known))
     shown = write_report(output, grids, title=title)
     if not quiet:
         for grid in shown:
             failed = f", {len(grid.failed):,} failed" if grid.failed else ""
             click.echo(f"{grid.name}: {grid.done:,} of {grid.cells:,} cells{failed}", err=True)
     click.echo(output / "index.html")
+
+
+def _known(claims: Path | None) -> set[str]:
+    """Keys of the cells that a folder of claims says are done.
+
+    Raises:
+        DataError: it holds none, or a file in it is no claim.
+    """
+    from unbackdoor.report.benchmark import done_in, read_grids
+
+    return set() if claims is None else set(done_in(read_grids(claims)))
 
 
 def _line(found: Any) -> str:

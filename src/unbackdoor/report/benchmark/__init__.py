@@ -4,7 +4,17 @@
 `timing`, `plots` and `site` show that, and `folder` writes it all.
 """
 
-from unbackdoor.report.benchmark.claims import Claim, ClaimedGrid, Count, read_grids, write_grid
-from unbackdoor.report.benchmark.folder import check_folder, write_report
+from unbackdoor.report.benchmark.claims import Claim, ClaimedGrid, Count, done_in, read_grids, write_grid
+from unbackdoor.report.benchmark.folder import check_folder, earlier_claims, write_report
 
-__all__ = ["Claim", "ClaimedGrid", "Count", "check_folder", "read_grids", "write_grid", "write_report"]
+__all__ = [
+    "Claim",
+    "ClaimedGrid",
+    "Count",
+    "check_folder",
+    "done_in",
+    "earlier_claims",
+    "read_grids",
+    "write_grid",
+    "write_report",
+]

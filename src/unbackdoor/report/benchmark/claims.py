@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -146,6 +146,11 @@ def read_grids(folder: str | Path) -> list[ClaimedGrid]:
     if not heads:
         raise DataError(f"{root}: expected claims, as `unbackdoor bench report` writes them: no */{GRID} in it")
     return [_read_grid(head) for head in heads]
+
+
+def done_in(grids: Iterable[ClaimedGrid]) -> dict[str, Claim]:
+    """Key -> claim of every cell that is done."""
+    return {claim.key: claim for grid in grids for claim in grid.claims if claim.failed is None}
 
 
 def _read_grid(head: Path) -> ClaimedGrid:

@@ -8,7 +8,7 @@ from pathlib import Path
 from unbackdoor.atomic import atomic_write
 from unbackdoor.errors import DataError, OutputError
 from unbackdoor.report.benchmark import site, text
-from unbackdoor.report.benchmark.claims import ClaimedGrid, file_name, read_grids, write_grid
+from unbackdoor.report.benchmark.claims import GRID, Claim, ClaimedGrid, done_in, file_name, read_grids, write_grid
 from unbackdoor.report.benchmark.plots import figures
 from unbackdoor.report.benchmark.tables import Sheet
 
@@ -28,6 +28,16 @@ def check_folder(folder: str | Path) -> None:
         raise OutputError(f"{root}: expected a folder for the report, got a file")
     if any(root.iterdir()) and not (root / CLAIMS).is_dir():
         raise OutputError(f"{root}: holds other files than a report: name a new folder, or one of an earlier report")
+
+
+def earlier_claims(folder: str | Path) -> dict[str, Claim]:
+    """Key -> claim of the cells that an earlier report in the folder says are done.
+
+    Raises:
+        DataError: a file there is no claim.
+    """
+    root = Path(folder) / CLAIMS
+    return done_in(read_grids(root)) if any(root.glob(f"*/{GRID}")) else {}
 
 
 def write_report(folder: str | Path, grids: Iterable[ClaimedGrid], *, title: str = "Benchmark") -> list[ClaimedGrid]:
