@@ -44,6 +44,32 @@ def test_a_grid_from_start_to_page(cache: Path) -> None:
     assert "no luck" in (cache / "out" / "index.html").read_text()
 
 
+def test_results_of_two_stores_add_up(cache: Path) -> None:
+    """Each store has half of the repairs; a failure in one does not hide the other's result."""
+    grid = toy(cache)
+    cells = {
+        name: tuple(c for c in grid.cells if c.kind == "training" or (c.title[-1] < "n") is (name == "a"))
+        for name in "ab"
+    }
+    stores = {}
+    for name in "ab":
+        stores[name] = Store(cache / name)
+        run_grid(dataclasses.replace(grid, cells=cells[name]), stores[name], Local())
+    both = {name: publish(grid, stores[name]) for name in "ab"}
+    assert 2 < both["a"].done < 12
+    assert both["a"].done + both["b"].done == 14
+    assert both["a"].left == len(both["a"].missing) == 12 - both["a"].done
+    write_report(cache / "out", [both["a"]])
+    [shown] = write_report(cache / "out", [both["b"]])
+    assert (shown.done, shown.left, shown.missing, len(shown.claims)) == (12, 0, (), 12)
+    [back] = read_grids(cache / "out" / "claims")
+    assert back == shown
+    cell = next(c for c in cells["a"] if c.kind == "repair")
+    stores["b"].fail(cell, cell.key(stores["b"].digests()), "no luck")
+    [shown] = write_report(cache / "out", [publish(grid, stores["b"])])
+    assert (shown.done, shown.left, shown.failed) == (12, 0, ())
+
+
 def test_an_empty_store_has_no_claims(cache: Path) -> None:
     grid = dataclasses.replace(toy(cache), title="nothing yet")
     claimed = publish(grid, Store(cache / "store"))

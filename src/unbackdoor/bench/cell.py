@@ -169,7 +169,7 @@ class Repair(_Behind):
     def config(self) -> Config:
         return {
             "training": self.training.config,
-            "method": _method(self.method),
+            "method": method_config(self.method),
             "clean": self.clean,
             "clean_seed": self.clean_seed,
             "poisoned": self.poisoned,
@@ -233,9 +233,8 @@ class Probe(Cell):
         return f"probe {self.number}"
 
 
-def canonical(value: object) -> str:
-    """JSON of which equal values have equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+#: JSON of which equal values have equal bytes.
+canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def wants_images(method: str) -> str | None:
@@ -285,7 +284,8 @@ def _recipe(name: str, epochs: int | None) -> Config:
 
 
 @functools.cache
-def _method(text: str) -> Config:
+def method_config(text: str) -> Config:
+    """A method's name and every setting, ready for JSON."""
     method = parse_method_text(text)
     settings = {
         key: ("inf" if value > 0 else "-inf")

@@ -4,33 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from unbackdoor.attacks import parse_attack
-from unbackdoor.bench.cell import Cell, Correlation, Probe, Repair, Training, canonical, method_origins
+from unbackdoor.bench.cell import Cell, Correlation, Probe, Repair, Training, canonical, method_config, method_origins
 from unbackdoor.bench.grid import Grid
 from unbackdoor.bench.store import Record, Store
 from unbackdoor.data import dataset_spec
 from unbackdoor.report.benchmark import Claim, ClaimedGrid, Count
 
 
-def publish(grid: Grid, store: Store, known: Mapping[str, Claim] | None = None) -> ClaimedGrid:
-    """A claim for every cell that is done or has failed.
-
-    Args:
-        grid: whose cells.
-        store: what is done.
-        known: key -> claim of cells that were done elsewhere; the store's own come first.
-    """
-    claims, done, left = [], 0, 0
+def publish(grid: Grid, store: Store) -> ClaimedGrid:
+    """A claim for every cell that is done or has failed."""
+    claims, done, left, missing = [], 0, 0, []
     for cell, key, record, failure in store.outcomes(grid.cells):
-        elsewhere = (known or {}).get(key or "")
-        done += record is not None or elsewhere is not None
-        if record is None and elsewhere is not None:
-            claims.append(elsewhere)
-        elif key is None or (record is None and failure is None):
+        done += record is not None
+        if key is None or (record is None and failure is None):
             left += 1
+            missing += [] if key is None else [key]
         elif not isinstance(cell, Probe):
             claims.append(claim_of(cell, key, record, None if failure is None else str(failure["reason"])))
     return ClaimedGrid(
@@ -40,6 +31,7 @@ def publish(grid: Grid, store: Store, known: Mapping[str, Claim] | None = None) 
         cells=len(grid.cells),
         done=done,
         left=left,
+        missing=tuple(missing),
         claims=tuple(claims),
     )
 
@@ -75,8 +67,8 @@ def claim_of(cell: Cell, key: str, record: Record | None, failed: str | None = N
         scaled=result.get("scaled"),
         changed=result.get("changed"),
         seconds=record.get("seconds") if repair is None else result.get("method_seconds"),
-        settings=json.loads(canonical(cell.config if repair is None else cell.config["method"])),
-        origins={} if repair is None else method_origins(repair.method),
+        settings=_plain(canonical(cell.config)) if repair is None else _plain(canonical(method_config(repair.method))),
+        origins={} if repair is None else _origins(repair.method),
         hardware=record.get("hardware", {}),
         versions=record.get("versions", {}),
         commit=record.get("commit"),
@@ -92,6 +84,16 @@ def _counts(rates: dict[str, Any] | None) -> dict[str, Count]:
         for name, rate in (rates or {}).items()
         if rate is not None and rate["total"]
     }
+
+
+@functools.cache
+def _plain(text: str) -> dict[str, Any]:
+    """Settings as a claim's file gives them back: lists for tuples."""
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+_origins = functools.cache(method_origins)
 
 
 @functools.cache

@@ -29,6 +29,8 @@ from unbackdoor.errors import DataError, OutputError
 Record = dict[str, Any]
 
 RECORD = "record.json"
+#: What stands before and behind a record's own JSON.
+_HEAD, _TAIL, _NO_DIGEST = b'{"record":', b',"sha256":"%b"}\n', b"0" * 64
 #: Kinds whose results are more than a record.
 FOLDERS = ("training",)
 
@@ -62,18 +64,23 @@ class Store:
     def path(self, cell: Cell, key: str) -> Path:
         """Of a cell's record, whether it is there or not."""
         if cell.kind in FOLDERS:
-            return self.root / cell.kind / key / RECORD
-        return self.root / cell.kind / f"{key}.json"
+            return Path(f"{self.root}/{cell.kind}/{key}/{RECORD}")
+        return Path(f"{self.root}/{cell.kind}/{key}.json")
 
-    def read(self, cell: Cell, key: str) -> Record | None:
-        """A finished cell's record; None if there is none, or it is damaged and was set aside."""
+    def read(self, cell: Cell, key: str, *, files: bool = True) -> Record | None:
+        """A finished cell's record; None if there is none, or it is damaged and was set aside.
+
+        Args:
+            cell, key: whose.
+            files: whether those beside it are read as well, and held against their digests.
+        """
         path = self.path(cell, key)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             return None
         record = unsealed(content)
-        if record is not None and record.get("key") == key and self._whole(path, record):
+        if record is not None and record.get("key") == key and (not files or self._whole(path, record)):
             return record
         self._set_aside(cell, path)
         return None
@@ -92,7 +99,7 @@ class Store:
     def outcomes(
         self, cells: Iterable[Cell], digests: Mapping[str, str] | None = None
     ) -> Iterator[tuple[Cell, str | None, Record | None, Record | None]]:
-        """Each cell with its key, its record if it is done, and else its failure if it failed.
+        """Each cell with its key, its record if it is done, and else its failure if it failed; networks are not read.
 
         The key is None where the cell's data set was never used here.
         """
@@ -102,7 +109,7 @@ class Store:
                 yield cell, None, None, None
                 continue
             key = cell.key(digests)
-            record = self.read(cell, key)
+            record = self.read(cell, key, files=False)
             yield cell, key, record, self.failure(key) if record is None else None
 
     def folder(self, cell: Cell, key: str) -> Path:
@@ -218,16 +225,14 @@ class Store:
 
 def sealed(record: Mapping[str, Any]) -> bytes:
     """A record with its own SHA-256, one line of JSON."""
-    digest = hashlib.sha256(canonical(record).encode()).hexdigest()
-    return (canonical({"sha256": digest, "record": record}) + "\n").encode()
+    content = canonical(record).encode()
+    return _HEAD + content + _TAIL % hashlib.sha256(content).hexdigest().encode()
 
 
 def unsealed(content: bytes) -> Record | None:
     """The inverse of `sealed`; None if a single bit of it has changed."""
-    try:
-        outer = json.loads(content)
-        record: Record = outer["record"]
-        digest = hashlib.sha256(canonical(record).encode()).hexdigest()
-    except (ValueError, KeyError, TypeError, RecursionError):
+    inner = content[len(_HEAD) : -len(_TAIL % _NO_DIGEST)]
+    if content != _HEAD + inner + _TAIL % hashlib.sha256(inner).hexdigest().encode():
         return None
-    return record if digest == outer.get("sha256") and content == sealed(record) else None
+    record: Record = json.loads(inner)
+    return record

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import io
 import sys
@@ -19,7 +21,7 @@ COMMANDS = {
     "diff": "which channels differ between two files",
     "evaluate": "ACC, and with an attack ASR and RA, on a test set",
     "train": "train a network, clean or backdoored",
-    "bench": "a grid of attacks, defences, data sets and seeds: run, status",
+    "bench": "a grid of attacks, defences, data sets and seeds: run, status, report",
     "detect": "look for a backdoor with images: Activation Clustering, Neural Cleanse",
     "defend": "repair a network by any method, with or without clean images",
 }
@@ -51,6 +53,9 @@ def cli(*, debug: bool) -> None:
 
 def main() -> None:
     """Entry point: an error is one line on stderr and exit code 2, never a traceback without --debug."""
+    # torch and long reports make many objects and little garbage; looking for it is a third of a short command's time.
+    gc.set_threshold(20_000)
+    atexit.register(gc.freeze)
     words = sys.argv[1:]
     end = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:end]

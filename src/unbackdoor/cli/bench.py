@@ -148,10 +148,9 @@ def status(*, grid: Path, store_path: Path, claims_path: Path | None, form: str)
 @quiet_option
 def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: str, quiet: bool) -> None:
     """Tables, figures and one offline page of what grids' cells came to, beside what the paper prints."""
-    from unbackdoor.report.benchmark import check_folder, earlier_claims, read_grids, write_report
+    from unbackdoor.report.benchmark import check_folder, read_grids, write_report
 
     check_folder(output)
-    known = earlier_claims(output)
     grids = []
     for source in sources:
         if source.is_dir():
@@ -159,7 +158,7 @@ def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: 
         else:
             from unbackdoor.bench import Store, publish, read_grid
 
-            grids.append(publish(read_grid(source), Store(store_path, make=False), known))
+            grids.append(publish(read_grid(source), Store(store_path, make=False)))
     shown = write_report(output, grids, title=title)
     if not quiet:
         for grid in shown:
@@ -176,7 +175,7 @@ def _known(claims: Path | None) -> set[str]:
     """
     from unbackdoor.report.benchmark import done_in, read_grids
 
-    return set() if claims is None else set(done_in(read_grids(claims)))
+    return set() if claims is None else done_in(read_grids(claims))
 
 
 def _line(found: Any) -> str:

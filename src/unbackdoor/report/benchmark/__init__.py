@@ -5,7 +5,7 @@
 """
 
 from unbackdoor.report.benchmark.claims import Claim, ClaimedGrid, Count, done_in, read_grids, write_grid
-from unbackdoor.report.benchmark.folder import check_folder, earlier_claims, write_report
+from unbackdoor.report.benchmark.folder import check_folder, write_report
 
 __all__ = [
     "Claim",
@@ -13,7 +13,6 @@ __all__ = [
     "Count",
     "check_folder",
     "done_in",
-    "earlier_claims",
     "read_grids",
     "write_grid",
     "write_report",

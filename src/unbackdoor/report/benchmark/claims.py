@@ -1,6 +1,6 @@
 """Claims: what one record of a grid says, as one reviewable JSON file, readable without torch.
 
-    FOLDER/GRID/grid.json      name, title, the paper's table, and how many cells are done, failed and left
+    FOLDER/GRID/grid.json      name, title, the paper's table, how many cells are done and left, and the keys of these
     FOLDER/GRID/*.json         one claim each
 
 A claim is made by `unbackdoor bench report`, or written by whoever ran something elsewhere; reading one checks it.
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -97,10 +98,9 @@ class Claim:
     note: str = ""
 
     def to_json(self) -> str:
-        """The file's content; what says nothing is left out."""
-        said = {name: value for name, value in asdict(self).items() if value not in (None, {}, [], "")}
-        body = {"schema_version": SCHEMA_VERSION, **said, "rate": self.rate}
-        return json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        """The file's content, a value a line; what says nothing is left out."""
+        said = {name: value for name, value in vars(self).items() if value or value == 0}
+        return _encode({"schema_version": SCHEMA_VERSION, **said, "rate": self.rate}) + "\n"
 
     @property
     def title(self) -> str:
@@ -118,6 +118,7 @@ class ClaimedGrid:
     Attributes:
         name, title, paper: as the grid says.
         cells, done, left: how many there are.
+        missing: keys of those that are left.
         claims: of those that are done, and of those that failed.
     """
 
@@ -127,6 +128,7 @@ class ClaimedGrid:
     cells: int
     done: int
     left: int = 0
+    missing: tuple[str, ...] = ()
     claims: tuple[Claim, ...] = ()
 
     @property
@@ -135,8 +137,12 @@ class ClaimedGrid:
         return tuple(claim for claim in self.claims if claim.failed is not None)
 
 
-def read_grids(folder: str | Path) -> list[ClaimedGrid]:
+def read_grids(folder: str | Path, *, without: Container[str] = ()) -> list[ClaimedGrid]:
     """Every grid in a folder of claims, by name.
+
+    Args:
+        folder: of all of them, or of one.
+        without: names of grids' folders that are passed over.
 
     Raises:
         DataError: there is none, or a file is no claim; it names the file and what is wrong with it.
@@ -145,12 +151,12 @@ def read_grids(folder: str | Path) -> list[ClaimedGrid]:
     heads = sorted(root.glob(f"*/{GRID}")) or sorted(root.glob(GRID))
     if not heads:
         raise DataError(f"{root}: expected claims, as `unbackdoor bench report` writes them: no */{GRID} in it")
-    return [_read_grid(head) for head in heads]
+    return [_read_grid(head) for head in heads if head.parent.name not in without]
 
 
-def done_in(grids: Iterable[ClaimedGrid]) -> dict[str, Claim]:
-    """Key -> claim of every cell that is done."""
-    return {claim.key: claim for grid in grids for claim in grid.claims if claim.failed is None}
+def done_in(grids: Iterable[ClaimedGrid]) -> set[str]:
+    """Keys of every cell that is done."""
+    return {claim.key for grid in grids for claim in grid.claims if claim.failed is None}
 
 
 def _read_grid(head: Path) -> ClaimedGrid:
@@ -158,7 +164,7 @@ def _read_grid(head: Path) -> ClaimedGrid:
     found = {name: _value(head, record, name, kind) for name, kind in _GRID_FIELDS.items() if name in record}
     claims = [read_claim(path) for path in sorted(head.parent.glob("*.json")) if path.name != GRID]
     try:
-        return ClaimedGrid(**found, claims=tuple(claims))
+        return ClaimedGrid(**{**found, "missing": tuple(found.get("missing", ()))}, claims=tuple(claims))
     except TypeError as error:
         raise DataError(f"{head}: expected {', '.join(_GRID_FIELDS)}, got {', '.join(record) or 'nothing'}") from error
 
@@ -199,31 +205,53 @@ def _check(path: Path, claim: Claim) -> None:
             raise DataError(f"{path}: {name}: expected a share in [0, 1], got {value}")
 
 
-def write_grid(folder: str | Path, grid: ClaimedGrid) -> None:
-    """Write a grid's claims; one that is there under the same cell's name is replaced, others are left.
+def write_grid(folder: str | Path, grid: ClaimedGrid) -> ClaimedGrid:
+    """Write a grid's claims; returns the grid with all claims that the folder then holds.
+
+    A claim that is there under the same cell's name is replaced, but not a result by the same cell's failure. Others
+    are left, and those of cells that the grid misses count as done.
 
     Raises:
+        DataError: a file that is there is no claim.
         OutputError: the folder cannot be written.
     """
     root = Path(folder) / file_name(grid.name)
-    head = {name: getattr(grid, name) for name in _GRID_FIELDS}
+    claims: dict[str, Claim] = {}
+    for claim in grid.claims:
+        name = file_name(claim.title)
+        if name in claims and claims[name].key != claim.key:
+            name += f"-{claim.key[:8]}"
+        claims[name] = claim
+    lacking = {*grid.missing, *(claim.key for claim in grid.failed)}
+    for path in root.glob("*.json"):
+        new = claims.get(path.stem)
+        if path.name == GRID or (new is not None and new.failed is None):
+            continue
+        there = read_claim(path)
+        if new is None or (there.key == new.key and there.failed is None):
+            claims[path.stem] = there
+    found = {claim.key for claim in claims.values() if claim.failed is None} & lacking
+    whole = replace(
+        grid,
+        done=grid.done + len(found),
+        left=grid.left - len(found.intersection(grid.missing)),
+        missing=tuple(key for key in grid.missing if key not in found),
+        claims=tuple(claims[name] for name in sorted(claims, key=lambda name: f"{name}.json")),
+    )
+    head = {name: getattr(whole, name) for name in _GRID_FIELDS}
     try:
         root.mkdir(parents=True, exist_ok=True)
-        names: dict[str, str] = {}
-        for claim in grid.claims:
-            name = file_name(claim.title)
-            if names.setdefault(name, claim.key) != claim.key:
-                name += f"-{claim.key[:8]}"
+        for name, claim in claims.items():
             _write(root / f"{name}.json", claim.to_json())
         _write(root / GRID, json.dumps(head, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise OutputError(f"{root}: claims cannot be written: {error.strerror or error}") from error
+    return whole
 
 
 def file_name(text: str) -> str:
     """A text as a file's name that a reader recognises."""
-    kept = "".join(c if c.isalnum() or c in ".=@-" else "_" for c in text.replace(": ", "-"))
-    return kept.strip("._")[:180] or "unnamed"
+    return re.sub(r"[^\w.=@-]", "_", text.replace(": ", "-")).strip("._")[:180] or "unnamed"
 
 
 def _write(path: Path, content: str) -> None:
@@ -231,6 +259,10 @@ def _write(path: Path, content: str) -> None:
     data = content.encode()
     if not path.exists() or path.read_bytes() != data:
         path.write_bytes(data)
+
+
+#: With a line break behind each value instead of an indent, for which Python has no fast encoder; a count as an object.
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",\n ", ": "), default=vars).encode
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -294,4 +326,4 @@ def _built(value: Any, kind: Any) -> Any:
 
 _FIELDS = get_type_hints(Claim)
 _NEEDED = ("kind", "key", "data", "arch", "attack", "rate", "recipe", "epochs", "seed")
-_GRID_FIELDS = {"name": str, "title": str, "paper": str, "cells": int, "done": int, "left": int}
+_GRID_FIELDS = {"name": str, "title": str, "paper": str, "cells": int, "done": int, "left": int, "missing": list[str]}

@@ -8,7 +8,7 @@ from pathlib import Path
 from unbackdoor.atomic import atomic_write
 from unbackdoor.errors import DataError, OutputError
 from unbackdoor.report.benchmark import site, text
-from unbackdoor.report.benchmark.claims import GRID, Claim, ClaimedGrid, done_in, file_name, read_grids, write_grid
+from unbackdoor.report.benchmark.claims import ClaimedGrid, file_name, read_grids, write_grid
 from unbackdoor.report.benchmark.plots import figures
 from unbackdoor.report.benchmark.tables import Sheet
 
@@ -30,16 +30,6 @@ def check_folder(folder: str | Path) -> None:
         raise OutputError(f"{root}: holds other files than a report: name a new folder, or one of an earlier report")
 
 
-def earlier_claims(folder: str | Path) -> dict[str, Claim]:
-    """Key -> claim of the cells that an earlier report in the folder says are done.
-
-    Raises:
-        DataError: a file there is no claim.
-    """
-    root = Path(folder) / CLAIMS
-    return done_in(read_grids(root)) if any(root.glob(f"*/{GRID}")) else {}
-
-
 def write_report(folder: str | Path, grids: Iterable[ClaimedGrid], *, title: str = "Benchmark") -> list[ClaimedGrid]:
     """Write claims, then the page, tables and figures of all claims in the folder; returns what they show.
 
@@ -55,9 +45,8 @@ def write_report(folder: str | Path, grids: Iterable[ClaimedGrid], *, title: str
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"two of the grids are named {twice!r}; the claims of one would replace the other's")
-    for grid in given:
-        write_grid(root / CLAIMS, grid)
-    shown = read_grids(root / CLAIMS)
+    written = [write_grid(root / CLAIMS, grid) for grid in given]
+    shown = sorted([*written, *read_grids(root / CLAIMS, without=names)], key=lambda grid: file_name(grid.name))
     sheets = [Sheet.of(grid) for grid in shown]
     drawn = {sheet.grid.name: list(figures(sheet)) for sheet in sheets}
     files = {

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from unbackdoor.report.benchmark.claims import NONE, Claim, ClaimedGrid
+from unbackdoor.report.benchmark.claims import Claim, ClaimedGrid
 from unbackdoor.report.benchmark.tables import ESTABLISHED, Column, Entry, Line, Mean, Sheet, Table
 
 #: Columns of the CSV, one row a claim.
@@ -15,6 +15,8 @@ CSV = (
     "clean_seed", "acc", "asr", "ra", "acc_before", "asr_before", "ra_before", "der", "pruned", "scaled", "changed",
     "seconds", "failed", "key",
 )  # fmt: skip
+
+RATES = ("acc", "asr", "ra")
 
 LEGEND = (
     "ACC / ASR in percent on the whole test set: ASR among triggered images of other classes than the target. "
@@ -74,7 +76,7 @@ def table_csv(grids: Sequence[ClaimedGrid]) -> str:
     writer.writerow(CSV)
     for grid in grids:
         for claim in grid.claims:
-            writer.writerow([_csv_value(grid, claim, name) for name in CSV])
+            writer.writerow(_csv_row(grid, claim))
     return stream.getvalue()
 
 
@@ -176,19 +178,12 @@ def _flat(text: str) -> str:
     return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
-def _csv_value(grid: ClaimedGrid, claim: Claim, name: str) -> object:
-    if name == "grid":
-        return _harmless(grid.name)
-    if name in ("acc", "asr", "ra"):
-        count = getattr(claim, name)
-        return None if count is None else round(count.hits / count.total, 6)
-    if name.endswith("_before"):
-        count = claim.before.get(name.removesuffix("_before"))
-        return None if count is None else round(count.hits / count.total, 6)
-    value = getattr(claim, name)
-    if name == "attack" and value == NONE:
-        return NONE
-    return _harmless(value) if isinstance(value, str) else value
+def _csv_row(grid: ClaimedGrid, claim: Claim) -> list[object]:
+    counts = {name: getattr(claim, name) for name in RATES}
+    counts |= {f"{name}_before": claim.before.get(name) for name in RATES}
+    shares = {name: None if count is None else round(count.hits / count.total, 6) for name, count in counts.items()}
+    row = {**vars(claim), "grid": grid.name, **shares}
+    return [_harmless(value) if isinstance(value, str) else value for value in map(row.get, CSV)]
 
 
 def _harmless(text: str) -> str:
