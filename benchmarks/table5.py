@@ -1,0 +1,92 @@
+"""Table 5 of LPP's paper on this machine: what each method takes on the same network, at its defaults.
+
+The zoo's BadNets network (ResNet-18 of width 16) and 500 training images of CIFAR-10 for all five methods; a ResNet-18
+of full width with random weights for those that take seconds at most. One torch thread, the methods in turns, whole
+calls: copies, checks and the layer graph included.
+
+    python benchmarks/table5.py [--data-dir DIR] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from speed import cpu_name, network
+from unbackdoor.data import LabelledImages, clean_subset, load_dataset
+from unbackdoor.defences.base import DataFree
+from unbackdoor.defences.table import parse_method
+from unbackdoor.model_files import load_model
+from unbackdoor.report.benchmark.paper import METHODS, ORDER, printed_seconds
+
+NETWORK = Path(__file__).parents[1] / "zoo" / "cifar10_badnet" / "model.safetensors"
+IMAGES = 500
+#: Of these a call takes seconds at most, also at full width.
+QUICK = tuple(ORDER[:3])
+
+
+def call(name: str, model: nn.Module, images: LabelledImages) -> float:
+    """Seconds of one call."""
+    method: Any = parse_method(name)
+    given = () if isinstance(method, DataFree) else (images.images, images.labels)
+    options: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "spec": images.spec} if given else {}
+    start = time.perf_counter()
+    method(model, *given, **options)
+    return time.perf_counter() - start
+
+
+def medians(names: tuple[str, ...], model: nn.Module, images: LabelledImages, rounds: int) -> dict[str, float]:
+    """Method -> seconds; the methods alternate."""
+    for name in QUICK:
+        call(name, model, images)  # warm-up
+    took = [{name: call(name, model, images) for name in names} for _ in range(rounds)]
+    return {name: statistics.median(one[name] for one in took) for name in names}
+
+
+def main() -> None:
+    """Measure, print, write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    images = clean_subset(load_dataset("cifar10", "train", arguments.data_dir), count=IMAGES, seed=0).data
+    found = {
+        "width 64": medians(QUICK, network().eval(), images, 3 * arguments.rounds),
+        "width 16": medians(tuple(ORDER), load_model(NETWORK).float(), images, arguments.rounds),
+    }
+    print(f"{'':<8}{'width 16':>12}{'width 64':>12}{'paper':>12}   (seconds)")
+    for name in ORDER:
+        cells = [found[width].get(name) for width in ("width 16", "width 64")]
+        cells.append(printed_seconds("cifar10", name))
+        print(f"{METHODS[name]:<8}" + "".join(f"{'-' if cell is None else format(cell, '.4g'):>12}" for cell in cells))
+    holds = {w: all(a < b for a, b in itertools.pairwise(s[n] for n in ORDER if n in s)) for w, s in found.items()}
+    for width, true in holds.items():
+        print(
+            f"{width}: the paper's order {' < '.join(METHODS[n] for n in ORDER)} {'holds' if true else 'does not hold'}"
+        )
+    record = {
+        "images": IMAGES,
+        "rounds": arguments.rounds,
+        "threads": 1,
+        "seconds": {w: {n: round(v, 4) for n, v in s.items()} for w, s in found.items()},
+        "order_holds": holds,
+        "processor": cpu_name(),
+        "load_before": round(load, 2),
+        "torch": torch.__version__,
+    }
+    Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
