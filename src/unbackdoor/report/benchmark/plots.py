@@ -104,12 +104,16 @@ def _pareto(table: Table, points: list[tuple[Line, float, float]], name: str) ->
     axes.plot([p[1] for p in edge], [p[2] for p in edge], color=SOFT, lw=1, ls=":", zorder=1, drawstyle="steps-post")
     for mark, (line, lost, left) in zip(MARKS * len(points), points, strict=False):
         axes.scatter([lost], [left], marker=mark, s=38, color=ACC if line in [p[0] for p in edge] else SOFT, zorder=3)
-    _labels(axes, points)
     axes.set_xlabel("accuracy lost, points")
     axes.set_ylabel("attack success left, %")
-    low, high = axes.get_xlim()
-    axes.set_xlim(low - 0.05 * (high - low), high + 0.22 * (high - low))
+    if max(p[1] for p in points) > 25:  # one method far out would push all others together
+        axes.set_xscale("symlog", linthresh=5, linscale=1.5)
+        ticks = [t for t in (-5, 0, 1, 2, 3, 4, 5, 10, 20, 50, 100) if axes.get_xlim()[0] <= t <= axes.get_xlim()[1]]
+        axes.set_xticks(ticks, [str(t) for t in ticks])
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("accuracy lost, points (logarithmic beyond 5)")
     axes.set_ylim(min(-4.0, axes.get_ylim()[0]), max(axes.get_ylim()[1], 20.0))
+    _labels(axes, points)
     seeds = "each method on its own seeds"
     return _finish(
         figure,
@@ -121,19 +125,20 @@ def _pareto(table: Table, points: list[tuple[Line, float, float]], name: str) ->
 
 
 def _labels(axes: Any, points: Sequence[tuple[Line, float, float]]) -> None:
-    """Names beside their points, moved up where they would cover one another."""
-    spread = max(p[2] for p in points) - min(p[2] for p in points) or 1.0
-    gap = max(spread, 20.0) * 0.042
-    taken: list[tuple[float, float]] = []
-    wide = (max(p[1] for p in points) - min(p[1] for p in points) or 1.0) * 0.3
-    for line, x, y in sorted(points, key=lambda p: (p[2], p[1])):
+    """Names beside their points, moved up where they would cover one another or a point."""
+    forth, back = axes.transAxes.inverted(), axes.transAxes
+    places = [tuple(forth.transform(axes.transData.transform(p[1:]))) for p in points]
+    taken = [(x, x + 0.02, y) for x, y in places]
+    for (line, _, _), (x, y) in sorted(zip(points, places, strict=True), key=lambda found: found[1][::-1]):
+        name = _plain(line.title)
+        left, right = x + 0.03, x + 0.05 + 0.016 * len(name)
         at = y
-        while any(abs(x - tx) < wide and abs(at - ty) < gap for tx, ty in taken):
-            at += gap
-        taken.append((x, at))
-        if at - y > gap / 2:
-            axes.plot([x, x + wide * 0.06], [y, at], color=LINE, lw=0.8, zorder=2)
-        axes.text(x + wide * 0.07, at, _plain(line.title), fontsize=SIZES[0], color=INK, va="center", zorder=4)
+        while any(left < b and a < right and abs(at - c) < 0.045 for a, b, c in taken):
+            at += 0.005
+        taken.append((left, right, at))
+        if at - y > 0.02:
+            axes.plot([x, left], [y, at], color=LINE, lw=0.8, zorder=2, transform=back)
+        axes.text(left, at, name, fontsize=SIZES[0], color=INK, va="center", zorder=4, transform=back)
 
 
 def _heat(table: Table, name: str) -> Figure | None:
@@ -300,7 +305,8 @@ def _distribution(claim: Claim, name: str) -> Figure | None:
             bar.set_color(YELLOW)
     axes.set_ylim(0, 1.25 * top)
     axes.axvline(upper, color=PURPLE, lw=1.2)
-    axes.text(upper, 1.22 * top, "  pruned (Eq. 7)", color=PURPLE, fontsize=SIZES[0], va="top")
+    words = {"textcoords": "offset points", "fontsize": SIZES[0], "va": "top"}
+    axes.annotate("pruned (Eq. 7)", (upper, 1.22 * top), (4, 0), color=PURPLE, **words)
     for channel in layer["pruned_high"]:
         at = z(layer, layer["scores"][channel])
         axes.annotate("", (at, 0.02 * top), (at, 0.28 * top), arrowprops={"arrowstyle": "->", "color": PURPLE})
@@ -309,7 +315,7 @@ def _distribution(claim: Claim, name: str) -> Figure | None:
         axes.annotate(
             "", (band, 0.62 * top), (upper, 0.62 * top), arrowprops={"arrowstyle": "->", "color": YELLOW, "lw": 1.4}
         )
-        axes.text(band, 1.22 * top, "shrunk (Eqs. 8, 9)  ", color=YELLOW, fontsize=SIZES[0], va="top", ha="right")
+        axes.annotate("shrunk (Eqs. 8, 9)", (band, 1.22 * top), (-4, 0), color=YELLOW, ha="right", **words)
     axes.set_xlabel("Lipschitz constant, in deviations from the layer's mean")
     axes.set_ylabel("channels")
     attack = claim.names.get("attack", claim.attack)
@@ -329,9 +335,9 @@ def _dot_product(name: str) -> Figure:
     axes.set_xlim(0, 10)
     axes.set_ylim(0, 5.4)
     origin, w, x = (0.7, 0.8), (4.6, 2.0), (2.6, 4.2)
-    for tip, colour, text in ((w, PURPLE, "$W_j$"), (x, ACC, "$x$")):
+    for tip, colour, text, across in ((w, PURPLE, "$W_j$", -0.5), (x, ACC, "$x$", 0.12)):
         axes.annotate("", tip, origin, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2})
-        axes.text(tip[0] + 0.12, tip[1] + 0.05, text, color=colour, fontsize=12)
+        axes.text(tip[0] + across, tip[1] + 0.2, text, color=colour, fontsize=12)
     unit = math.hypot(w[0] - origin[0], w[1] - origin[1])
     along = ((x[0] - origin[0]) * (w[0] - origin[0]) + (x[1] - origin[1]) * (w[1] - origin[1])) / unit**2
     foot = (origin[0] + along * (w[0] - origin[0]), origin[1] + along * (w[1] - origin[1]))
