@@ -62,8 +62,9 @@ def _leaderboard(sheets: Sequence[Sheet]) -> Html:
     body = "".join(_leader(table, line, found) for table, line, found in rows)
     heads = ("Method", "Data set, network, rate", "Attacks", "ACC", "ASR", "ACC - ASR", "DER", "Clean cost", "Seconds")
     lead = (
-        "Means over the established attacks of each setting. Clean cost: points of accuracy that the method takes from "
-        "a network without a backdoor. DER in percent: 50 does nothing, 100 takes all of the attack and nothing else. "
+        "Means over the established attacks of each setting, each method on the seeds that it was run with. Clean "
+        "cost: points of accuracy that the method takes from a network without a backdoor. DER in percent: 50 does "
+        "nothing, 100 takes all of the attack and nothing else. "
         "Rows of different settings are not to be compared."
     )
     return pages.section("Leaderboard", _sortable(heads, body), lead=lead, ident="leaderboard")
