@@ -70,11 +70,12 @@ def main() -> None:
         cells = [found[width].get(name) for width in ("width 16", "width 64")]
         cells.append(printed_seconds("cifar10", name))
         print(f"{METHODS[name]:<8}" + "".join(f"{'-' if cell is None else format(cell, '.4g'):>12}" for cell in cells))
-    holds = {w: all(a < b for a, b in itertools.pairwise(s[n] for n in ORDER if n in s)) for w, s in found.items()}
-    for width, true in holds.items():
-        print(
-            f"{width}: the paper's order {' < '.join(METHODS[n] for n in ORDER)} {'holds' if true else 'does not hold'}"
-        )
+    holds = {}
+    for width, seconds in found.items():
+        names = [name for name in ORDER if name in seconds]
+        holds[f"{width}: {' < '.join(names)}"] = all(seconds[a] < seconds[b] for a, b in itertools.pairwise(names))
+    for order, true in holds.items():
+        print(f"{order} {'holds' if true else 'does not hold'}")
     record = {
         "images": IMAGES,
         "rounds": arguments.rounds,

@@ -94,15 +94,41 @@ class Fragile(Local):
 
 def test_a_failing_cell_is_shown_and_never_averaged_away(cache: Path) -> None:
     grid, store = toy(cache), Store(cache / "store")
-    found = run_grid(grid, store, Fragile("badnet 0.2 seed 0: lpp"))
+    found = run_grid(grid, store, Fragile("badnet 0.2 1 epochs seed 0: lpp"))
     assert sum(found.done.values()) == 11
     ((title, reason),) = found.failed.values()
-    assert title.endswith("badnet 0.2 seed 0: lpp")
+    assert title.endswith("badnet 0.2 1 epochs seed 0: lpp")
     assert reason == "no luck"
     (failed,) = (one for one in rows(grid, store) if one["state"] == "failed")
     assert (failed["method"], failed["reason"], failed["acc"]) == ("lpp", "no luck", None)
     assert sum(run_grid(grid, store, Local()).done.values()) == 11  # it is not tried again unless asked
     assert sum(run_grid(grid, store, Local(), retry_failed=True).done.values()) == 12
+
+
+def test_a_fault_of_the_machine_is_no_failure_of_the_cell(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, store = probes(3), Store(cache / "store")
+    from unbackdoor.bench import engine
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "/tmp/x")
+
+    told = []
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "perform", full)
+        found = run_grid(grid, store, Local(), told=lambda event, _cell, text: told.append((event, text)))
+    assert (found.failed, len(found.left)) == ({}, 3)
+    assert ("failed", "/tmp/x: No space left on device") in told
+    assert run_grid(grid, store, Local()).done == {"probe": 3}  # the same command goes on
+
+
+def test_a_killed_run_is_not_shown_as_running(cache: Path) -> None:
+    grid, store = probes(2), Store(cache / "store")
+    keys = [cell.key({}) for cell in grid.cells]
+    (cache / "store" / "locks" / keys[0]).touch()  # as a killed process leaves it
+    with store.claim(keys[1]) as mine:
+        assert mine
+        assert standing(grid, store).running == [grid.cells[1].title]
+    assert standing(grid, store).running == []
 
 
 def test_a_failed_training_blocks_its_repairs_alone(cache: Path) -> None:
@@ -124,7 +150,7 @@ def test_what_is_known_from_elsewhere_is_not_done_again(cache: Path) -> None:
     run_grid(grid, whole, Local())
     digests = whole.digests()
     keys = {cell.title: cell.key(digests) for cell in grid.cells}
-    [missing] = [title for title in keys if title.endswith("badnet 0.2 seed 0: lpp")]
+    [missing] = [title for title in keys if title.endswith("badnet 0.2 1 epochs seed 0: lpp")]
     known = set(keys.values()) - {keys[missing]}
     ran: list[str] = []
     store = Store(cache / "other")

@@ -121,7 +121,11 @@ class Training(Cell):
     @property
     def title(self) -> str:
         attack = "clean" if self.attack is None else f"{self.attack} {self.rate:g}"
-        return f"{self.data} {self.arch} {attack} seed {self.seed}"
+        more = [f"target {self.target}"] if self.target else []
+        more += [self.recipe] if self.recipe != "fast" else []
+        more += [f"{self.epochs} epochs"] if self.epochs is not None else []
+        more += [self.dtype] if self.dtype != "bfloat16" else []
+        return " ".join([self.data, self.arch, attack, *more, f"seed {self.seed}"])
 
     def build_recipe(self) -> Recipe:
         """The recipe with this cell's number of epochs."""
@@ -178,8 +182,10 @@ class Repair(_Behind):
 
     @property
     def title(self) -> str:
-        given = "" if self.clean is None else f" ({self.clean:g} clean, seed {self.clean_seed})"
-        return f"{self.training.title}: {self.method}{given}"
+        more = [] if self.clean is None else [f"{self.clean:g} clean, seed {self.clean_seed}"]
+        more += [] if self.poisoned is None else [f"{self.poisoned:g} poisoned"]
+        more += ["with scores"] if self.scores else []
+        return f"{self.training.title}: {self.method}" + (f" ({', '.join(more)})" if more else "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,6 +101,9 @@ def run_grid(
                     queue.done(cell)
                     told("taken", cell, "")
                     continue
+                if not retry_failed and store.failure(keys[cell]) is not None:
+                    stack.close()  # and failed at it
+                    continue
                 _check_space(store)
                 told("start", cell, "")
                 engine.submit(keys[cell], _work(cell, store, keys, digests, data_dir, device, threads))
@@ -109,7 +112,8 @@ def run_grid(
                 cell, stack = running.pop(key)
                 with stack:
                     if isinstance(outcome, Failed):
-                        store.fail(cell, key, outcome.reason)
+                        if outcome.cause == "cell":  # else it is no fault of the cell's, which stays left
+                            store.fail(cell, key, outcome.reason)
                         told("failed", cell, outcome.reason)
                         continue
                     store.put(cell, key, outcome.record, outcome.files)
@@ -191,9 +195,10 @@ def standing(
     unknown = False
     left: list[Cell] = []
     elsewhere: list[Cell] = []
-    locks = store.root / "locks"
-    at_work = {path.name for path in locks.iterdir()} if locks.exists() else set()
+    at_work = store.claimed()
+    cell_keys: dict[Cell, str | None] = {}
     for cell, key, record, failure in store.outcomes(grid.cells, digests):
+        cell_keys[cell] = key
         if record is not None:
             found.done[cell.kind] = found.done.get(cell.kind, 0) + 1
             found.seconds += record["seconds"]
@@ -212,11 +217,11 @@ def standing(
             left.append(cell)
         else:
             found.done[cell.kind] = found.done.get(cell.kind, 0) + 1
-    broken = {title for title, _ in found.failed.values()}
+    broken = {cell for cell in grid.cells if cell_keys.get(cell) in found.failed}
     estimate = 0.0
     for cell in left:
         found.left.append(cell.title)
-        if cell.needs is not None and cell.needs.title in broken:
+        if cell.needs in broken:
             found.blocked += 1
         like = took.get(likeness(cell))
         if like:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ class Failed:
 
     Attributes:
         reason: one line.
-        cause: "cell" where running it again would fail again, "engine" where a worker was lost.
+        cause: "cell" where running it again may well fail again, "engine" where the machine was at fault.
     """
 
     reason: str
@@ -72,13 +71,11 @@ def attempt(work: Work, progress: Progress = lambda _done, _total, _note: None) 
     except UnbackdoorError as error:
         return Failed(" ".join(str(error).split()))
     except MemoryError:
-        return Failed("out of memory", cause="engine")
+        return Failed("out of memory")
     except (KeyboardInterrupt, SystemExit):
         raise
     except OSError as error:  # a full disk is not the cell's fault
         return Failed(f"{error.filename or 'the system'}: {error.strerror or error}", cause="engine")
     except Exception as error:
-        reason = str(error).splitlines() or [""]
-        with contextlib.suppress(IndexError):
-            return Failed(f"{type(error).__name__}: {reason[0]}")
-        return Failed(type(error).__name__)
+        reason = (str(error).splitlines() or [""])[0]
+        return Failed(f"{type(error).__name__}: {reason}" if reason else type(error).__name__)

@@ -16,8 +16,8 @@
     clean = [0.05, 0.01]               # of methods that are given images
     clean_seed = [0]
 
-Each entry is a value or a list of them; a `[[runs]]` is the product of its lists, and a grid all of its runs. An
-unknown key is an error.
+Each entry but `poisoned` and `scores` is a value or a list of them; a `[[runs]]` is the product of its lists, and a
+grid all of its runs. An unknown key is an error.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ KEYS: dict[str, tuple[type, Any]] = {
     "scores": (bool, False),
     "correlation": (int, 0),
 }
+#: Least and largest value of whole numbers.
+RANGES = {"target": (0, 10**6), "correlation": (0, 10**6), "seed": (0, 2**63 - 1), "clean_seed": (0, 2**63 - 1)}
+#: The printed tables that may stand beside a grid, and figures that it is about.
+PAPER = ("", "T1", "T2", "T3", "T4", "T5", "VGG", "F3", "F4", "F5")
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ def read_grid(path: str | Path) -> Grid:
     for key in ("name", "title", "paper"):
         if not isinstance(record.get(key, ""), str):
             raise SettingError(f"{path}: {key}: expected a text, got {record[key]!r}")
+    if record.get("paper", "") not in PAPER:
+        raise SettingError(f"{path}: paper: expected one of {', '.join(PAPER[1:])}, got {record['paper']!r}")
     runs = record.get("runs")
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
         raise SettingError(f"{path}: expected at least one [[runs]]")
@@ -150,6 +156,7 @@ def _behind(training: Training, values: Mapping[str, list[Any]]) -> Iterator[Cel
             continue
         for clean, seed in itertools.product(values["clean"], values["clean_seed"]):
             check_share("clean", clean)
+            check_share("poisoned", values["poisoned"][0])
             mixed = wants == "training images" and training.attack is not None
             yield Repair(
                 training=training,
@@ -178,6 +185,9 @@ def _values(run: Mapping[str, Any], key: str) -> list[Any]:
         right = type(item) is kind or (kind is float and type(item) is int)
         if not right:
             raise SettingError(f"{key}: expected {kind.__name__}, got {item!r}")
+        low, high = RANGES.get(key, (item, item))
+        if not low <= item <= high:
+            raise SettingError(f"{key}: expected a whole number from {low} to {high}, got {item}")
     return [kind(item) for item in items]
 
 
@@ -187,6 +197,8 @@ def _check(training: Training) -> None:
     if training.attack is not None:
         if not 0 < training.rate <= 1:
             raise SettingError(f"rate: expected a share above 0 and up to 1, got {training.rate}")
+        if "target=" in training.attack.partition(":")[2]:
+            raise SettingError(f"attack {training.attack!r}: expected its class as a run's own key: target = 3")
         attack = read_attack(training.config["attack"])
         attack.check(num_classes=spec.num_classes, size=spec.size)
         if attack.needs_classifier:

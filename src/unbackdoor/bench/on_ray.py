@@ -59,7 +59,7 @@ class OnRay(Engine):
                 yield key, self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                yield key, Failed(f"lost {RETRIES + 1} times: {reason}", cause="engine")
+                yield key, Failed(f"lost {RETRIES + 1} times: {reason}")
 
     def close(self) -> None:
         for reference in self._running:

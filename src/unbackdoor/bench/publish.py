@@ -4,34 +4,39 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from unbackdoor.attacks import parse_attack
-from unbackdoor.bench.cell import Cell, Correlation, Probe, Repair, Training, canonical, method_config, method_origins
+from unbackdoor.bench.cell import Cell, Correlation, Repair, Training, canonical, method_config, method_origins
 from unbackdoor.bench.grid import Grid
 from unbackdoor.bench.store import Record, Store
 from unbackdoor.data import dataset_spec
 from unbackdoor.report.benchmark import Claim, ClaimedGrid, Count
 
 
-def publish(grid: Grid, store: Store) -> ClaimedGrid:
-    """A claim for every cell that is done or has failed."""
-    claims, done, left, missing = [], 0, 0, []
-    for cell, key, record, failure in store.outcomes(grid.cells):
-        done += record is not None
-        if key is None or (record is None and failure is None):
-            left += 1
-            missing += [] if key is None else [key]
-        elif not isinstance(cell, Probe):
-            claims.append(claim_of(cell, key, record, None if failure is None else str(failure["reason"])))
+def publish(grid: Grid, store: Store, digests: Mapping[str, str] | None = None) -> ClaimedGrid:
+    """A claim for every cell that is done or has failed.
+
+    Args:
+        grid: whose cells.
+        store: what is done.
+        digests: name of a data set -> digest of its content, of those that were not used in this store.
+    """
+    known = {**(digests or {}), **store.digests()}
+    claims, keys = [], []
+    for cell, key, record, failure in store.outcomes(grid.cells, known):
+        if key is not None:
+            keys.append(key)
+            if record is not None or failure is not None:
+                claims.append(claim_of(cell, key, record, None if failure is None else str(failure["reason"])))
     return ClaimedGrid(
         name=grid.name,
         title=grid.title,
         paper=grid.paper,
-        cells=len(grid.cells),
-        done=done,
-        left=left,
-        missing=tuple(missing),
+        cells=len(set(keys)) + sum(cell.data_name not in known for cell in grid.cells),
+        keys=tuple(dict.fromkeys(keys)),
+        data={name: known[name] for name in grid.data_sets if name in known},
         claims=tuple(claims),
     )
 
@@ -43,7 +48,6 @@ def claim_of(cell: Cell, key: str, record: Record | None, failed: str | None = N
     record = record or {}
     result: dict[str, Any] = record.get("result", {})
     repair = cell if isinstance(cell, Repair) else None
-    layers = result.get("layers")
     return Claim(
         kind=cell.kind,
         key=key,
@@ -56,9 +60,11 @@ def claim_of(cell: Cell, key: str, record: Record | None, failed: str | None = N
         recipe=training.recipe,
         epochs=training.build_recipe().epochs,
         seed=training.seed,
+        dtype=training.dtype,
         method="none" if repair is None else repair.method,
         clean=None if repair is None else repair.clean,
         clean_seed=None if repair is None else repair.clean_seed,
+        poisoned=None if repair is None else repair.poisoned,
         names=_names(training.data, training.arch, training.attack),
         **_counts(result.get("rates")),
         before=_counts(result.get("before")),
@@ -73,7 +79,7 @@ def claim_of(cell: Cell, key: str, record: Record | None, failed: str | None = N
         versions=record.get("versions", {}),
         commit=record.get("commit"),
         correlation=result if isinstance(cell, Correlation) and result else None,
-        layers=layers,
+        layers=None if repair is None else result.get("layers"),
         note="taken over from a run of `unbackdoor train`" if record.get("adopted") else "",
     )
 

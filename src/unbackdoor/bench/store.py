@@ -18,9 +18,10 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from unbackdoor.atomic import atomic_write
 from unbackdoor.bench.cell import EPOCHS, Cell, canonical
@@ -58,6 +59,13 @@ class Store:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.root}: a store cannot be made here: {error.strerror or error}") from error
+
+    @classmethod
+    def empty(cls, root: str | Path) -> Store:
+        """What a store is before it is made: to be read, and nothing is in it."""
+        store = cls.__new__(cls)
+        store.root = Path(root)
+        return store
 
     # What is there
 
@@ -189,17 +197,26 @@ class Store:
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
         """Whether this process alone works on a cell; a process that dies lets go of its claims."""
-        import fcntl
-
         path = self.root / "locks" / key
         with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
+            if (
+                not _locked(lock, patience=0.05)
+                or not path.exists()
+                or not os.path.samestat(os.fstat(lock.fileno()), path.stat())
+            ):
+                yield False  # another is at it, or was until now and took the file away
                 return
             yield True
             path.unlink(missing_ok=True)
+
+    def claimed(self) -> set[str]:
+        """Keys of the cells that a process is working on."""
+        found = set()
+        for path in (self.root / "locks").glob("*"):
+            with contextlib.suppress(FileNotFoundError), path.open() as lock:
+                if not _locked(lock):
+                    found.add(path.name)
+        return found
 
     def _whole(self, path: Path, record: Record) -> bool:
         """Whether the files beside a record are those that it was written with."""
@@ -221,6 +238,20 @@ class Store:
             if not target.exists():
                 os.replace(source, target)
                 return
+
+
+def _locked(file: IO[str], *, patience: float = 0.0) -> bool:
+    """Whether a file is this process's alone until it is closed. Whoever only looks holds one for a moment."""
+    import fcntl
+
+    for wait in (patience, 0.0):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(wait)
+        else:
+            return True
+    return False
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from unbackdoor.cli.options import quiet_option
+from unbackdoor.report.escape import visible
 
 grid_argument = click.argument("grid", type=click.Path(path_type=Path))
 store_option = click.option(
@@ -41,10 +42,18 @@ def command() -> None:
 @claims_option
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs it.")
 @click.option("--address", help="Of a Ray cluster; without it one is started on this machine.")
-@click.option("--cpus", type=float, default=1, show_default=True, help="A cell's CPUs (ray).")
-@click.option("--gpus", type=float, default=0, show_default=True, help="A cell's GPUs (ray); 0.25 lets four share one.")
+@click.option("--cpus", type=click.FloatRange(min=0), default=1, show_default=True, help="A cell's CPUs (ray).")
+@click.option(
+    "--gpus",
+    type=click.FloatRange(min=0),
+    default=0,
+    show_default=True,
+    help="A cell's GPUs (ray); 0.25 lets four share one.",
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
-@click.option("--threads", type=int, default=0, show_default=True, help="torch's, for each cell; 0 leaves them.")
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, show_default=True, help="torch's, for each cell; 0 leaves them."
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @click.option("--retry-failed", is_flag=True, help="Try cells that failed once more.")
 @click.option("--dry-run", is_flag=True, help="Print what would be run, what is there, and how long it may take.")
@@ -71,12 +80,13 @@ def run(
     from unbackdoor.train import check_device
 
     cells = read_grid(grid)
-    known = _known(claims_path)
+    known, digests = _known(claims_path)
     if dry_run:
-        found = standing(cells, Store(store_path), known=known) if store_path.exists() else None
-        _print_plan(cells, found)
+        store = Store(store_path, make=False) if store_path.exists() else Store.empty(store_path)
+        _print_plan(cells, standing(cells, store, {**digests, **store.digests()}, known))
         return 0
     check_device(device)
+    _announce(cells)
     store = Store(store_path)
 
     def told(event: str, cell: Cell, text: str) -> None:
@@ -117,7 +127,10 @@ def status(*, grid: Path, store_path: Path, claims_path: Path | None, form: str)
     from unbackdoor.bench import Store, read_grid, standing
 
     cells = read_grid(grid)
-    found = standing(cells, Store(store_path), known=_known(claims_path))
+    known, digests = _known(claims_path)
+    fresh = claims_path is not None and not store_path.exists()
+    store = Store.empty(store_path) if fresh else Store(store_path, make=False)
+    found = standing(cells, store, {**digests, **store.digests()}, known)
     if form == "json":
         click.echo(json.dumps({"schema_version": 1, "grid": cells.name, **dataclasses.asdict(found)}, indent=2))
         return
@@ -148,9 +161,10 @@ def status(*, grid: Path, store_path: Path, claims_path: Path | None, form: str)
 @quiet_option
 def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: str, quiet: bool) -> None:
     """Tables, figures and one offline page of what grids' cells came to, beside what the paper prints."""
-    from unbackdoor.report.benchmark import check_folder, read_grids, write_report
+    from unbackdoor.report.benchmark import check_folder, read_digests, read_grids, write_report
 
     check_folder(output)
+    digests = read_digests(output / "claims")
     grids = []
     for source in sources:
         if source.is_dir():
@@ -158,7 +172,7 @@ def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: 
         else:
             from unbackdoor.bench import Store, publish, read_grid
 
-            grids.append(publish(read_grid(source), Store(store_path, make=False)))
+            grids.append(publish(read_grid(source), Store(store_path, make=False), digests))
     shown = write_report(output, grids, title=title)
     if not quiet:
         for grid in shown:
@@ -167,15 +181,26 @@ def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: 
     click.echo(output / "index.html")
 
 
-def _known(claims: Path | None) -> set[str]:
-    """Keys of the cells that a folder of claims says are done.
+def _known(claims: Path | None) -> tuple[set[str], dict[str, str]]:
+    """Keys of the cells that a folder of claims says are done, and the digests of the data sets that they are about.
 
     Raises:
         DataError: it holds none, or a file in it is no claim.
     """
-    from unbackdoor.report.benchmark import done_in, read_grids
+    from unbackdoor.report.benchmark import done_in, read_digests, read_grids
 
-    return set() if claims is None else done_in(read_grids(claims))
+    return (set(), {}) if claims is None else (done_in(read_grids(claims)), read_digests(claims))
+
+
+def _announce(grid: Any) -> None:
+    """Files that will be run, as everywhere."""
+    from unbackdoor.bench import Training
+    from unbackdoor.models import parse_arch
+
+    archs = dict.fromkeys(cell.arch for cell in grid.cells if isinstance(cell, Training))
+    for file in dict.fromkeys(parse_arch(arch).file for arch in archs):
+        if file is not None:
+            click.echo(f"running {visible(str(file))} (--arch)", err=True)
 
 
 def _line(found: Any) -> str:
@@ -199,15 +224,11 @@ def _duration(seconds: float) -> str:
 
 def _print_plan(cells: Any, found: Any) -> None:
     """Every cell with whether it is done, and the least memory that one needs."""
-    left = None if found is None else set(found.left)
-    failed = set() if found is None else {title for title, _ in found.failed.values()}
+    left, failed = set(found.left), {title for title, _ in found.failed.values()}
     for cell in cells.cells:
-        state = "left" if left is None or cell.title in left else "failed" if cell.title in failed else "done"
+        state = "left" if cell.title in left else "failed" if cell.title in failed else "done"
         click.echo(f"{state:<6} {cell.kind:<11} {cell.title}")
-    if found is None:
-        click.echo(f"{len(cells.cells):,} cells, none done; time unknown until like cells are")
-    else:
-        click.echo(_line(found))
+    click.echo(_line(found))
     need = _memory(cells)
     click.echo(f"a cell needs {need / 2**30:.1f} GB at least: data set, weights, gradients, momentum")
 
@@ -222,6 +243,8 @@ def _memory(cells: Any) -> float:
     most = 0.0
     seen = {(cell.data, cell.config["arch"]) for cell in cells.cells if isinstance(cell, Training)}
     for data, arch in sorted(seen):
+        if parse_arch(arch).file is not None:  # nothing is run to tell its size
+            continue
         spec = dataset_spec(data)
         images = sizes.get(data, 0) * 3 * spec.size**2
         weights = sum(p.numel() for p in parse_arch(arch).build(device="meta").parameters())

@@ -1,5 +1,6 @@
 """Grids of claims that were made up, for tests of what is shown of them."""
 
+import hashlib
 import random
 
 from unbackdoor.report.benchmark import Claim, ClaimedGrid, Count
@@ -30,13 +31,13 @@ def claim(**values):
     if before is not None:
         rates["before"] = {"acc": Count(hits=round(100 * before), total=10_000)}
     made = {**usual, **rates, **values}
-    made.setdefault("key", f"{abs(hash(str(sorted(made.items(), key=str)))):032x}"[:32])
+    made.setdefault("key", hashlib.sha256(str(sorted(made.items(), key=str)).encode()).hexdigest()[:32])
     return Claim(**made)
 
 
 def grid(*claims, **values):
     """A grid of these claims."""
-    usual = {"name": "sample", "title": "A sample", "paper": "T1", "cells": len(claims), "done": len(claims)}
+    usual = {"name": "sample", "title": "A sample", "paper": "T1", "cells": len(claims)}
     return ClaimedGrid(**{**usual, **values}, claims=claims)
 
 
@@ -106,4 +107,4 @@ def large(seed=0):
         "pruned_high": [c for c, s in enumerate(scores) if s > cut],
     }
     found.append(claim(acc=86, asr=2, before=87, der=0.9, seed=9, layers=[layer]))
-    return grid(*found, cells=len(found) + 4, done=len(found) - 1, left=4)
+    return grid(*found, cells=len(found) + 4)

@@ -9,6 +9,9 @@ from claim_samples import claim, grid, large
 
 from unbackdoor.errors import DataError, OutputError
 from unbackdoor.report.benchmark import check_folder, read_grids, write_grid, write_report
+from unbackdoor.report.benchmark.claims import merged
+
+CURVES = {"images": 1, "layers": [], **{n: {"per_image": [], "per_layer": []} for n in ("pearson", "spearman")}}
 
 
 def test_grids_survive_the_disk(tmp_path):
@@ -20,10 +23,35 @@ def test_grids_survive_the_disk(tmp_path):
 
 
 def test_the_same_cell_replaces_itself_and_others_stay(tmp_path):
-    write_grid(tmp_path, grid(claim(acc=90, key="a" * 32), claim(method="clp", key="b" * 32)))
-    write_grid(tmp_path, grid(claim(acc=80, key="c" * 32)))
-    [found] = read_grids(tmp_path)
-    assert {c.method: c.acc.percent for c in found.claims} == {"lpp": 80.0, "clp": 90.0}
+    a, b = "a" * 32, "b" * 32
+    write_report(tmp_path, [grid(claim(acc=90, key=a), claim(acc=70, dtype="float32", key=b))])
+    write_report(tmp_path, [grid(claim(acc=80, key=a))])
+    [found] = read_grids(tmp_path / "claims")
+    assert {c.key: c.acc.percent for c in found.claims} == {a: 80.0, b: 70.0}
+    write_report(tmp_path, [grid(claim(acc=None, failed="no luck", key=a))])
+    [found] = read_grids(tmp_path / "claims")
+    assert (found.done, found.failed) == (2, ())  # a result stays where the same cell fails elsewhere
+
+
+def test_claims_of_no_cell_of_the_grid_are_in_no_mean(tmp_path):
+    """As when a default or a stage's code has changed since."""
+    old = claim(acc=10, key="0" * 32)
+    write_report(tmp_path, [grid(old)])
+    [shown] = write_report(tmp_path, [grid(claim(acc=80, key="a" * 32), cells=2, keys=("a" * 32, "b" * 32))])
+    assert (shown.done, shown.left, shown.strays, len(shown.claims)) == (1, 1, 1, 2)
+    assert "10.00" not in (tmp_path / "tables.md").read_text()
+    assert "1 claims in its folder are of no cell of it" in (tmp_path / "tables.md").read_text()
+
+
+def test_a_copied_claim_is_no_second_measurement(tmp_path):
+    write_grid(tmp_path, grid(claim()))
+    [path] = [p for p in tmp_path.glob("*/*.json") if p.name != "grid.json"]
+    path.with_name("copy (1).json").write_bytes(path.read_bytes())
+    with pytest.raises(DataError, match="same cell"):
+        read_grids(tmp_path)
+    with pytest.raises(DataError, match="same cell"):
+        write_report(tmp_path / "none", [merged(tmp_path, grid(claim()))])
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
@@ -40,6 +68,15 @@ def test_the_same_cell_replaces_itself_and_others_stay(tmp_path):
         ({"asr ": 1}, "unknown key 'asr '"),
         ({"schema_version": 2}, "schema_version 1, got 2"),
         ({"acc": None}, "expected 'acc', or 'failed'"),
+        ({"recipe": ""}, "recipe: expected a text"),
+        ({"failed": ""}, "failed: expected a reason"),
+        ({"before": {"hits": {"hits": 1, "total": 2}}}, "before: expected acc, asr and ra"),
+        ({"before": {"acc": {"hits": 9, "total": 10}, "asr": {"hits": 9, "total": 10}}, "der": 0.5}, "its counts say"),
+        ({"correlation": {"x": 1}}, "correlation: expected"),
+        ({"layers": ["x"]}, "layers: expected"),
+        ({"layers": [{"path": "a", "scores": [1.0], "pruned_high": [1]}]}, "layers: expected"),
+        ({"seconds": 10**400}, "seconds: expected"),
+        ({"note": "\ud800"}, "expected a claim in JSON"),
     ],
 )
 def test_what_is_no_claim_is_refused_by_name(tmp_path, change, said):
@@ -53,12 +90,36 @@ def test_what_is_no_claim_is_refused_by_name(tmp_path, change, said):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"acc": NaN}', b"[" * 100_000, b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b'{"acc": NaN}', b'{"settings": {"x": 1e400}}', b"[" * 100_000, b"\xff\xfe"]
+)
 def test_broken_files_are_refused_by_name(tmp_path, content):
     write_grid(tmp_path, grid(claim()))
     path = tmp_path / "sample" / "broken.json"
     path.write_bytes(content)
     with pytest.raises(DataError, match="broken.json"):
+        read_grids(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cells": -1}, "expected name"),
+        ({"more": 1}, "expected name"),
+        ({"schema_version": 2}, "schema_version 1"),
+        ({"keys": [{}]}, "keys: expected texts"),
+        ({"name": "other"}, "expected the grid of its folder"),
+    ],
+)
+def test_what_is_no_grid_is_refused_by_name(tmp_path, change, said):
+    write_grid(tmp_path, grid(claim()))
+    write_grid(tmp_path, grid(claim(), name="second"))
+    path = tmp_path / "sample" / "grid.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError, match=said):
+        read_grids(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match="beside its claims"):
         read_grids(tmp_path)
 
 
@@ -107,7 +168,7 @@ def test_a_report_of_a_reports_claims_is_the_same_report(tmp_path):
 
 def test_a_networks_correlation_and_its_training_have_files_of_their_own(tmp_path):
     trained = claim(kind="training", method="none", asr=95)
-    related = claim(kind="correlation", method="none", acc=None, correlation={"layers": []})
+    related = claim(kind="correlation", method="none", acc=None, correlation=CURVES)
     for order in ((trained, related), (related, trained)):
         write_grid(tmp_path, grid(*order))
         [found] = read_grids(tmp_path)

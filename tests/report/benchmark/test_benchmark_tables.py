@@ -59,6 +59,40 @@ def test_the_best_is_asked_of_the_seeds_that_all_share():
     assert table.best(column, lambda c: c.acc.percent if c.seed else None) is None  # one method alone has that seed
 
 
+def test_averages_are_over_the_seeds_that_all_share():
+    none = [claim(kind="training", method="none", asr=95, seed=seed) for seed in (0, 1)]
+    clean = [
+        claim(attack="none", method=m, acc=90 - c, before=90, seed=s) for m, c, s in (("lpp", 2, 0), ("clp", 1, 0))
+    ]
+    clean.append(claim(attack="none", method="lpp", acc=50, before=90, seed=1))
+    table = table_of(
+        *none,
+        *clean,
+        claim(method="lpp", acc=80, asr=5, der=0.8),
+        claim(method="lpp", acc=90, asr=1, der=1.0, seed=1),
+        claim(method="clp", acc=84, asr=6, der=0.85),
+    )
+    assert table.average(line(table, "lpp")) == pytest.approx((80, 5, 0.8))
+    assert table.average(line(table, "clp")) == pytest.approx((84, 6, 0.85))
+    assert table.clean_cost(line(table, "lpp")) == pytest.approx(2.0)
+
+
+def test_other_weights_and_mixtures_are_no_draws_of_one_network():
+    half, full = (claim(acc=acc, dtype=dtype) for acc, dtype in ((80, "bfloat16"), (90, "float32")))
+    assert len(tables(grid(half, full))) == 2
+    table = table_of(*(claim(method="ep", clean=0.05, clean_seed=0, poisoned=p, acc=100 * p) for p in (0.1, 0.5)))
+    assert len(table.lines) == 2
+    again = claim(acc=80, seed=0, layers=[{"path": "a", "scores": [1.0], "pruned_high": []}])
+    [entry] = table_of(claim(acc=80), again).entries.values()
+    assert (entry.acc.value, entry.acc.half, len(entry.claims)) == (80.0, None, 1)
+
+
+def test_of_swept_settings_none_is_the_best():
+    claims = [claim(kind="training", method="none", asr=95), claim(), claim(method="lpp:upper=2", der=0.9)]
+    [table] = variants(grid(*claims))
+    assert table.winners == {table.columns[0]: (None, None)}
+
+
 def test_an_attack_that_does_not_work_is_in_no_average_and_has_no_best():
     table = table_of(
         claim(kind="training", method="none", asr=95),
@@ -132,7 +166,7 @@ def test_the_order_of_table_5_is_said_to_hold_or_not():
 
 
 def test_the_front_holds_what_nothing_beats():
-    lines = [Line(name, None, name) for name in "abcd"]
+    lines = [Line(name, None, None, name) for name in "abcd"]
     points = list(zip(lines, (1.0, 2.0, 3.0, 2.0), (9.0, 4.0, 5.0, 4.0), strict=True))
     assert [p[0].method for p in front(points)] == ["a", "b", "d"]  # c loses more than b and leaves more; ties stay
 

@@ -4,7 +4,7 @@
 `timing`, `plots` and `site` show that, and `folder` writes it all.
 """
 
-from unbackdoor.report.benchmark.claims import Claim, ClaimedGrid, Count, done_in, read_grids, write_grid
+from unbackdoor.report.benchmark.claims import Claim, ClaimedGrid, Count, done_in, read_digests, read_grids, write_grid
 from unbackdoor.report.benchmark.folder import check_folder, write_report
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Count",
     "check_folder",
     "done_in",
+    "read_digests",
     "read_grids",
     "write_grid",
     "write_report",

@@ -1,7 +1,7 @@
 """Claims: what one record of a grid says, as one reviewable JSON file, readable without torch.
 
-    FOLDER/GRID/grid.json      name, title, the paper's table, how many cells are done and left, and the keys of these
-    FOLDER/GRID/*.json         one claim each
+    FOLDER/GRID/grid.json      name, title, the paper's table, the keys of its cells and what the data sets held
+    FOLDER/GRID/*.json         one claim each; a name is for readers and ends with the start of the cell's key
 
 A claim is made by `unbackdoor bench report`, or written by whoever ran something elsewhere; reading one checks it.
 """
@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -46,10 +47,11 @@ class Claim:
         kind: training, repair or correlation.
         key: the cell's digest.
         failed: why it failed; None where it did not.
-        data, arch, attack, rate, target, recipe, epochs, seed: the network, as a grid says it; `attack` "none" is a
-            clean network, whose rate is None.
+        data, arch, attack, rate, target, recipe, epochs, seed, dtype: the network, as a grid says it; `attack` "none"
+            is a clean network, whose rate is None.
         method: as a grid says it; "none" for a training.
         clean, clean_seed: share of clean images and seed of their draw; None for methods that want none.
+        poisoned: share of these with the trigger, for methods that want training images.
         names: titles for readers, of "data", "arch" and "attack".
         acc, asr, ra: what was measured on the whole test set; None where there is no trigger.
         before: the same of the network that was repaired.
@@ -75,9 +77,11 @@ class Claim:
     recipe: str
     epochs: int
     seed: int
+    dtype: str = "bfloat16"
     method: str = NONE
     clean: float | None = None
     clean_seed: int | None = None
+    poisoned: float | None = None
     names: dict[str, str] = field(default_factory=dict)
     acc: Count | None = None
     asr: Count | None = None
@@ -99,7 +103,7 @@ class Claim:
 
     def to_json(self) -> str:
         """The file's content, a value a line; what says nothing is left out."""
-        said = {name: value for name, value in vars(self).items() if value or value == 0}
+        said = {name: value for name, value in vars(self).items() if value or value == 0 or name in _NEEDED}
         return _encode({"schema_version": SCHEMA_VERSION, **said, "rate": self.rate}) + "\n"
 
     @property
@@ -117,24 +121,45 @@ class ClaimedGrid:
 
     Attributes:
         name, title, paper: as the grid says.
-        cells, done, left: how many there are.
-        missing: keys of those that are left.
-        claims: of those that are done, and of those that failed.
+        cells: how many it has.
+        keys: theirs, as far as they are known; without any, every claim is taken for one of the grid.
+        data: name of a data set -> digest of its content, with which the keys were made.
+        claims: of cells that are done or have failed, and others that are in the folder.
     """
 
     name: str
     title: str
     paper: str = ""
     cells: int
-    done: int
-    left: int = 0
-    missing: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    data: dict[str, str] = field(default_factory=dict)
     claims: tuple[Claim, ...] = ()
+
+    @cached_property
+    def own(self) -> tuple[Claim, ...]:
+        """The claims of its cells: what tables and figures are made of."""
+        keys = set(self.keys)
+        return tuple(claim for claim in self.claims if not keys or claim.key in keys)
 
     @property
     def failed(self) -> tuple[Claim, ...]:
-        """Those that failed."""
-        return tuple(claim for claim in self.claims if claim.failed is not None)
+        """Its cells that failed."""
+        return tuple(claim for claim in self.own if claim.failed is not None)
+
+    @property
+    def done(self) -> int:
+        """How many of its cells are done."""
+        return len(done_in([self]))
+
+    @property
+    def left(self) -> int:
+        """How many are neither done nor failed."""
+        return max(0, self.cells - len({claim.key for claim in self.own}))
+
+    @property
+    def strays(self) -> int:
+        """How many claims are of no cell of it: the grid or the code has changed since."""
+        return len(self.claims) - len(self.own)
 
 
 def read_grids(folder: str | Path, *, without: Container[str] = ()) -> list[ClaimedGrid]:
@@ -147,26 +172,72 @@ def read_grids(folder: str | Path, *, without: Container[str] = ()) -> list[Clai
     Raises:
         DataError: there is none, or a file is no claim; it names the file and what is wrong with it.
     """
-    root = Path(folder)
-    heads = sorted(root.glob(f"*/{GRID}")) or sorted(root.glob(GRID))
+    heads = _heads(Path(folder))
     if not heads:
-        raise DataError(f"{root}: expected claims, as `unbackdoor bench report` writes them: no */{GRID} in it")
-    return [_read_grid(head) for head in heads if head.parent.name not in without]
+        raise DataError(f"{folder}: expected claims, as `unbackdoor bench report` writes them: no */{GRID} in it")
+    grids = [_read_grid(head) for head in heads if head.parent.name not in without]
+    for head, grid in zip((h for h in heads if h.parent.name not in without), grids, strict=True):
+        if len(heads) > 1 and head.parent.name != file_name(grid.name):
+            raise DataError(f"{head}: expected the grid of its folder, {head.parent.name!r}, got {grid.name!r}")
+    return grids
+
+
+def read_digests(folder: str | Path) -> dict[str, str]:
+    """Name of a data set -> digest of its content, of all grids in a folder of claims; nothing where it holds none.
+
+    Raises:
+        DataError: a grid.json is none, or two of them say otherwise of one data set.
+    """
+    found: dict[str, str] = {}
+    for head in _heads(Path(folder)):
+        for name, digest in _read_head(head)["data"].items():
+            if found.setdefault(name, digest) != digest:
+                raise DataError(f"{head}: is about another version of {name!r} than the grids beside it")
+    return found
 
 
 def done_in(grids: Iterable[ClaimedGrid]) -> set[str]:
     """Keys of every cell that is done."""
-    return {claim.key for grid in grids for claim in grid.claims if claim.failed is None}
+    return {claim.key for grid in grids for claim in grid.own if claim.failed is None}
+
+
+def _heads(root: Path) -> list[Path]:
+    heads = sorted(root.glob(f"*/{GRID}")) or sorted(root.glob(GRID))
+    orphan = next((p for p in sorted(root.glob("*/*.json")) if not p.with_name(GRID).exists()), None) if heads else None
+    if orphan is not None:
+        raise DataError(f"{orphan.parent}: expected a {GRID} beside its claims")
+    return heads
+
+
+def _read_head(head: Path) -> dict[str, Any]:
+    record = _object(head)
+    version = record.pop("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{head}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
+    found = {name: _value(head, record, name, kind) for name, kind in _GRID_FIELDS.items() if name in record}
+    if set(record) - set(_GRID_FIELDS) or not {"name", "title", "cells"} <= set(record) or found["cells"] < 0:
+        raise DataError(f"{head}: expected {', '.join(_GRID_FIELDS)} of a grid, got {', '.join(record) or 'nothing'}")
+    for key in found.get("keys", ()):
+        if not isinstance(key, str):
+            raise DataError(f"{head}: keys: expected texts, got {key!r}")
+    return {"data": {}, **found, "keys": tuple(found.get("keys", ()))}
 
 
 def _read_grid(head: Path) -> ClaimedGrid:
-    record = _object(head)
-    found = {name: _value(head, record, name, kind) for name, kind in _GRID_FIELDS.items() if name in record}
-    claims = [read_claim(path) for path in sorted(head.parent.glob("*.json")) if path.name != GRID]
-    try:
-        return ClaimedGrid(**{**found, "missing": tuple(found.get("missing", ()))}, claims=tuple(claims))
-    except TypeError as error:
-        raise DataError(f"{head}: expected {', '.join(_GRID_FIELDS)}, got {', '.join(record) or 'nothing'}") from error
+    claims: dict[tuple[str, str], tuple[Path, Claim]] = {}
+    for path in sorted(head.parent.glob("*.json")):
+        if path.name != GRID:
+            claim = read_claim(path)
+            _put(claims, path, claim)
+    return ClaimedGrid(**_read_head(head), claims=tuple(claim for _, claim in claims.values()))
+
+
+def _put(claims: dict[tuple[str, str], tuple[Path, Claim]], path: Path, claim: Claim) -> None:
+    """Claims by cell; a second file on one cell would be counted as a second measurement."""
+    place = (claim.key, claim.title)
+    if place in claims:
+        raise DataError(f"{path}: is on the same cell as {claims[place][0].name}: keep one of them")
+    claims[place] = (path, claim)
 
 
 def read_claim(path: Path) -> Claim:
@@ -193,60 +264,112 @@ def read_claim(path: Path) -> Claim:
 
 def _check(path: Path, claim: Claim) -> None:
     """What a type does not say."""
+    for name in ("kind", "key", "data", "arch", "attack", "recipe", "method", "dtype"):
+        if not getattr(claim, name):
+            raise DataError(f"{path}: {name}: expected a text, got an empty one")
     if claim.kind not in KINDS:
         raise DataError(f"{path}: kind: expected one of {', '.join(KINDS)}, got {claim.kind!r}")
+    if claim.failed == "":
+        raise DataError(f"{path}: failed: expected a reason, got an empty text")
     if claim.failed is None and claim.kind != "correlation" and claim.acc is None:
         raise DataError(f"{path}: expected 'acc', or 'failed' with a reason")
     if (claim.attack == NONE) != (claim.rate is None):
         raise DataError(f"{path}: expected a rate with an attack and null without, got {claim.attack}, {claim.rate}")
-    for name in ("rate", "clean", "der"):
+    for name in ("rate", "clean", "poisoned", "der"):
         value = getattr(claim, name)
         if value is not None and not 0 <= value <= 1:
             raise DataError(f"{path}: {name}: expected a share in [0, 1], got {value}")
+    if not set(claim.before) <= {"acc", "asr", "ra"}:
+        raise DataError(f"{path}: before: expected acc, asr and ra, got {', '.join(claim.before)}")
+    counted = _effectiveness(claim)
+    if claim.der is not None and counted is not None and abs(claim.der - counted) > 1e-6:
+        raise DataError(f"{path}: der: its counts say {counted:.6f}, got {claim.der}")
+    if claim.correlation is not None and not _is_correlation(claim.correlation):
+        raise DataError(f"{path}: correlation: expected images, layers, pearson and spearman of Figure 3")
+    for layer in claim.layers or ():
+        if not _is_layer(layer):
+            raise DataError(f"{path}: layers: expected a layer's path, scores and cuts, got {str(layer)[:80]}")
 
 
-def write_grid(folder: str | Path, grid: ClaimedGrid) -> ClaimedGrid:
-    """Write a grid's claims; returns the grid with all claims that the folder then holds.
+def _effectiveness(claim: Claim) -> float | None:
+    """DER of its counts; None where they do not say."""
+    before, after = (claim.before.get("acc"), claim.before.get("asr")), (claim.acc, claim.asr)
+    if None in (*before, *after):
+        return None
+    acc, asr = ((b.percent - a.percent) / 100 for b, a in zip(before, after, strict=True) if a and b)
+    return (max(0.0, asr) - max(0.0, acc) + 1) / 2
 
-    A claim that is there under the same cell's name is replaced, but not a result by the same cell's failure. Others
-    are left, and those of cells that the grid misses count as done.
+
+def _is_correlation(found: dict[str, Any]) -> bool:
+    kinds = [found.get(name) for name in ("pearson", "spearman")]
+    return (
+        _fits(found.get("images"), int)
+        and isinstance(found.get("layers"), list)
+        and all(isinstance(kind, dict) and _numbers(kind.get("per_layer")) for kind in kinds)
+        and all(isinstance(rows := kind.get("per_image"), list) and all(map(_numbers, rows)) for kind in kinds if kind)
+    )
+
+
+def _is_layer(layer: object) -> bool:
+    if not isinstance(layer, dict) or not isinstance(layer.get("path"), str) or not _numbers(layer.get("scores")):
+        return False
+    scores, pruned = layer["scores"], layer.get("pruned_high")
+    return (
+        isinstance(pruned, list)
+        and all(type(c) is int and 0 <= c < len(scores) and scores[c] is not None for c in pruned)
+        and all(_fits(layer.get(name), float | None) for name in ("mean", "std", "upper", "band"))
+        and (layer.get("std") is None or layer.get("mean") is not None)
+    )
+
+
+def _numbers(values: object) -> bool:
+    """Whether it is a list of numbers, of which some may be missing."""
+    return isinstance(values, list) and all(_fits(value, float | None) for value in values)
+
+
+def merged(folder: str | Path, grid: ClaimedGrid) -> ClaimedGrid:
+    """A grid with the claims that a folder holds beside its own; nothing is written.
+
+    A claim that is there on the same cell is replaced, but not a result by a failure.
 
     Raises:
         DataError: a file that is there is no claim.
-        OutputError: the folder cannot be written.
     """
     root = Path(folder) / file_name(grid.name)
-    claims: dict[str, Claim] = {}
-    for claim in grid.claims:
-        name = file_name(claim.title)
-        if name in claims and claims[name].key != claim.key:
-            name += f"-{claim.key[:8]}"
-        claims[name] = claim
-    lacking = {*grid.missing, *(claim.key for claim in grid.failed)}
-    for path in root.glob("*.json"):
-        new = claims.get(path.stem)
+    claims = {_claim_file(claim): claim for claim in grid.claims}
+    others: dict[tuple[str, str], tuple[Path, Claim]] = {}
+    for path in sorted(root.glob("*.json")):
+        new = claims.get(path.name)
         if path.name == GRID or (new is not None and new.failed is None):
             continue
         there = read_claim(path)
-        if new is None or (there.key == new.key and there.failed is None):
-            claims[path.stem] = there
-    found = {claim.key for claim in claims.values() if claim.failed is None} & lacking
-    whole = replace(
-        grid,
-        done=grid.done + len(found),
-        left=grid.left - len(found.intersection(grid.missing)),
-        missing=tuple(key for key in grid.missing if key not in found),
-        claims=tuple(claims[name] for name in sorted(claims, key=lambda name: f"{name}.json")),
-    )
-    head = {name: getattr(whole, name) for name in _GRID_FIELDS}
+        if path.name != _claim_file(there) and _claim_file(there) in claims:
+            raise DataError(f"{path}: is on the same cell as {_claim_file(there)}: keep one of them")
+        _put(others, path, there)
+        if new is None or there.failed is None:
+            claims[_claim_file(there)] = there
+    return replace(grid, claims=tuple(claims[name] for name in sorted(claims)))
+
+
+def write_grid(folder: str | Path, grid: ClaimedGrid) -> None:
+    """Write a grid's claims; others that are there are left.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    root = Path(folder) / file_name(grid.name)
+    head = {"schema_version": SCHEMA_VERSION, **{name: getattr(grid, name) for name in _GRID_FIELDS}}
     try:
         root.mkdir(parents=True, exist_ok=True)
-        for name, claim in claims.items():
-            _write(root / f"{name}.json", claim.to_json())
+        for claim in grid.claims:
+            _write(root / _claim_file(claim), claim.to_json())
         _write(root / GRID, json.dumps(head, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise OutputError(f"{root}: claims cannot be written: {error.strerror or error}") from error
-    return whole
+
+
+def _claim_file(claim: Claim) -> str:
+    return f"{file_name(claim.title)[:160]}-{file_name(claim.key)[:8]}.json"
 
 
 def file_name(text: str) -> str:
@@ -267,7 +390,10 @@ _encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",\n
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_bytes(), parse_constant=_no_constant)
+        content = path.read_bytes()
+        record = json.loads(content, parse_constant=_no_constant, parse_float=_finite)
+        if b"\\u" in content:
+            json.dumps(record, ensure_ascii=False).encode()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -279,6 +405,12 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is no JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text} is too large")
+    return value
 
 
 def _value(path: Path, record: Mapping[str, Any], name: str, kind: Any) -> Any:
@@ -304,7 +436,7 @@ def _fits(value: Any, kind: Any) -> bool:
             and value["total"] > 0
         )
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and -1e300 < value < 1e300
     origin = get_origin(kind)
     if origin is dict:
         inner = get_args(kind)[1]
@@ -326,4 +458,4 @@ def _built(value: Any, kind: Any) -> Any:
 
 _FIELDS = get_type_hints(Claim)
 _NEEDED = ("kind", "key", "data", "arch", "attack", "rate", "recipe", "epochs", "seed")
-_GRID_FIELDS = {"name": str, "title": str, "paper": str, "cells": int, "done": int, "left": int, "missing": list[str]}
+_GRID_FIELDS = {"name": str, "title": str, "paper": str, "cells": int, "data": dict[str, str], "keys": list[str]}

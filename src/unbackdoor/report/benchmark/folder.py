@@ -8,7 +8,7 @@ from pathlib import Path
 from unbackdoor.atomic import atomic_write
 from unbackdoor.errors import DataError, OutputError
 from unbackdoor.report.benchmark import site, text
-from unbackdoor.report.benchmark.claims import ClaimedGrid, file_name, read_grids, write_grid
+from unbackdoor.report.benchmark.claims import GRID, ClaimedGrid, file_name, merged, read_grids, write_grid
 from unbackdoor.report.benchmark.plots import figures
 from unbackdoor.report.benchmark.tables import Sheet
 
@@ -26,7 +26,7 @@ def check_folder(folder: str | Path) -> None:
         return
     if not root.is_dir():
         raise OutputError(f"{root}: expected a folder for the report, got a file")
-    if any(root.iterdir()) and not (root / CLAIMS).is_dir():
+    if any(root.iterdir()) and not any((root / CLAIMS).glob(f"*/{GRID}")):
         raise OutputError(f"{root}: holds other files than a report: name a new folder, or one of an earlier report")
 
 
@@ -45,8 +45,9 @@ def write_report(folder: str | Path, grids: Iterable[ClaimedGrid], *, title: str
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"two of the grids are named {twice!r}; the claims of one would replace the other's")
-    written = [write_grid(root / CLAIMS, grid) for grid in given]
-    shown = sorted([*written, *read_grids(root / CLAIMS, without=names)], key=lambda grid: file_name(grid.name))
+    together = [merged(root / CLAIMS, grid) for grid in given]
+    others = read_grids(root / CLAIMS, without=names) if (root / CLAIMS).exists() else []
+    shown = sorted([*together, *others], key=lambda grid: file_name(grid.name))
     sheets = [Sheet.of(grid) for grid in shown]
     drawn = {sheet.grid.name: list(figures(sheet)) for sheet in sheets}
     files = {
@@ -58,6 +59,8 @@ def write_report(folder: str | Path, grids: Iterable[ClaimedGrid], *, title: str
     for found in drawn.values():
         for figure in found:
             files[f"figures/{file_name(figure.name)}.svg"] = figure.svg + "\n"
+    for grid in together:
+        write_grid(root / CLAIMS, grid)
     try:
         (root / "figures").mkdir(exist_ok=True)
     except OSError as error:

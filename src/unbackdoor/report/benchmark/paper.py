@@ -44,7 +44,7 @@ def printed(
     key = (table, DATA.get(data), network, ATTACKS.get(attack), METHODS.get(method))
     found = [row for row in _tables().get(key, ()) if _percent(rate) == float(row["poison_rate"])]
     if clean is not None and table != "T4":
-        found = [row for row in found if row["benign_rate"] and _percent(clean) == float(row["benign_rate"])]
+        found = [row for row in found if not row["benign_rate"] or _percent(clean) == float(row["benign_rate"])]
     if not found:
         return None
     row = found[0]

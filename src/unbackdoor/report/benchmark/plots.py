@@ -62,10 +62,10 @@ def figures(sheet: Sheet) -> Iterator[Figure]:
                 yield found
     for number, table in enumerate(sheet.variants, start=1):
         yield from _sweeps(table, f"{grid.name}-{number}")
-    related = [c for c in grid.claims if c.correlation is not None]
+    related = [c for c in grid.own if c.correlation is not None]
     for number, claim in enumerate(related, start=1):
         yield _correlation(claim, f"{grid.name}-correlation-{number}")
-    scored = next((c for c in grid.claims if c.layers and split_method(c.method)[:2] == ("lpp", "")), None)
+    scored = next((c for c in grid.own if c.layers and split_method(c.method)[:2] == ("lpp", "")), None)
     if scored is not None:
         drawn = _distribution(scored, f"{grid.name}-distribution")
         if drawn is not None:
@@ -114,13 +114,12 @@ def _pareto(table: Table, points: list[tuple[Line, float, float]], name: str) ->
         axes.set_xlabel("accuracy lost, points (logarithmic beyond 5)")
     axes.set_ylim(min(-4.0, axes.get_ylim()[0]), max(axes.get_ylim()[1], 20.0))
     _labels(axes, points)
-    seeds = "each method on its own seeds"
     return _finish(
         figure,
         name,
         f"What each method costs and leaves: {table.title}",
-        f"Means over {_attacks(table)}, {seeds}. Lower left is better; in blue and dotted, those that no other method "
-        "beats in both.",
+        f"Means over {_attacks(table)}, on the seeds that all methods share. Lower left is better; in blue and dotted, "
+        "those that no other method beats in both.",
     )
 
 

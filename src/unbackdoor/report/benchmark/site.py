@@ -62,9 +62,9 @@ def _leaderboard(sheets: Sequence[Sheet]) -> Html:
     body = "".join(_leader(table, line, found) for table, line, found in rows)
     heads = ("Method", "Data set, network, rate", "Attacks", "ACC", "ASR", "ACC - ASR", "DER", "Clean cost", "Seconds")
     lead = (
-        "Means over the established attacks of each setting, each method on the seeds that it was run with. Clean "
-        "cost: points of accuracy that the method takes from a network without a backdoor. DER in percent: 50 does "
-        "nothing, 100 takes all of the attack and nothing else. "
+        "Means over the established attacks of each setting, on the seeds that all methods share. Clean cost: points "
+        "of accuracy that the method takes from a network without a backdoor. DER in percent: 50 does nothing, 100 "
+        "takes all of the attack and nothing else. "
         "Rows of different settings are not to be compared."
     )
     return pages.section("Leaderboard", _sortable(heads, body), lead=lead, ident="leaderboard")
@@ -72,16 +72,13 @@ def _leaderboard(sheets: Sequence[Sheet]) -> Html:
 
 def _leader(table: Table, line: Line, average: tuple[float, float, float | None]) -> str:
     acc, asr, der = average
-    clean = next((column for column in table.columns if column.clean), None)
-    entry = None if clean is None else table.entries.get((line, clean))
-    cost = None if entry is None or entry.acc_change is None else 0.0 - entry.acc_change.value
     rate = "" if table.rate is None else f", {100 * table.rate:g} %"
     place = f"{table.titles['data']}, {table.titles['arch']}{rate}, {table.recipe}"
     return (
         f'<tr><th scope="row">{html_short(line.title, WORDS)}</th><td>{html_short(place, WORDS)}</td>'
         f"{_number(len(table.established), '{:.0f}')}{_number(acc)}{_number(asr)}{_number(acc - asr)}"
-        f"{_number(None if der is None else 100 * der)}{_number(cost)}"
-        f"{_number(table.seconds(line.method, line.clean), '{:.3g}')}</tr>"
+        f"{_number(None if der is None else 100 * der)}{_number(table.clean_cost(line))}"
+        f"{_number(table.seconds(line.method, line), '{:.3g}')}</tr>"
     )
 
 
@@ -211,11 +208,6 @@ def _cell(entry: Entry | None, line: Line, best: tuple[Line | None, Line | None]
 
 
 def _notes(table: Table) -> str:
-    notes = [
-        f"{line.title}, {column.title}: {entry.paper.note}."
-        for (line, column), entry in table.entries.items()
-        if entry.paper is not None and entry.paper.note
-    ]
     hardware = sorted(
         {
             ", ".join(str(c.hardware[k]) for k in ("device", "processor", "threads") if k in c.hardware)
@@ -226,14 +218,14 @@ def _notes(table: Table) -> str:
     )
     said = [
         "&#9733; best by ACC &minus; ASR (the paper's rule), &#9670; best by DER, each on the seeds that all methods "
-        "of a column share; &plusmn; half a 95 % interval over training seeds, where there are several. Whole test "
-        "sets."
+        "of a column share, as are the averages; &plusmn; half a 95 % interval over training seeds or, of a single "
+        "network, over draws of clean images. Whole test sets."
     ]
     if len(table.established) < len(table.attacks):
         said.append(f"&dagger; below an ASR of {ESTABLISHED:g} % without a defence: in no average, with no best.")
     if hardware:
         said.append(html(f"Run on (device, processor, threads): {'; '.join(hardware[:4])}."))
-    said += [html(note) for note in notes]
+    said += [html(note) for note in text.notes(table)]
     return f'<p class="key">{" ".join(said)}</p>'
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from unbackdoor.report.benchmark.claims import NONE, Claim, ClaimedGrid, Count
+from unbackdoor.report.benchmark.claims import NONE, Claim, ClaimedGrid
 from unbackdoor.report.benchmark.paper import METHODS, Printed, printed
 
 #: Below this, in percent, an attack has not been established: nothing can be said of a defence against it.
@@ -64,10 +64,11 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """A method, with its share of clean images."""
+    """A method, with its share of clean images and of triggered ones among them."""
 
     method: str
     clean: float | None
+    poisoned: float | None
     title: str
 
 
@@ -100,7 +101,8 @@ class Table:
     """One table.
 
     Attributes:
-        data, arch, recipe, rate: what is the same in all of it; `rate` is None where only clean networks are.
+        data, arch, recipe, dtype, rate: what is the same in all of it; `rate` is None where only clean networks are.
+        swept: whether methods were given settings, by which nothing is chosen: then none is the best.
         titles: of data and arch, for readers.
         columns, lines: in the order of the paper, then of the claims.
         entries: by line and column; a cell that no claim is about is missing.
@@ -109,7 +111,9 @@ class Table:
     data: str
     arch: str
     recipe: str
+    dtype: str
     rate: float | None
+    swept: bool
     titles: dict[str, str] = field(default_factory=dict)
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
@@ -119,7 +123,8 @@ class Table:
     def title(self) -> str:
         """For a reader."""
         rate = "" if self.rate is None else f", {100 * self.rate:g} % poisoned"
-        return f"{self.titles['data']}, {self.titles['arch']}{rate}, recipe {self.recipe}"
+        dtype = "" if self.dtype == "bfloat16" else f", weights in {self.dtype}"
+        return f"{self.titles['data']}, {self.titles['arch']}{rate}, recipe {self.recipe}{dtype}"
 
     @cached_property
     def attacks(self) -> tuple[Column, ...]:
@@ -140,22 +145,47 @@ class Table:
         return None
 
     def average(self, line: Line) -> tuple[float, float, float | None] | None:
-        """ACC, ASR and DER of a method over the established attacks; None where one of them was not run."""
-        found = [self.entries.get((line, column)) for column in self.established]
-        if not found or any(entry is None or entry.acc is None or entry.asr is None for entry in found):
-            return None
-        entries = [entry for entry in found if entry is not None]
-        acc = statistics.fmean(e.acc.value for e in entries if e.acc is not None)
-        asr = statistics.fmean(e.asr.value for e in entries if e.asr is not None)
-        ders = [e.der.value for e in entries if e.der is not None]
-        return acc, asr, statistics.fmean(ders) if len(ders) == len(entries) else None
+        """ACC, ASR and DER of a method over the established attacks, on the seeds that all methods share.
 
-    def seconds(self, method: str, *clean: float | None) -> float | None:
-        """Of a method: the median over the columns' medians, of these shares of clean images or of all."""
+        None where one of them was not run.
+        """
+        found = [self._on_shared(line, column) for column in self.established]
+        accs, asrs, ders = ([_mean(claims, rule) for claims in found] for rule in (_acc, _asr, effectiveness))
+        known = [(acc.value, asr.value) for acc, asr in zip(accs, asrs, strict=True) if acc and asr]
+        if not found or len(known) < len(found):
+            return None
+        der = [mean.value for mean in ders if mean is not None]
+        return (
+            statistics.fmean(acc for acc, _ in known),
+            statistics.fmean(asr for _, asr in known),
+            statistics.fmean(der) if len(der) == len(found) else None,
+        )
+
+    def clean_cost(self, line: Line) -> float | None:
+        """Points of accuracy that a method takes from clean networks, on the seeds that all methods share."""
+        change = [_mean(self._on_shared(line, column), _acc_change) for column in self.columns if column.clean]
+        return None if not change or change[0] is None else 0.0 - change[0].value
+
+    @cached_property
+    def shared(self) -> dict[Column, set[int]]:
+        """Of each column, the seeds on which every defence with a result there has one."""
+        found: dict[Column, set[int]] = {}
+        for column in self.columns:
+            seeds = {line: {c.seed for c in e.claims} for (line, at), e in self.entries.items() if at == column}
+            defences = [has for line, has in seeds.items() if line.method != NONE and has]
+            found[column] = set.intersection(*(defences or seeds.values()))
+        return found
+
+    def _on_shared(self, line: Line, column: Column) -> list[Claim]:
+        entry = self.entries.get((line, column))
+        return [] if entry is None else [claim for claim in entry.claims if claim.seed in self.shared[column]]
+
+    def seconds(self, method: str, line: Line | None = None) -> float | None:
+        """Of a method: the median over the columns' medians, of one of its lines or of all."""
         found = [
             entry.seconds
-            for (line, _), entry in self.entries.items()
-            if line.method == method and (not clean or line.clean in clean) and entry.seconds is not None
+            for (one, _), entry in self.entries.items()
+            if one.method == method and line in (None, one) and entry.seconds is not None
         ]
         return statistics.median(found) if found else None
 
@@ -167,25 +197,13 @@ class Table:
     def best(self, column: Column, rule: Callable[[Claim], float | None]) -> Line | None:
         """The defence with the largest mean of a rule over the seeds that all of them share; None without such seeds.
 
-        Only where the attack is established: where it is not, doing nothing wins.
+        Only where the attack is established: where it is not, doing nothing wins. Not among swept settings.
         """
-        if column not in self.established:
+        if self.swept or column not in self.established:
             return None
-        values: dict[Line, dict[int, list[float]]] = {}
-        for line in self.lines:
-            entry = self.entries.get((line, column))
-            if line.method == NONE or entry is None:
-                continue
-            for claim in entry.claims:
-                value = rule(claim)
-                if value is not None:
-                    values.setdefault(line, {}).setdefault(claim.seed, []).append(value)
-        if len(values) < 2:
-            return None
-        shared = set.intersection(*(set(seeds) for seeds in values.values()))
-        if not shared:
-            return None
-        return max(values, key=lambda line: statistics.fmean(statistics.fmean(values[line][seed]) for seed in shared))
+        means = {x: _mean(self._on_shared(x, column), rule) for x in self.lines if x.method != NONE}
+        known = {line: mean.value for line, mean in means.items() if mean is not None}
+        return max(known, key=lambda line: known[line]) if len(known) > 1 else None
 
 
 def acc_minus_asr(claim: Claim) -> float | None:
@@ -244,47 +262,51 @@ class Sheet:
 
 def tables(grid: ClaimedGrid) -> list[Table]:
     """A grid's tables, of methods as they come: those with settings given are in `variants`."""
-    found = _tables(grid, [c for c in grid.claims if not has_settings(c.method)])
-    only_variants = any(has_settings(c.method) for c in grid.claims)
+    found = _tables(grid, [c for c in grid.own if not has_settings(c.method)])
+    only_variants = any(has_settings(c.method) for c in grid.own)
     return [t for t in found if not only_variants or any(line.method != NONE for line in t.lines)]
 
 
 def variants(grid: ClaimedGrid) -> list[Table]:
     """Tables of every variant of the methods that were also run with settings given, beside the methods themselves."""
-    given = {split_method(c.method)[0] for c in grid.claims if has_settings(c.method)}
-    families = [c for c in grid.claims if c.method == NONE or split_method(c.method)[0] in given]
-    return [table for table in _tables(grid, families) if any(has_settings(line.method) for line in table.lines)]
+    given = {split_method(c.method)[0] for c in grid.own if has_settings(c.method)}
+    families = [c for c in grid.own if c.method == NONE or split_method(c.method)[0] in given]
+    return [table for table in _tables(grid, families, swept=True) if any(has_settings(x.method) for x in table.lines)]
 
 
-def _tables(grid: ClaimedGrid, claims: Iterable[Claim]) -> list[Table]:
-    groups: dict[tuple[str, str, str], list[Claim]] = {}
+def _tables(grid: ClaimedGrid, claims: Iterable[Claim], *, swept: bool = False) -> list[Table]:
+    groups: dict[tuple[str, str, str, str], list[Claim]] = {}
     for claim in claims:
         if claim.kind != "correlation":
-            groups.setdefault((claim.data, claim.arch, claim.recipe), []).append(claim)
+            groups.setdefault((claim.data, claim.arch, claim.recipe, claim.dtype), []).append(claim)
     found = []
     for group in groups.values():
         rates: list[float | None] = [*sorted({c.rate for c in group if c.rate is not None}, reverse=True)]
         for rate in rates or [None]:
-            found.append(_table(grid, rate, [c for c in group if c.rate is None or c.rate == rate]))
+            found.append(_table(grid, rate, [c for c in group if c.rate is None or c.rate == rate], swept=swept))
     return found
 
 
-def _table(grid: ClaimedGrid, rate: float | None, claims: Sequence[Claim]) -> Table:
+def _table(grid: ClaimedGrid, rate: float | None, claims: Sequence[Claim], *, swept: bool) -> Table:
     some = claims[0]
     columns, lines = _columns(claims), _lines(claims)
     column_of = {(c.attack, c.target, c.epochs): c for c in columns}
-    line_of = {(x.method, x.clean): x for x in lines}
-    behind: dict[tuple[Line, Column], list[Claim]] = {}
+    line_of = {(x.method, x.clean, x.poisoned): x for x in lines}
+    behind: dict[tuple[Line, Column], dict[tuple[int, int | None, bool], Claim]] = {}
     for claim in claims:
-        place = line_of[claim.method, claim.clean], column_of[claim.attack, claim.target, claim.epochs]
-        behind.setdefault(place, []).append(claim)
-    entries = {place: _entry(grid, place, found) for place, found in behind.items()}
+        line = line_of[claim.method, claim.clean, claim.poisoned]
+        found = behind.setdefault((line, column_of[claim.attack, claim.target, claim.epochs]), {})
+        # The same with its scores kept is no second measurement.
+        found.setdefault((claim.seed, claim.clean_seed, claim.failed is None), claim)
+    entries = {place: _entry(grid, place, list(found.values())) for place, found in behind.items()}
     titles = {name: some.names.get(name, getattr(some, name)) for name in ("data", "arch")}
     return Table(
         data=some.data,
         arch=some.arch,
         recipe=some.recipe,
+        dtype=some.dtype,
         rate=rate,
+        swept=swept,
         titles=titles,
         columns=columns,
         lines=lines,
@@ -305,16 +327,15 @@ def _columns(claims: Sequence[Claim]) -> tuple[Column, ...]:
 
 
 def _lines(claims: Sequence[Claim]) -> tuple[Line, ...]:
-    shares: dict[str, set[float]] = {}
+    several, mixed = (
+        len({share for c in claims if (share := getattr(c, name)) is not None}) > 1 for name in ("clean", "poisoned")
+    )
+    found: dict[tuple[str, float | None, float | None], Line] = {}
     for claim in claims:
-        if claim.clean is not None:
-            shares.setdefault(claim.method, set()).add(claim.clean)
-    several = len(set().union(*shares.values())) > 1 if shares else False
-    found: dict[tuple[str, float | None], Line] = {}
-    for claim in claims:
-        name = method_title(claim.method)
-        title = f"{name}, {100 * claim.clean:g} %" if several and claim.clean is not None else name
-        key = (claim.method, claim.clean)
+        title = method_title(claim.method)
+        title += f", {100 * claim.clean:g} %" if several and claim.clean is not None else ""
+        title += f", {100 * claim.poisoned:g} % triggered" if mixed and claim.poisoned is not None else ""
+        key = (claim.method, claim.clean, claim.poisoned)
         found.setdefault(key, Line(*key, title))
     order = list(METHODS)
     # The paper's order, ours last: data-based ones, then CLP, then LPP; what the paper has not stands between.
@@ -343,9 +364,9 @@ def _entry(grid: ClaimedGrid, place: tuple[Line, Column], claims: Sequence[Claim
     first = claims[0]
     seconds = [c.seconds for c in done if c.seconds is not None]
     return Entry(
-        acc=_percent(done, "acc"),
-        asr=_percent(done, "asr"),
-        ra=_percent(done, "ra"),
+        acc=_mean(done, _acc),
+        asr=_mean(done, _asr),
+        ra=_mean(done, _ra),
         acc_change=_mean(done, _acc_change),
         der=_mean(done, effectiveness),
         seconds=statistics.median(seconds) if seconds and line.method != NONE else None,
@@ -357,12 +378,16 @@ def _entry(grid: ClaimedGrid, place: tuple[Line, Column], claims: Sequence[Claim
     )
 
 
-def _percent(claims: Iterable[Claim], name: str) -> Mean | None:
-    def rate(claim: Claim) -> float | None:
-        count: Count | None = getattr(claim, name)
-        return None if count is None else count.percent
+def _acc(claim: Claim) -> float | None:
+    return None if claim.acc is None else claim.acc.percent
 
-    return _mean(claims, rate)
+
+def _asr(claim: Claim) -> float | None:
+    return None if claim.asr is None else claim.asr.percent
+
+
+def _ra(claim: Claim) -> float | None:
+    return None if claim.ra is None else claim.ra.percent
 
 
 def _acc_change(claim: Claim) -> float | None:

@@ -17,14 +17,16 @@ CSV = (
 )  # fmt: skip
 
 RATES = ("acc", "asr", "ra")
+SWEPT = ": settings, one at a time"
 
 LEGEND = (
     "ACC / ASR in percent on the whole test set: ASR among triggered images of other classes than the target. "
-    "± is half of a 95 % interval over training seeds (Student's t); without it there is one. "
-    "**Bold**: the best defence by ACC - ASR, the paper's rule; _italic_: the best by DER; both on the seeds that all "
-    f"methods of the column share, and only where the attack's ASR reaches {ESTABLISHED:g} % without a defence (†: it "
-    "does not, and the column is not part of the average). Average: over the established attacks. Clean network: its "
-    "ACC, and the change that the method costs. Paper: the printed figures, and ours less those."
+    "± is half of a 95 % interval (Student's t) over training seeds or, of a single network, over draws of clean "
+    "images; without it there is one. **Bold**: the best defence by ACC - ASR, the paper's rule; _italic_: the best by "
+    "DER; both on the seeds that all methods of the column share, and only where the attack's ASR reaches "
+    f"{ESTABLISHED:g} % without a defence (†: it does not, and the column is not part of the average). Average: over "
+    "the established attacks, on those same seeds. Clean network: its ACC, and the change that the method costs. "
+    "Paper: the printed figures, and ours less those."
 )
 
 
@@ -35,8 +37,9 @@ def markdown(sheets: Sequence[Sheet]) -> str:
         parts.append(f"## {_plain(sheet.grid.title)}\n")
         parts.append(standing(sheet.grid) + "\n")
         for table in sheet.all_tables:
-            parts.append(f"### {_plain(table.title)}\n")
+            parts.append(f"### {_plain(table.title)}{SWEPT if table.swept else ''}\n")
             parts.append("\n".join(_markdown_rows(table)) + "\n")
+            parts += [_plain(note) + "\n" for note in notes(table)]
     return "\n".join(parts)
 
 
@@ -45,7 +48,17 @@ def standing(grid: ClaimedGrid) -> str:
     words = f"{grid.done:,} of {grid.cells:,} cells are done"
     words += f", {len(grid.failed):,} failed" if grid.failed else ""
     words += f", {grid.left:,} were not run" if grid.left else ""
+    words += f"; {grid.strays:,} claims in its folder are of no cell of it, and left out" if grid.strays else ""
     return words + "."
+
+
+def notes(table: Table) -> list[str]:
+    """What must be said of printed figures."""
+    return [
+        f"{line.title}, {column.title}: {entry.paper.note}."
+        for (line, column), entry in table.entries.items()
+        if entry.paper is not None and entry.paper.note
+    ]
 
 
 def latex(sheets: Sequence[Sheet]) -> str:
@@ -55,7 +68,7 @@ def latex(sheets: Sequence[Sheet]) -> str:
         for table in sheet.all_tables:
             heads = " & ".join(_tex(_head(table, column)) for column in table.columns)
             parts += [
-                f"% {_flat(sheet.grid.title)}: {_flat(table.title)}",
+                f"% {_flat(sheet.grid.title)}: {_flat(table.title)}{SWEPT if table.swept else ''}",
                 f"\\begin{{tabular}}{{l{'r' * (len(table.columns) + 2)}}}",
                 "\\toprule",
                 f"Method & {heads} & Average & Seconds \\\\",
@@ -75,7 +88,7 @@ def table_csv(grids: Sequence[ClaimedGrid]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV)
     for grid in grids:
-        for claim in grid.claims:
+        for claim in grid.own:
             writer.writerow(_csv_row(grid, claim))
     return stream.getvalue()
 
@@ -113,7 +126,7 @@ def paper(entry: Entry) -> str:
 
 def seconds(table: Table, line: Line) -> str:
     """Of a row, in three digits."""
-    found = table.seconds(line.method, line.clean)
+    found = table.seconds(line.method, line)
     return "" if found is None else f"{found:.3g}"
 
 
