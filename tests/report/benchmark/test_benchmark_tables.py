@@ -139,6 +139,7 @@ def test_other_recipes_rates_and_epochs_are_not_mixed():
         (("T1", "cifar10", "resnet18:width=16", "badnet", 0.1, "none", None), 88.79, 94.96),
         (("T1", "cifar10", "resnet18", "badnet", 0.1, "bnp", 0.01), 88.3, 95.29),
         (("T4", "cifar10", "resnet18", "none", None, "lpp", None), 88.93, None),
+        (("VGG", "cifar10", "vgg19_bn", "badnet", 0.1, "bnp", 0.01), 89.8, 95.01),  # its table names no share
         (("VGG", "cifar10", "vgg19_bn", "bpp", 0.1, "none", None), None, 95.49),  # a column shifted
     ],
 )
