@@ -1,4 +1,4 @@
-"""Writes what the pages in this folder say of the registries: `python docs/make_tables.py`, behind each change of one.
+"""Writes what the pages in this folder say of registries and results: `python docs/make_tables.py`, behind each change.
 
 A page keeps its prose; what stands between `<!-- NAME -->` and `<!-- end of NAME -->` is made anew by the function that
 SECTIONS has for it. With --check nothing is written, and the exit status is 1 where a page is not what it would be.
@@ -17,8 +17,11 @@ from unbackdoor.config import setting_fields
 from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.table import DEFENCES, presets_of
 from unbackdoor.detectors import DETECTORS
+from unbackdoor.report.benchmark import Claim, read_grids, text
+from unbackdoor.report.benchmark.tables import Sheet
 
 HERE = Path(__file__).parent
+CLAIMS = HERE.parent / "results" / "claims"
 
 
 def attacks_overview() -> str:
@@ -113,6 +116,45 @@ def _methods() -> list[str]:
     return sorted(DEFENCES, key=lambda name: (not issubclass(DEFENCES[name], DataFree), name))
 
 
+def ablations() -> str:
+    """What each choice of LPP came to on the networks that decide them."""
+    return _networks("small-ablations")
+
+
+def misses() -> str:
+    """The same on WaNet and SIG."""
+    return _networks("small-misses")
+
+
+def _networks(name: str) -> str:
+    """A row a method, a column a network: ACC / ASR."""
+    [grid] = [grid for grid in read_grids(CLAIMS) if grid.name == name]
+    claims = [claim for claim in grid.own if claim.acc is not None]
+    networks = sorted({(claim.names.get("attack", "clean"), claim.seed) for claim in claims})
+    cells = {(c.method, c.names.get("attack", "clean"), c.seed): _rates(c) for c in claims}
+    methods = sorted(dict.fromkeys(c.method for c in claims), key=lambda m: (m != "none", m != "lpp", m))
+    rows = [(f"`{m}`", *(cells.get((m, *network), "") for network in networks)) for m in methods]
+    return table(("", *(f"{attack}, seed {seed}" for attack, seed in networks)), rows)
+
+
+def _rates(claim: Claim) -> str:
+    assert claim.acc is not None
+    return f"{claim.acc.percent:.2f}" + (f" / {claim.asr.percent:.2f}" if claim.asr is not None else "")
+
+
+def beside_the_paper() -> str:
+    """LPP's cells that the paper prints as well: ours, the paper's, and the difference."""
+    rows = []
+    for grid in read_grids(CLAIMS):
+        for shown in Sheet.of(grid).tables:
+            for (line, column), entry in shown.entries.items():
+                if line.method == "lpp" and entry.paper is not None and entry.acc is not None and grid.paper:
+                    rate = "" if column.clean or shown.rate is None else f", {100 * shown.rate:g} %"
+                    said, less = text.paper(entry).removeprefix("paper ").split(", ")
+                    rows.append((shown.titles["data"], column.title + rate, text.both(entry), said, less))
+    return table(("data", "network", "here", "paper", "difference"), sorted(set(rows)))
+
+
 SECTIONS = {
     "attacks.md": {
         "overview": attacks_overview,
@@ -123,6 +165,11 @@ SECTIONS = {
         "overview": defences_overview,
         "one by one": defences_one_by_one,
         "detectors": detectors_one_by_one,
+    },
+    "fidelity.md": {
+        "ablations": ablations,
+        "misses": misses,
+        "beside the paper": beside_the_paper,
     },
 }
 
@@ -180,7 +227,10 @@ def main(arguments: list[str]) -> int:
         if new != old:
             if "--check" in arguments:
                 stale += 1
-                print(f"{path.name}: is not what the registry says; run python docs/make_tables.py", file=sys.stderr)
+                print(
+                    f"{path.name}: is not what the registries and results say; run python docs/make_tables.py",
+                    file=sys.stderr,
+                )
             else:
                 path.write_text(new, encoding="utf-8")
     return int(stale > 0)
