@@ -9,7 +9,7 @@ from claim_samples import claim, grid, large
 
 from unbackdoor.errors import DataError, OutputError
 from unbackdoor.report.benchmark import check_folder, read_grids, write_grid, write_report
-from unbackdoor.report.benchmark.claims import merged
+from unbackdoor.report.benchmark.claim_folder import merged
 
 CURVES = {"images": 1, "layers": [], **{n: {"per_image": [], "per_layer": []} for n in ("pearson", "spearman")}}
 

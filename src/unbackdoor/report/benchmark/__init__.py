@@ -1,10 +1,11 @@
 """The benchmark as a reader sees it: claims, tables, plots, the page. Nothing here imports torch.
 
-`claims` reads and writes what was measured, `paper` holds what was printed, `tables` puts both side by side; `text`,
-`timing`, `plots` and `site` show that, and `folder` writes it all.
+`claims` are what was measured, `claim_checks` reads one and `claim_folder` many of them; `paper` holds what was printed,
+`tables` puts both side by side; `text`, `timing`, `plots` and `site` show that, and `folder` writes it all.
 """
 
-from unbackdoor.report.benchmark.claims import Claim, ClaimedGrid, Count, done_in, read_digests, read_grids, write_grid
+from unbackdoor.report.benchmark.claim_folder import read_digests, read_grids, write_grid
+from unbackdoor.report.benchmark.claims import Claim, ClaimedGrid, Count, done_in
 from unbackdoor.report.benchmark.folder import check_folder, write_report
 
 __all__ = [

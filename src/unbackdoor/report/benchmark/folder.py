@@ -8,7 +8,8 @@ from pathlib import Path
 from unbackdoor.atomic import atomic_write
 from unbackdoor.errors import DataError, OutputError
 from unbackdoor.report.benchmark import site, text
-from unbackdoor.report.benchmark.claims import GRID, ClaimedGrid, file_name, merged, read_grids, write_grid
+from unbackdoor.report.benchmark.claim_folder import GRID, merged, read_grids, write_grid
+from unbackdoor.report.benchmark.claims import ClaimedGrid, file_name
 from unbackdoor.report.benchmark.plots import figures
 from unbackdoor.report.benchmark.tables import Sheet
 
