@@ -1,6 +1,6 @@
 """The benchmark as a reader sees it: claims, tables, plots, the page. Nothing here imports torch.
 
-`claims` are what was measured, `claim_checks` reads one and `claim_folder` many of them; `paper` holds what was printed,
+`claims` are what was measured, `claim_checks` reads one, `claim_folder` many; `paper` holds what was printed,
 `tables` puts both side by side; `text`, `timing`, `plots` and `site` show that, and `folder` writes it all.
 """
 
