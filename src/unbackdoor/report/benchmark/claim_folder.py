@@ -96,10 +96,12 @@ def write_grid(folder: str | Path, grid: ClaimedGrid) -> None:
 
 
 def _heads(root: Path) -> list[Path]:
-    heads = sorted(root.glob(f"*/{GRID}")) or sorted(root.glob(GRID))
-    orphan = next((p for p in sorted(root.glob("*/*.json")) if not p.with_name(GRID).exists()), None) if heads else None
-    if orphan is not None:
-        raise DataError(f"{orphan.parent}: expected a {GRID} beside its claims")
+    heads = sorted(root.glob(f"*/{GRID}"))
+    if not heads:
+        return sorted(root.glob(GRID))
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if not (folder / GRID).exists() and any(folder.glob("*.json")):
+            raise DataError(f"{folder}: expected a {GRID} beside its claims")
     return heads
 
 

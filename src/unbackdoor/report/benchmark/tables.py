@@ -149,6 +149,13 @@ class Table:
 
         None where one of them was not run.
         """
+        return self._averages[line]
+
+    @cached_property
+    def _averages(self) -> dict[Line, tuple[float, float, float | None] | None]:
+        return {line: self._average(line) for line in self.lines}
+
+    def _average(self, line: Line) -> tuple[float, float, float | None] | None:
         found = [self._on_shared(line, column) for column in self.established]
         accs, asrs, ders = ([_mean(claims, rule) for claims in found] for rule in (_acc, _asr, effectiveness))
         known = [(acc.value, asr.value) for acc, asr in zip(accs, asrs, strict=True) if acc and asr]
