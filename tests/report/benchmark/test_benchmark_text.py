@@ -78,3 +78,15 @@ def test_failures_and_what_is_left_are_said():
     assert "ran out of memory" in content
     assert "1 failed" in content
     assert "4 were not run" in content
+
+
+def test_the_leaderboard_leaves_out_grids_that_sweep():
+    def leaders(content):
+        return content[content.index('id="leaderboard"') :].split("</table>")[0].count("<tr>") - 1
+
+    trained = claim(kind="training", method="none", asr=95)
+    plain = grid(trained, claim(), claim(method="clp"))
+    swept = grid(trained, claim(), claim(method="lpp:upper=2"), name="swept")
+    assert leaders(page(plain)) == 3
+    assert leaders(page(swept, plain)) == 3
+    assert leaders(page(swept)) == 2

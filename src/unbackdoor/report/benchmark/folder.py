@@ -49,7 +49,7 @@ def write_report(folder: str | Path, grids: Iterable[ClaimedGrid], *, title: str
     together = [merged(root / CLAIMS, grid) for grid in given]
     others = read_grids(root / CLAIMS, without=names) if (root / CLAIMS).exists() else []
     shown = sorted([*together, *others], key=lambda grid: file_name(grid.name))
-    sheets = [Sheet.of(grid) for grid in shown]
+    sheets = sorted((Sheet.of(grid) for grid in shown), key=lambda sheet: bool(sheet.variants))  # sweeps last
     drawn = {sheet.grid.name: list(figures(sheet)) for sheet in sheets}
     files = {
         PAGE: site.render(sheets, drawn, title=title),

@@ -55,7 +55,7 @@ def _head(grids: Sequence[ClaimedGrid], title: str) -> Html:
 
 def _leaderboard(sheets: Sequence[Sheet]) -> Html:
     rows = []
-    for sheet in sheets:
+    for sheet in [sheet for sheet in sheets if not sheet.variants] or sheets:
         for table in sheet.tables:
             rows += [(table, line, found) for line in table.lines if (found := table.average(line)) is not None]
     rows.sort(key=lambda row: -1.0 if row[2][2] is None else row[2][2], reverse=True)
@@ -64,7 +64,7 @@ def _leaderboard(sheets: Sequence[Sheet]) -> Html:
     lead = (
         "Means over the established attacks of each setting, on the seeds that all methods share. Clean cost: points "
         "of accuracy that the method takes from a network without a backdoor. DER in percent: 50 does nothing, 100 "
-        "takes all of the attack and nothing else. "
+        "takes all of the attack and nothing else. Grids in which settings are swept are left out. "
         "Rows of different settings are not to be compared."
     )
     return pages.section("Leaderboard", _sortable(heads, body), lead=lead, ident="leaderboard")
