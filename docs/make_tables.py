@@ -117,7 +117,7 @@ def _methods() -> list[str]:
 
 
 def ablations() -> str:
-    """What each choice of LPP came to on the networks that decide them."""
+    """What each choice of LPP came to on networks kept apart."""
     return _networks("small-ablations")
 
 

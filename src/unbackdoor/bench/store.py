@@ -75,12 +75,12 @@ class Store:
             return Path(f"{self.root}/{cell.kind}/{key}/{RECORD}")
         return Path(f"{self.root}/{cell.kind}/{key}.json")
 
-    def read(self, cell: Cell, key: str, *, files: bool = True) -> Record | None:
+    def read(self, cell: Cell, key: str, *, look: bool = False) -> Record | None:
         """A finished cell's record; None if there is none, or it is damaged and was set aside.
 
         Args:
             cell, key: whose.
-            files: whether those beside it are read as well, and held against their digests.
+            look: whether nothing but the record is read, and nothing is set aside.
         """
         path = self.path(cell, key)
         try:
@@ -88,9 +88,10 @@ class Store:
         except FileNotFoundError:
             return None
         record = unsealed(content)
-        if record is not None and record.get("key") == key and (not files or self._whole(path, record)):
+        if record is not None and record.get("key") == key and (look or self._whole(path, record)):
             return record
-        self._set_aside(cell, path)
+        if not look:
+            self._set_aside(cell, path)
         return None
 
     def has(self, cell: Cell, key: str) -> bool:
@@ -107,7 +108,7 @@ class Store:
     def outcomes(
         self, cells: Iterable[Cell], digests: Mapping[str, str] | None = None
     ) -> Iterator[tuple[Cell, str | None, Record | None, Record | None]]:
-        """Each cell with its key, its record if it is done, and else its failure if it failed; networks are not read.
+        """Each cell with its key, its record if it is done, and else its failure if it failed; nothing is set aside.
 
         The key is None where the cell's data set was never used here.
         """
@@ -117,7 +118,7 @@ class Store:
                 yield cell, None, None, None
                 continue
             key = cell.key(digests)
-            record = self.read(cell, key, files=False)
+            record = self.read(cell, key, look=True)
             yield cell, key, record, self.failure(key) if record is None else None
 
     def folder(self, cell: Cell, key: str) -> Path:

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from claim_samples import claim, grid, large
 
 from unbackdoor.errors import DataError, OutputError
-from unbackdoor.report.benchmark import check_folder, read_grids, write_grid, write_report
+from unbackdoor.report.benchmark import check_folder, read_digests, read_grids, write_grid, write_report
 from unbackdoor.report.benchmark.claim_folder import merged
 
 CURVES = {"images": 1, "layers": [], **{n: {"per_image": [], "per_layer": []} for n in ("pearson", "spearman")}}
@@ -43,13 +44,47 @@ def test_claims_of_no_cell_of_the_grid_are_in_no_mean(tmp_path):
     assert "1 claims in its folder are of no cell of it" in (tmp_path / "tables.md").read_text()
 
 
+def test_machines_with_a_data_set_each_add_up_in_both_orders(tmp_path):
+    """Each knows the keys of its own data set alone."""
+    a, b = (
+        grid(claim(data=name, key=key * 32), cells=2, keys=(key * 32,), data={name: digest})
+        for name, key, digest in (("cifar10", "a", "1"), ("gtsrb", "b", "2"))
+    )
+    for folder, order in (("ab", (a, b)), ("ba", (b, a))):
+        for one in order:
+            [shown] = write_report(tmp_path / folder, [one])
+        assert (shown.cells, shown.done, shown.strays) == (2, 2, 0)
+        assert read_digests(tmp_path / folder / "claims") == {"cifar10": "1", "gtsrb": "2"}
+
+
+def test_other_versions_of_a_data_set_are_refused_before_anything_is_written(tmp_path):
+    one, other = (grid(claim(key=k * 32), keys=(k * 32,), data={"cifar10": k}, name=k) for k in "ab")
+    write_report(tmp_path / "out", [one])
+    before = sorted(path.name for path in (tmp_path / "out").rglob("*"))
+    with pytest.raises(DataError, match="another version of 'cifar10'"):
+        write_report(tmp_path / "out", [other])
+    with pytest.raises(DataError, match="another version of 'cifar10'"):
+        write_report(tmp_path / "out", [replace(one, data={"cifar10": "c"})])
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == before
+
+
+def test_a_file_that_was_named_by_hand_stays_as_it_is(tmp_path):
+    write_report(tmp_path, [grid(claim(), cells=2)])
+    mine = claim(method="clp")
+    (tmp_path / "claims" / "sample" / "mine.json").write_text(mine.to_json())
+    for _ in range(2):
+        [shown] = write_report(tmp_path, [grid(claim(), cells=2)])
+        assert {c.method for c in shown.claims} == {"lpp", "clp"}
+    assert len(list((tmp_path / "claims" / "sample").iterdir())) == 3
+
+
 def test_a_copied_claim_is_no_second_measurement(tmp_path):
     write_grid(tmp_path, grid(claim()))
     [path] = [p for p in tmp_path.glob("*/*.json") if p.name != "grid.json"]
     path.with_name("copy (1).json").write_bytes(path.read_bytes())
     with pytest.raises(DataError, match="same cell"):
         read_grids(tmp_path)
-    with pytest.raises(DataError, match="same cell"):
+    with pytest.raises(DataError, match="name it"):
         write_report(tmp_path / "none", [merged(tmp_path, grid(claim()))])
     assert not (tmp_path / "none").exists()
 
@@ -69,6 +104,12 @@ def test_a_copied_claim_is_no_second_measurement(tmp_path):
         ({"schema_version": 2}, "schema_version 1, got 2"),
         ({"acc": None}, "expected 'acc', or 'failed'"),
         ({"recipe": ""}, "recipe: expected a text"),
+        ({"key": "machine-A-1"}, "key: expected 32 hexadecimal digits"),
+        ({"seconds": -1}, "seconds: expected no less than 0"),
+        ({"schema_version": True}, "schema_version 1, got True"),
+        ({"method": "none"}, "expected a method of a repair"),
+        ({"failed": "no luck"}, "expected a reason and no result"),
+        ({"before": {"hits": {"hits": 1, "total": 2}, "total": {"hits": 1, "total": 2}}}, "before: expected acc"),
         ({"failed": ""}, "failed: expected a reason"),
         ({"before": {"hits": {"hits": 1, "total": 2}}}, "before: expected acc, asr and ra"),
         ({"before": {"acc": {"hits": 9, "total": 10}, "asr": {"hits": 9, "total": 10}}, "der": 0.5}, "its counts say"),

@@ -1,6 +1,7 @@
 """Means, intervals, the best, and the paper beside it, against sums done by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from claim_samples import claim, grid, large
@@ -8,6 +9,7 @@ from claim_samples import claim, grid, large
 from unbackdoor.report.benchmark.paper import printed, printed_seconds
 from unbackdoor.report.benchmark.plots import figures, front
 from unbackdoor.report.benchmark.tables import T95, Line, Mean, Sheet, acc_minus_asr, effectiveness, tables, variants
+from unbackdoor.report.benchmark.text import notes
 from unbackdoor.report.benchmark.timing import timing
 
 
@@ -85,6 +87,15 @@ def test_other_weights_and_mixtures_are_no_draws_of_one_network():
     again = claim(acc=80, seed=0, layers=[{"path": "a", "scores": [1.0], "pruned_high": []}])
     [entry] = table_of(claim(acc=80), again).entries.values()
     assert (entry.acc.value, entry.acc.half, len(entry.claims)) == (80.0, None, 1)
+
+
+def test_methods_on_different_trainings_of_one_cell_are_said():
+    trained = claim(kind="training", method="none", acc=85, asr=95)
+    [same, other] = (claim(method=m, before=acc) for m, acc in (("lpp", 85), ("clp", 84)))
+    assert table_of(trained, replace(same, before={"acc": trained.acc, "asr": trained.asr})).retrained == ()
+    table = table_of(trained, replace(same, before={"acc": trained.acc, "asr": trained.asr}), other)
+    assert table.retrained == table.columns
+    assert "not all methods were given the same training" in notes(table)[0]
 
 
 def test_of_swept_settings_none_is_the_best():

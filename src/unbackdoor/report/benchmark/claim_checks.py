@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -23,7 +24,7 @@ def read_claim(path: Path) -> Claim:
     """
     record = _object(path)
     version = record.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise DataError(f"{path}: expected a claim of schema_version {SCHEMA_VERSION}, got {version!r}")
     unknown = sorted(set(record) - set(_FIELDS))
     if unknown:
@@ -40,7 +41,7 @@ def read_claim(path: Path) -> Claim:
 def read_head(head: Path) -> dict[str, Any]:
     record = _object(head)
     version = record.pop("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise DataError(f"{head}: expected schema_version {SCHEMA_VERSION}, got {version!r}")
     found = {name: _value(head, record, name, kind) for name, kind in GRID_FIELDS.items() if name in record}
     if set(record) - set(GRID_FIELDS) or not {"name", "title", "cells"} <= set(record) or found["cells"] < 0:
@@ -58,8 +59,14 @@ def _check(path: Path, claim: Claim) -> None:
             raise DataError(f"{path}: {name}: expected a text, got an empty one")
     if claim.kind not in KINDS:
         raise DataError(f"{path}: kind: expected one of {', '.join(KINDS)}, got {claim.kind!r}")
-    if claim.failed == "":
-        raise DataError(f"{path}: failed: expected a reason, got an empty text")
+    if re.fullmatch("[0-9a-f]{32}", claim.key) is None:
+        raise DataError(f"{path}: key: expected 32 hexadecimal digits, got {claim.key[:80]!r}")
+    if (claim.kind == "repair") == (claim.method == NONE):
+        raise DataError(f"{path}: expected a method of a repair and none of others, got a {claim.kind}, {claim.method}")
+    if claim.failed is not None and (not claim.failed or claim.acc is not None):
+        raise DataError(f"{path}: failed: expected a reason and no result, got {claim.failed[:80]!r}")
+    if claim.seconds is not None and claim.seconds < 0:
+        raise DataError(f"{path}: seconds: expected no less than 0, got {claim.seconds}")
     if claim.failed is None and claim.kind != "correlation" and claim.acc is None:
         raise DataError(f"{path}: expected 'acc', or 'failed' with a reason")
     if (claim.attack == NONE) != (claim.rate is None):
@@ -177,10 +184,11 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _built(value: Any, kind: Any) -> Any:
-    if isinstance(value, dict) and (kind is Count or Count in get_args(kind)):
-        if set(value) == {"hits", "total"}:
-            return Count(**value)
+    """Counts for their objects."""
+    if get_origin(kind) is dict and Count in get_args(kind):
         return {name: Count(**one) for name, one in value.items()}
+    if isinstance(value, dict) and (kind is Count or Count in get_args(kind)):
+        return Count(**value)
     return value
 
 

@@ -9,7 +9,7 @@ They are made by `unbackdoor bench report`, or written by whoever ran something 
 from __future__ import annotations
 
 import json
-from collections.abc import Container
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,23 +46,36 @@ def read_digests(folder: str | Path) -> dict[str, str]:
     Raises:
         DataError: a grid.json is none, or two of them say otherwise of one data set.
     """
+    root = Path(folder)
+    return _agreed((str(head), read_head(head)["data"]) for head in (_heads(root) if root.is_dir() else ()))
+
+
+def check_digests(grids: Iterable[ClaimedGrid]) -> None:
+    """DataError where two grids are about different versions of one data set."""
+    _agreed((f"the grid {grid.name!r}", grid.data) for grid in grids)
+
+
+def _agreed(places: Iterable[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for head in _heads(Path(folder)):
-        for name, digest in read_head(head)["data"].items():
+    for place, data in places:
+        for name, digest in data.items():
             if found.setdefault(name, digest) != digest:
-                raise DataError(f"{head}: is about another version of {name!r} than the grids beside it")
+                raise DataError(f"{place}: is about another version of {name!r} than the grids beside it")
     return found
 
 
 def merged(folder: str | Path, grid: ClaimedGrid) -> ClaimedGrid:
     """A grid with the claims that a folder holds beside its own; nothing is written.
 
-    A claim that is there on the same cell is replaced, but not a result by a failure.
+    A claim that is there on the same cell is replaced, but not a result by a failure. Where not all of the grid's keys
+    are known, those of the folder are taken as well: another machine had other data sets.
 
     Raises:
-        DataError: a file that is there is no claim.
+        DataError: a file that is there is no claim, or the folder is about another version of a data set.
     """
     root = Path(folder) / file_name(grid.name)
+    if (root / GRID).exists():
+        grid = _united(root / GRID, grid)
     claims = {_claim_file(claim): claim for claim in grid.claims}
     others: dict[tuple[str, str], tuple[Path, Claim]] = {}
     for path in sorted(root.glob("*.json")):
@@ -71,15 +84,31 @@ def merged(folder: str | Path, grid: ClaimedGrid) -> ClaimedGrid:
             continue
         there = read_claim(path)
         if path.name != _claim_file(there) and _claim_file(there) in claims:
-            raise DataError(f"{path}: is on the same cell as {_claim_file(there)}: keep one of them")
+            raise DataError(f"{path}: is on a cell that is reported anew: name it {_claim_file(there)}, or remove it")
         _put(others, path, there)
         if new is None or there.failed is None:
             claims[_claim_file(there)] = there
     return replace(grid, claims=tuple(claims[name] for name in sorted(claims)))
 
 
-def write_grid(folder: str | Path, grid: ClaimedGrid) -> None:
+def _united(head: Path, grid: ClaimedGrid) -> ClaimedGrid:
+    there = read_head(head)
+    for name, digest in there["data"].items():
+        if grid.data.get(name, digest) != digest:
+            raise DataError(f"{head}: is about another version of {name!r}: write to a new folder")
+    if len(grid.keys) >= grid.cells > 0 or not there["keys"]:
+        return grid
+    keys = tuple(dict.fromkeys((*grid.keys, *there["keys"])))
+    return replace(grid, keys=keys, cells=max(grid.cells, len(keys)), data={**there["data"], **grid.data})
+
+
+def write_grid(folder: str | Path, grid: ClaimedGrid, *, only: Container[str] | None = None) -> None:
     """Write a grid's claims; others that are there are left.
+
+    Args:
+        folder: of all grids.
+        grid: which.
+        only: keys of the claims that are written; None takes all.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -89,7 +118,8 @@ def write_grid(folder: str | Path, grid: ClaimedGrid) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         for claim in grid.claims:
-            _write(root / _claim_file(claim), claim.to_json())
+            if only is None or claim.key in only:
+                _write(root / _claim_file(claim), claim.to_json())
         _write(root / GRID, json.dumps(head, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise OutputError(f"{root}: claims cannot be written: {error.strerror or error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from unbackdoor.atomic import atomic_write
 from unbackdoor.errors import DataError, OutputError
 from unbackdoor.report.benchmark import site, text
-from unbackdoor.report.benchmark.claim_folder import GRID, merged, read_grids, write_grid
+from unbackdoor.report.benchmark.claim_folder import GRID, check_digests, merged, read_grids, write_grid
 from unbackdoor.report.benchmark.claims import ClaimedGrid, file_name
 from unbackdoor.report.benchmark.plots import figures
 from unbackdoor.report.benchmark.tables import Sheet
@@ -49,6 +49,7 @@ def write_report(folder: str | Path, grids: Iterable[ClaimedGrid], *, title: str
     together = [merged(root / CLAIMS, grid) for grid in given]
     others = read_grids(root / CLAIMS, without=names) if (root / CLAIMS).exists() else []
     shown = sorted([*together, *others], key=lambda grid: file_name(grid.name))
+    check_digests(shown)
     sheets = sorted((Sheet.of(grid) for grid in shown), key=lambda sheet: bool(sheet.variants))  # sweeps last
     drawn = {sheet.grid.name: list(figures(sheet)) for sheet in sheets}
     files = {
@@ -60,8 +61,8 @@ def write_report(folder: str | Path, grids: Iterable[ClaimedGrid], *, title: str
     for found in drawn.values():
         for figure in found:
             files[f"figures/{file_name(figure.name)}.svg"] = figure.svg + "\n"
-    for grid in together:
-        write_grid(root / CLAIMS, grid)
+    for grid, whole in zip(given, together, strict=True):
+        write_grid(root / CLAIMS, whole, only={claim.key for claim in grid.claims})
     try:
         (root / "figures").mkdir(exist_ok=True)
     except OSError as error:

@@ -55,7 +55,8 @@ def _head(grids: Sequence[ClaimedGrid], title: str) -> Html:
 
 def _leaderboard(sheets: Sequence[Sheet]) -> Html:
     rows = []
-    for sheet in [sheet for sheet in sheets if not sheet.variants] or sheets:
+    plain = [sheet for sheet in sheets if not sheet.variants]
+    for sheet in plain or sheets:
         for table in sheet.tables:
             rows += [(table, line, found) for line in table.lines if (found := table.average(line)) is not None]
     rows.sort(key=lambda row: -1.0 if row[2][2] is None else row[2][2], reverse=True)
@@ -64,9 +65,10 @@ def _leaderboard(sheets: Sequence[Sheet]) -> Html:
     lead = (
         "Means over the established attacks of each setting, on the seeds that all methods share. Clean cost: points "
         "of accuracy that the method takes from a network without a backdoor. DER in percent: 50 does nothing, 100 "
-        "takes all of the attack and nothing else. Grids in which settings are swept are left out. "
-        "Rows of different settings are not to be compared."
+        "takes all of the attack and nothing else. Rows of different settings are not to be compared."
     )
+    if plain and len(plain) < len(sheets):
+        lead += " Grids in which settings are swept are left out."
     return pages.section("Leaderboard", _sortable(heads, body), lead=lead, ident="leaderboard")
 
 
@@ -189,7 +191,7 @@ def _row(table: Table, line: Line) -> str:
 
 def _cell(entry: Entry | None, line: Line, best: tuple[Line | None, Line | None]) -> str:
     if entry is None:
-        return '<td><span class="missing">not run</span></td>'
+        return '<td><span class="missing">&ndash;</span></td>'
     if entry.acc is None:
         reason = entry.failed[0].failed if entry.failed else "nothing was measured"
         return f'<td title="{html_short(reason or "", 400)}"><span class="missing">failed</span></td>'

@@ -183,6 +183,20 @@ class Table:
             found[column] = set.intersection(*(defences or seeds.values()))
         return found
 
+    @cached_property
+    def retrained(self) -> tuple[Column, ...]:
+        """Columns in which methods were given different trainings of one cell, as two machines may have made them."""
+        found = []
+        for column in self.columns:
+            before: dict[int, set[tuple[int, int | None]]] = {}
+            for claim in (c for (_, at), entry in self.entries.items() if at == column for c in entry.claims):
+                rates = {"acc": claim.acc, "asr": claim.asr} if claim.method == NONE else claim.before
+                acc, asr = rates.get("acc"), rates.get("asr")
+                if acc is not None:
+                    before.setdefault(claim.seed, set()).add((acc.hits, None if asr is None else asr.hits))
+            found += [column] if any(len(rates) > 1 for rates in before.values()) else []
+        return tuple(found)
+
     def _on_shared(self, line: Line, column: Column) -> list[Claim]:
         entry = self.entries.get((line, column))
         return [] if entry is None else [claim for claim in entry.claims if claim.seed in self.shared[column]]

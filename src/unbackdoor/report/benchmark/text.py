@@ -53,8 +53,12 @@ def standing(grid: ClaimedGrid) -> str:
 
 
 def notes(table: Table) -> list[str]:
-    """What must be said of printed figures."""
+    """What must be said of printed figures, and of columns that are of several networks."""
     return [
+        f"{column.title}: not all methods were given the same training of a seed's network; compare their changes and "
+        "DER, which are each against its own."
+        for column in table.retrained
+    ] + [
         f"{line.title}, {column.title}: {entry.paper.note}."
         for (line, column), entry in table.entries.items()
         if entry.paper is not None and entry.paper.note
@@ -148,7 +152,7 @@ def _markdown_rows(table: Table) -> list[str]:
         for column in table.columns:
             entry = table.entries.get((line, column))
             if entry is None:
-                cells.append("not run")
+                cells.append("–")
                 continue
             text = both(entry)
             by_gap, by_der = table.winners[column]
