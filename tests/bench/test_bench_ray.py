@@ -64,7 +64,7 @@ def test_the_same_table_as_in_process_although_workers_are_killed(cache: Path, c
     thread.start()
     try:
         found = run_grid(grid, store, engine, data_dir=None)
-        for _ in range(5):  # what was lost more often than Ray tries is tried again
+        for _ in range(40):  # what was lost more often than Ray tries is tried again; there are thirty kills at most
             if sum(found.done.values()) == 12:
                 break
             found = run_grid(grid, store, OnRay(cluster.address), retry_failed=True)
