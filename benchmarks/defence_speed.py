@@ -74,7 +74,8 @@ def training(model: nn.Module, images: LabelledImages, batch_size: int, *, mixed
         optimiser.step()
 
 
-def run(method: Defence, model: nn.Module, images: LabelledImages, graph: LayerGraph) -> None:
+def run(method: Defence, model: nn.Module, images: LabelledImages, graph: LayerGraph | None = None) -> None:
+    """One call; without a graph, its reading is part of it."""
     if isinstance(method, DataFree):
         method(model, graph=graph)
     else:

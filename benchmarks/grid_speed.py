@@ -15,7 +15,6 @@ import json
 import os
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,11 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scan_speed import run
 from speed import cpu_name
 from unbackdoor.bench import Engine, Grid, Local, Probe, Store, Training, read_grid, run_grid
 from unbackdoor.bench.cell import EPOCHS, Cell, Repair, method_origins
 from unbackdoor.bench.on_ray import OnRay
 from unbackdoor.bench.perform import SCHEMA_VERSION
+from unbackdoor.metrics import defence_effectiveness
 from unbackdoor.train import circumstances
 
 #: Cells a second; seconds.
@@ -70,9 +71,9 @@ def fill(store: Store, grid: Grid) -> None:
     """A record for every cell."""
     draw = random.Random(0)
     store.meet("cifar10", DIGEST)
-    about = circumstances("cpu")
+    about, digests = circumstances("cpu"), store.digests()
     for cell in grid.cells:
-        store.put(cell, cell.key(store.digests()), record(cell, draw, about), files(cell))
+        store.put(cell, cell.key(digests), record(cell, draw, about), files(cell))
 
 
 def files(cell: Cell) -> dict[str, bytes]:
@@ -94,7 +95,12 @@ def record(cell: Cell, draw: random.Random, about: dict[str, Any]) -> dict[str, 
         result = {
             "rates": after,
             "before": before,
-            "der": draw.uniform(0.8, 1),
+            "der": defence_effectiveness(
+                acc_before=before["acc"]["value"],
+                acc_after=after["acc"]["value"],
+                asr_before=before["asr"]["value"],
+                asr_after=after["asr"]["value"],
+            ),
             "changed": True,
             "pruned": 8,
             "scaled": 70,
@@ -117,16 +123,7 @@ def record(cell: Cell, draw: random.Random, about: dict[str, Any]) -> dict[str, 
 
 def seconds_of(command: list[str]) -> float:
     """The median of three runs."""
-    took = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
-        )
-        took.append(time.perf_counter() - start)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
-    return statistics.median(took)
+    return statistics.median(run(command) for _ in range(3))
 
 
 def main() -> None:

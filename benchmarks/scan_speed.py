@@ -25,13 +25,13 @@ from speed import cpu_name, network
 TARGET = 1.3
 
 
-def run(command: list[str]) -> float:
-    """Seconds until the command ended; `scan` says with exit code 1 that it found something."""
+def run(command: list[str], *, fine: tuple[int, ...] = (0,)) -> float:
+    """Seconds until the command ended, with one of the exit codes that are fine."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     start = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     elapsed = time.perf_counter() - start
-    if done.returncode not in (0, 1):
+    if done.returncode not in fine:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
     return elapsed
 
@@ -50,7 +50,7 @@ def main() -> None:
         save_file(network().state_dict(), file)
         for pair in range(arguments.pairs + 1):
             a = run([sys.executable, "-c", "import torch"])
-            b = run([str(tool), "scan", str(file), "--arch", "resnet18"])
+            b = run([str(tool), "scan", str(file), "--arch", "resnet18"], fine=(0, 1))  # 1: it found something
             if pair:  # the first fills the caches
                 imports.append(a)
                 scans.append(b)

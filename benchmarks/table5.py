@@ -14,34 +14,25 @@ import itertools
 import json
 import os
 import statistics
-import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from defence_speed import IMAGES, NETWORK, run, seconds
 from speed import cpu_name, network
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset
-from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.table import parse_method
 from unbackdoor.model_files import load_model
 from unbackdoor.report.benchmark.paper import METHODS, ORDER, printed_seconds
 
-NETWORK = Path(__file__).parents[1] / "zoo" / "cifar10_badnet" / "model.safetensors"
-IMAGES = 500
 #: Of these a call takes seconds at most, also at full width.
 QUICK = tuple(ORDER[:3])
 
 
 def call(name: str, model: nn.Module, images: LabelledImages) -> float:
     """Seconds of one call."""
-    method: Any = parse_method(name)
-    given = () if isinstance(method, DataFree) else (images.images, images.labels)
-    options: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "spec": images.spec} if given else {}
-    start = time.perf_counter()
-    method(model, *given, **options)
-    return time.perf_counter() - start
+    return seconds(lambda: run(parse_method(name), model, images))
 
 
 def medians(names: tuple[str, ...], model: nn.Module, images: LabelledImages, rounds: int) -> dict[str, float]:
@@ -71,9 +62,9 @@ def main() -> None:
         cells.append(printed_seconds("cifar10", name))
         print(f"{METHODS[name]:<8}" + "".join(f"{'-' if cell is None else format(cell, '.4g'):>12}" for cell in cells))
     holds = {}
-    for width, seconds in found.items():
-        names = [name for name in ORDER if name in seconds]
-        holds[f"{width}: {' < '.join(names)}"] = all(seconds[a] < seconds[b] for a, b in itertools.pairwise(names))
+    for width, took in found.items():
+        names = [name for name in ORDER if name in took]
+        holds[f"{width}: {' < '.join(names)}"] = all(took[a] < took[b] for a, b in itertools.pairwise(names))
     for order, true in holds.items():
         print(f"{order} {'holds' if true else 'does not hold'}")
     record = {

@@ -189,16 +189,20 @@ def said_of(record: Record) -> str:
 def standing(
     grid: Grid, store: Store, digests: dict[str, str] | None = None, known: Container[str] = frozenset()
 ) -> Standing:
-    """How far a grid is, without reading any data set; `known` as for `run_grid`."""
+    """How far a grid is, without reading any data set.
+
+    Args:
+        grid, store, known: as for `run_grid`.
+        digests: name of a data set -> digest of its content, of those that were not used in this store.
+    """
     found = Standing(total=len(grid.cells))
     took: dict[str, list[float]] = {}
     unknown = False
     left: list[Cell] = []
     elsewhere: list[Cell] = []
     at_work = store.claimed()
-    cell_keys: dict[Cell, str | None] = {}
+    broken: set[Cell | None] = set()
     for cell, key, record, failure in store.outcomes(grid.cells, digests):
-        cell_keys[cell] = key
         if record is not None:
             found.done[cell.kind] = found.done.get(cell.kind, 0) + 1
             found.seconds += record["seconds"]
@@ -207,6 +211,7 @@ def standing(
             elsewhere.append(cell)
         elif failure is not None and key is not None:
             found.failed[key] = (cell.title, failure["reason"])
+            broken.add(cell)
         else:
             left.append(cell)
             if key in at_work:
@@ -217,12 +222,10 @@ def standing(
             left.append(cell)
         else:
             found.done[cell.kind] = found.done.get(cell.kind, 0) + 1
-    broken = {cell for cell in grid.cells if cell_keys.get(cell) in found.failed}
     estimate = 0.0
     for cell in left:
         found.left.append(cell.title)
-        if cell.needs in broken:
-            found.blocked += 1
+        found.blocked += cell.needs in broken
         like = took.get(likeness(cell))
         if like:
             estimate += sum(like) / len(like)

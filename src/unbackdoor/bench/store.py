@@ -110,9 +110,9 @@ class Store:
     ) -> Iterator[tuple[Cell, str | None, Record | None, Record | None]]:
         """Each cell with its key, its record if it is done, and else its failure if it failed; nothing is set aside.
 
-        The key is None where the cell's data set was never used here.
+        The key is None where the cell's data set was never used here, nor is among `digests`.
         """
-        digests = self.digests() if digests is None else digests
+        digests = {**(digests or {}), **self.digests()}
         for cell in cells:
             if cell.data_name is not None and cell.data_name not in digests:
                 yield cell, None, None, None

@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from unbackdoor.cli.options import quiet_option
-from unbackdoor.report.escape import visible
+from unbackdoor.cli.options import announce, quiet_option
 
 grid_argument = click.argument("grid", type=click.Path(path_type=Path))
 store_option = click.option(
@@ -75,7 +74,7 @@ def run(
     quiet: bool,
 ) -> int:
     """Run what is left of a grid."""
-    from unbackdoor.bench import Cell, Local, Store, read_grid, run_grid, standing
+    from unbackdoor.bench import Cell, Local, Store, Training, read_grid, run_grid, standing
     from unbackdoor.cli.progress import bar
     from unbackdoor.train import check_device
 
@@ -83,10 +82,11 @@ def run(
     known, digests = _known(claims_path)
     if dry_run:
         store = Store(store_path, make=False) if store_path.exists() else Store.empty(store_path)
-        _print_plan(cells, standing(cells, store, {**digests, **store.digests()}, known))
+        _print_plan(cells, standing(cells, store, digests, known))
         return 0
     check_device(device)
-    _announce(cells)
+    for arch in dict.fromkeys(cell.arch for cell in cells.cells if isinstance(cell, Training)):
+        announce(arch, quiet=quiet)
     store = Store(store_path)
 
     def told(event: str, cell: Cell, text: str) -> None:
@@ -130,7 +130,7 @@ def status(*, grid: Path, store_path: Path, claims_path: Path | None, form: str)
     known, digests = _known(claims_path)
     fresh = claims_path is not None and not store_path.exists()
     store = Store.empty(store_path) if fresh else Store(store_path, make=False)
-    found = standing(cells, store, {**digests, **store.digests()}, known)
+    found = standing(cells, store, digests, known)
     if form == "json":
         click.echo(json.dumps({"schema_version": 1, "grid": cells.name, **dataclasses.asdict(found)}, indent=2))
         return
@@ -162,9 +162,10 @@ def status(*, grid: Path, store_path: Path, claims_path: Path | None, form: str)
 def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: str, quiet: bool) -> None:
     """Tables, figures and one offline page of what grids' cells came to, beside what the paper prints."""
     from unbackdoor.report.benchmark import check_folder, read_digests, read_grids, write_report
+    from unbackdoor.report.benchmark.folder import CLAIMS
 
     check_folder(output)
-    digests = read_digests(output / "claims")
+    digests = read_digests(output / CLAIMS)
     grids = []
     for source in sources:
         if source.is_dir():
@@ -190,17 +191,6 @@ def _known(claims: Path | None) -> tuple[set[str], dict[str, str]]:
     from unbackdoor.report.benchmark import done_in, read_digests, read_grids
 
     return (set(), {}) if claims is None else (done_in(read_grids(claims)), read_digests(claims))
-
-
-def _announce(grid: Any) -> None:
-    """Files that will be run, as everywhere."""
-    from unbackdoor.bench import Training
-    from unbackdoor.models import parse_arch
-
-    archs = dict.fromkeys(cell.arch for cell in grid.cells if isinstance(cell, Training))
-    for file in dict.fromkeys(parse_arch(arch).file for arch in archs):
-        if file is not None:
-            click.echo(f"running {visible(str(file))} (--arch)", err=True)
 
 
 def _line(found: Any) -> str:
@@ -243,7 +233,7 @@ def _memory(cells: Any) -> float:
     most = 0.0
     seen = {(cell.data, cell.config["arch"]) for cell in cells.cells if isinstance(cell, Training)}
     for data, arch in sorted(seen):
-        if parse_arch(arch).file is not None:  # nothing is run to tell its size
+        if parse_arch(arch).runs_code:  # nothing is run to tell its size
             continue
         spec = dataset_spec(data)
         images = sizes.get(data, 0) * 3 * spec.size**2

@@ -33,10 +33,14 @@ def read_grids(folder: str | Path, *, without: Container[str] = ()) -> list[Clai
     heads = _heads(Path(folder))
     if not heads:
         raise DataError(f"{folder}: expected claims, as `unbackdoor bench report` writes them: no */{GRID} in it")
-    grids = [_read_grid(head) for head in heads if head.parent.name not in without]
-    for head, grid in zip((h for h in heads if h.parent.name not in without), grids, strict=True):
+    grids = []
+    for head in heads:
+        if head.parent.name in without:
+            continue
+        grid = _read_grid(head)
         if len(heads) > 1 and head.parent.name != file_name(grid.name):
             raise DataError(f"{head}: expected the grid of its folder, {head.parent.name!r}, got {grid.name!r}")
+        grids.append(grid)
     return grids
 
 
@@ -93,13 +97,11 @@ def merged(folder: str | Path, grid: ClaimedGrid) -> ClaimedGrid:
 
 def _united(head: Path, grid: ClaimedGrid) -> ClaimedGrid:
     there = read_head(head)
-    for name, digest in there["data"].items():
-        if grid.data.get(name, digest) != digest:
-            raise DataError(f"{head}: is about another version of {name!r}: write to a new folder")
+    data = _agreed(((f"the grid {grid.name!r}", grid.data), (str(head), there["data"])))
     if len(grid.keys) >= grid.cells > 0 or not there["keys"]:
         return grid
     keys = tuple(dict.fromkeys((*grid.keys, *there["keys"])))
-    return replace(grid, keys=keys, cells=max(grid.cells, len(keys)), data={**there["data"], **grid.data})
+    return replace(grid, keys=keys, cells=max(grid.cells, len(keys)), data=data)
 
 
 def write_grid(folder: str | Path, grid: ClaimedGrid, *, only: Container[str] | None = None) -> None:
@@ -139,8 +141,7 @@ def _read_grid(head: Path) -> ClaimedGrid:
     claims: dict[tuple[str, str], tuple[Path, Claim]] = {}
     for path in sorted(head.parent.glob("*.json")):
         if path.name != GRID:
-            claim = read_claim(path)
-            _put(claims, path, claim)
+            _put(claims, path, read_claim(path))
     return ClaimedGrid(**read_head(head), claims=tuple(claim for _, claim in claims.values()))
 
 
@@ -153,7 +154,7 @@ def _put(claims: dict[tuple[str, str], tuple[Path, Claim]], path: Path, claim: C
 
 
 def _claim_file(claim: Claim) -> str:
-    return f"{file_name(claim.title)[:160]}-{file_name(claim.key)[:8]}.json"
+    return f"{file_name(claim.title)[:160]}-{claim.key[:8]}.json"
 
 
 def _write(path: Path, content: str) -> None:
