@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -152,7 +153,7 @@ def _value(path: Path, record: Mapping[str, Any], name: str, kind: Any) -> Any:
     """One field, of its declared type."""
     value = record[name]
     if _fits(value, kind):
-        return _built(value, kind)
+        return _built(value, kind) if type(value) is dict else value
     wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("unbackdoor.report.benchmark.claims.", "")
     raise DataError(f"{path}: {name}: expected {wanted}, got {str(value)[:80]!r}")
 
@@ -172,24 +173,27 @@ def _fits(value: Any, kind: Any) -> bool:
         )
     if kind is float:
         return type(value) in (int, float) and -1e300 < value < 1e300
-    origin = get_origin(kind)
+    origin, arguments = _parts(kind)
     if origin is dict:
-        inner = get_args(kind)[1]
-        return isinstance(value, dict) and all(_fits(v, inner) for v in value.values())
+        return isinstance(value, dict) and (arguments[1] is Any or all(_fits(v, arguments[1]) for v in value.values()))
     if origin is list:
         return isinstance(value, list)
     if origin is not None:  # a union
-        return any(_fits(value, one) for one in get_args(kind))
+        return any(_fits(value, one) for one in arguments)
     return type(value) is kind
 
 
-def _built(value: Any, kind: Any) -> Any:
+def _built(value: dict[str, Any], kind: Any) -> Any:
     """Counts for their objects."""
-    if get_origin(kind) is dict and Count in get_args(kind):
-        return {name: Count(**one) for name, one in value.items()}
-    if isinstance(value, dict) and (kind is Count or Count in get_args(kind)):
-        return Count(**value)
-    return value
+    origin, arguments = _parts(kind)
+    if Count not in arguments:
+        return value
+    return {name: Count(**one) for name, one in value.items()} if origin is dict else Count(**value)
+
+
+@functools.cache
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(kind), get_args(kind)
 
 
 _FIELDS = get_type_hints(Claim)
