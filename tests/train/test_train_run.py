@@ -376,7 +376,7 @@ def test_half_precision_is_measured_as_stored(tmp_path: Path, dtype: str) -> Non
             SettingError,
             "flat_norms: expected a network with a BatchNorm",
         ),
-        ({"arch": parse_arch("resnet18:num_classes=7")}, SettingError, "CIFAR-10 has 10 classes, not 7"),
+        ({"arch": parse_arch("resnet18:num_classes=7")}, ArchitectureError, "has 10 classes, not 7"),
         ({"arch": parse_arch("resnet18:width=0")}, ArchitectureError, "width: expected a whole number"),
         ({"arch": parse_arch("no/such/file.py:build")}, ArchitectureError, "there is no file"),
     ],

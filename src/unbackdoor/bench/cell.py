@@ -274,7 +274,10 @@ def method_origins(text: str) -> dict[str, str]:
 
 @functools.cache
 def _arch(text: str, data: str) -> str:
-    return str(parse_arch(text).with_options(num_classes=dataset_spec(data).num_classes))
+    arch = parse_arch(text).for_classes(dataset_spec(data).num_classes)
+    if arch.source == "own":
+        arch.build(device="meta")  # its options, before anything runs
+    return str(arch)
 
 
 @functools.cache

@@ -75,6 +75,19 @@ class Arch:
         """The same network with more options."""
         return Arch(self.source, self.name, {**self.options, **options}, self.file)
 
+    def for_classes(self, count: int) -> Arch:
+        """The same network with `count` outputs.
+
+        Raises:
+            ArchitectureError: it asks for another number itself.
+        """
+        given = self.options.get("num_classes", count)
+        if given != count:
+            raise ArchitectureError(
+                f"--arch {self}: the data set has {count} classes, not {given}; leave num_classes out"
+            )
+        return self.with_options(num_classes=count)
+
     def build(self, *, device: str | torch.device = "cpu") -> nn.Module:
         """The network in eval mode, with fresh weights.
 

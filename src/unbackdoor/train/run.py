@@ -109,7 +109,7 @@ def train_run(
         check_folder(folder, overwrite=overwrite)
         stack.enter_context(_advice())
         started = time.perf_counter()
-        arch = run.arch.with_options(num_classes=train.spec.num_classes)
+        arch = run.arch.for_classes(train.spec.num_classes)
         prepared = _prepare(run, train, classifier, on_prepare)
         session, attack = prepared.session, prepared.attack
         model = _fresh(arch, run.seed).to(run.device)
@@ -230,7 +230,7 @@ def _record(
             "test_images": len(test),
             "resized": train.resized + test.resized,
         },
-        "arch": str(run.arch.with_options(num_classes=train.spec.num_classes)),
+        "arch": str(run.arch.for_classes(train.spec.num_classes)),
         "parameters": sum(p.numel() for p in model.parameters()),
         "recipe": dataclasses.asdict(run.recipe),
         "seed": run.seed,
@@ -301,10 +301,7 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
                 f"attack {run.attack.name} needs a clean network of {spec.title} first: train one without --attack, "
                 "and give it with --surrogate"
             )
-    classes = run.arch.options.get("num_classes", spec.num_classes)
-    if classes != spec.num_classes:
-        raise SettingError(f"--arch {run.arch}: {spec.title} has {spec.num_classes} classes, not {classes}")
-    model = _fresh(run.arch.with_options(num_classes=spec.num_classes), run.seed)
+    model = _fresh(run.arch.for_classes(spec.num_classes), run.seed)
     for training in (False, True):
         check_answer(model, spec, training=training, name=f"--arch {run.arch}")
     if run.attack is not None and run.attack.flat_norms:
