@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench_grids import probes, toy
-from unbackdoor.bench import Engine, Local, Store, adopt, compact, read_grid, run_grid, standing
+from bench_grids import probes, toy, written
+from unbackdoor.bench import Engine, Local, Store, adopt, compact, publish, read_grid, run_grid, standing
 from unbackdoor.bench.compact import row_names, rows
 from unbackdoor.bench.drive import meet_data
 from unbackdoor.bench.engine import Failed, attempt
@@ -174,6 +174,24 @@ def test_another_drivers_cell_is_left_to_it(cache: Path) -> None:
         assert sum(found.done.values()) == 2
         assert found.running == ["probe 1"]
     assert sum(run_grid(grid, store, Local()).done.values()) == 3
+
+
+@pytest.mark.parametrize("slots", [1, 8])
+def test_one_cell_under_two_names_is_done_once(cache: Path, slots: int) -> None:
+    grid = toy(cache)
+    arch = "resnet18:width=2"
+    attacks, methods = ["badnet", "badnet:size=3"], ["none", "clp", "clp:u=3.0"]
+    path = written(
+        cache / "twice.toml", data=grid.data_sets[0], arch=arch, attack=attacks, rate=0.2, epochs=1, method=methods
+    )
+    grid, store, engine, seen = read_grid(path), Store(cache / "store"), Local(), []
+    engine.slots = slots
+    found = run_grid(grid, store, engine, told=lambda event, cell, _: event == "done" and seen.append(cell))
+    assert len(grid.cells) == 6
+    assert [cell.title for cell in seen] == [grid.cells[0].title, grid.cells[1].title]
+    assert (found.total, found.done, found.left) == (2, {"training": 1, "repair": 1}, [])
+    shown = publish(grid, store)
+    assert (shown.cells, shown.done, len(shown.claims)) == (2, 2, 6)
 
 
 def test_other_data_are_refused(cache: Path) -> None:

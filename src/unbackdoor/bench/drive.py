@@ -86,7 +86,7 @@ def run_grid(
     """
     digests = meet_data(grid, store, data_dir)
     keys = {cell: cell.key(digests) for cell in grid.cells}
-    queue = _Queue(grid, store, keys, known, retry_failed=retry_failed)
+    queue = _Queue(store, keys, known, retry_failed=retry_failed)
     running: dict[str, tuple[Cell, contextlib.ExitStack]] = {}
     try:
         while queue.ready or running:
@@ -128,31 +128,36 @@ def run_grid(
 
 
 class _Queue:
-    """The cells that are left: those that can be run, and those that wait for a training."""
+    """The cells that are left: those that can be run, and those that wait for a training.
 
-    def __init__(
-        self, grid: Grid, store: Store, keys: dict[Cell, str], known: Container[str], *, retry_failed: bool
-    ) -> None:
+    Cells of one key are one cell under several names: the first of them stands for all.
+    """
+
+    def __init__(self, store: Store, keys: dict[Cell, str], known: Container[str], *, retry_failed: bool) -> None:
         self.ready: deque[Cell] = deque()
-        self._behind: dict[Cell, list[Cell]] = {}
-        finished = {cell for cell in grid.cells if store.read(cell, keys[cell]) is not None}
-        left = [cell for cell in grid.cells if cell not in finished and keys[cell] not in known]
-        needed = {cell.needs for cell in left}
-        for cell in grid.cells:
-            if cell in finished or (keys[cell] in known and cell not in needed):
+        self._keys = keys
+        self._behind: dict[str, list[Cell]] = {}
+        cells: dict[str, Cell] = {}
+        for cell, key in keys.items():
+            cells.setdefault(key, cell)
+        finished = {key for key, cell in cells.items() if store.read(cell, key) is not None}
+        left = [cell for key, cell in cells.items() if key not in finished and key not in known]
+        needed = {keys[cell.needs] for cell in left if cell.needs is not None}
+        for key, cell in cells.items():
+            if key in finished or (key in known and key not in needed):
                 continue
             if retry_failed:
-                store.forget_failure(keys[cell])
-            elif store.failure(keys[cell]) is not None:
+                store.forget_failure(key)
+            elif store.failure(key) is not None:
                 continue
-            if cell.needs is None or cell.needs in finished:
+            if cell.needs is None or keys[cell.needs] in finished:
                 self.ready.append(cell)
             else:
-                self._behind.setdefault(cell.needs, []).append(cell)
+                self._behind.setdefault(keys[cell.needs], []).append(cell)
 
     def done(self, cell: Cell) -> None:
         """What waited for it can be run, and comes first: its data are at hand."""
-        self.ready.extendleft(reversed(self._behind.pop(cell, [])))
+        self.ready.extendleft(reversed(self._behind.pop(self._keys[cell], [])))
 
 
 def _work(
@@ -195,14 +200,20 @@ def standing(
         grid, store, known: as for `run_grid`.
         digests: name of a data set -> digest of its content, of those that were not used in this store.
     """
-    found = Standing(total=len(grid.cells))
+    found = Standing()
+    names: dict[Cell, str] = {}
+    counted: set[str] = set()
     took: dict[str, list[float]] = {}
     unknown = False
     left: list[Cell] = []
     elsewhere: list[Cell] = []
     at_work = store.claimed()
-    broken: set[Cell | None] = set()
+    broken: set[str] = set()
     for cell, key, record, failure in store.outcomes(grid.cells, digests):
+        name = names[cell] = key or cell.title
+        if name in counted:
+            continue
+        counted.add(name)
         if record is not None:
             found.done[cell.kind] = found.done.get(cell.kind, 0) + 1
             found.seconds += record["seconds"]
@@ -211,21 +222,22 @@ def standing(
             elsewhere.append(cell)
         elif failure is not None and key is not None:
             found.failed[key] = (cell.title, failure["reason"])
-            broken.add(cell)
+            broken.add(name)
         else:
             left.append(cell)
             if key in at_work:
                 found.running.append(cell.title)
-    needed = {cell.needs for cell in left}
+    found.total = len(counted)
+    needed = {names[cell.needs] for cell in left if cell.needs is not None}
     for cell in elsewhere:
-        if cell in needed:
+        if names[cell] in needed:
             left.append(cell)
         else:
             found.done[cell.kind] = found.done.get(cell.kind, 0) + 1
     estimate = 0.0
     for cell in left:
         found.left.append(cell.title)
-        found.blocked += cell.needs in broken
+        found.blocked += cell.needs is not None and names[cell.needs] in broken
         like = took.get(likeness(cell))
         if like:
             estimate += sum(like) / len(like)
