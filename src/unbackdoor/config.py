@@ -34,7 +34,7 @@ def write_options(options: Mapping[str, Any]) -> str:
 
 
 def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
-    """A dataclass from settings.
+    """A dataclass from settings; a whole number where one with a point belongs is taken for that: `u=3` is `u=3.0`.
 
     Args:
         cls: a frozen dataclass.
@@ -45,14 +45,16 @@ def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
         SettingError: a key is not a field, or a value has the wrong type.
     """
     fields = {field.name: field for field in setting_fields(cls)}
+    values = dict(options)
     for key, value in options.items():
         if key not in fields:
             raise SettingError(f"{name}: unknown setting {key!r}; it has {', '.join(fields) or 'none'}")
         default = fields[key].default
-        numbers = isinstance(default, float) and type(value) in (int, float)
-        if default is not dataclasses.MISSING and type(value) is not type(default) and not numbers:
+        if isinstance(default, float) and type(value) is int and abs(value) < 2**53:
+            values[key] = float(value)
+        elif default is not dataclasses.MISSING and type(value) is not type(default):
             raise SettingError(f"{name}: {key}: expected {type(default).__name__}, got {value!r}")
-    return cls(**options)
+    return cls(**values)
 
 
 def setting_fields(cls: type) -> list[dataclasses.Field[Any]]:

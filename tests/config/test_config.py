@@ -73,7 +73,15 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 def test_build() -> None:
     assert build(Knobs, "knobs", {}) == Knobs()
-    assert build(Knobs, "knobs", {"size": 5, "ratio": 1}) == Knobs(size=5, ratio=1)
+    whole = build(Knobs, "knobs", {"size": 5, "ratio": 1})
+    assert whole == Knobs(size=5, ratio=1.0)
+    assert [type(value) for value in (whole.size, whole.ratio)] == [int, float]
+
+
+@pytest.mark.parametrize("value", [2**53, 10**400])
+def test_whole_numbers_that_no_float_holds_are_refused(value: int) -> None:
+    with pytest.raises(SettingError, match=r"^knobs: ratio: expected float, got \d+$"):
+        build(Knobs, "knobs", {"ratio": value})
 
 
 def test_an_unknown_setting_lists_the_known_ones() -> None:
