@@ -9,23 +9,29 @@ from claim_samples import claim, grid, large
 from unbackdoor.report.benchmark.paper import printed, printed_seconds
 from unbackdoor.report.benchmark.plots import figures, front
 from unbackdoor.report.benchmark.tables import T95, Line, Mean, Sheet, acc_minus_asr, effectiveness, tables, variants
-from unbackdoor.report.benchmark.text import notes
+from unbackdoor.report.benchmark.text import notes, number
 from unbackdoor.report.benchmark.timing import timing
 
 
 def test_the_interval_is_students():
     stats = pytest.importorskip("scipy.stats")
     for df, t in enumerate(T95, start=1):
-        assert t == pytest.approx(stats.t.ppf(0.975, df), abs=6e-4)
+        assert t == pytest.approx(stats.t.ppf(0.975, df), abs=6e-5)
     for df in (31, 60, 200):
         assert Mean.of([0.0] * df + [1.0]).half == pytest.approx(
             stats.t.ppf(0.975, df) * math.sqrt(1 / (df + 1) * (1 - 1 / (df + 1)) / df), rel=0.01
         )
     found = Mean.of([80.0, 82.0, 87.0])
     assert found.value == 83.0
-    assert found.half == pytest.approx(4.303 * math.sqrt((9 + 1 + 16) / 2 / 3))
+    assert found.half == pytest.approx(4.3027 * math.sqrt((9 + 1 + 16) / 2 / 3))
     assert Mean.of([80.0]).half is None
     assert Mean.of([]) is None
+
+
+def test_of_two_values_both_are_shown():
+    assert number(Mean.of([80.0, 82.0, 87.0])) == "83.00 ± 8.96"
+    assert number(Mean.of([80.0, 87.0])) == "83.50 (80.00, 87.00)"
+    assert number(Mean.of([80.0])) == "80.00"
 
 
 def table_of(*claims, **values):
@@ -44,6 +50,45 @@ def test_draws_of_clean_images_are_no_seeds_of_training():
     [entry] = table.entries.values()
     assert entry.acc.seeds == 2
     assert entry.acc.value == 86.0  # of 81 and 91
+
+
+def test_methods_that_were_run_on_every_seed_stand_once_more():
+    claims = [
+        claim(kind="training", method="none", asr=95, seed=0),
+        claim(kind="training", method="none", asr=97, seed=1),
+        claim(method="bnp", clean=0.01, clean_seed=0, acc=82, asr=1),
+        *(claim(method="clp", acc=80, asr=asr, seed=seed) for seed, asr in ((0, 1), (1, 31))),
+        *(claim(method="lpp", acc=80, asr=asr, seed=seed) for seed, asr in ((0, 3), (1, 5))),
+    ]
+    table, part = Sheet.of(grid(*claims)).plain
+    assert (table.seeds_said, part.seeds_said) == ("seed 0", "seeds 0, 1")
+    assert [x.method for x in part.lines] == ["none", "clp", "lpp"]
+    [column] = part.columns
+    assert [t.best(column, acc_minus_asr).method for t in (table, part)] == ["bnp", "lpp"]
+    assert [t.average(line(t, "clp"))[1] for t in (table, part)] == [1.0, 16.0]
+    assert part.average(line(part, "none"))[1] == 96.0
+    assert part.title == f"{table.title}: methods that were run on every seed"
+
+
+def test_where_all_were_run_on_the_same_seeds_no_part_is_shown():
+    claims = [claim(method=method, seed=seed, asr=90) for method in ("none", "clp", "lpp") for seed in (0, 1)]
+    assert len(Sheet.of(grid(*claims)).plain) == 1
+    # One method alone on every seed is no comparison.
+    assert len(Sheet.of(grid(*claims[:3], *claims[4:])).plain) == 1
+
+
+def test_a_rates_table_has_no_row_of_methods_that_were_run_at_other_rates_alone():
+    clean = [claim(attack="none", method=method) for method in ("none", "anp", "ft", "lpp")]
+    high = [claim(method=method) for method in ("none", "anp", "lpp")]
+    low = [claim(method=method, rate=0.01) for method in ("none", "lpp")]
+    rows = [[x.method for x in table.lines] for table in tables(grid(*clean, *high, *low))]
+    assert rows == [["none", "anp", "ft", "lpp"], ["none", "ft", "lpp"]]  # FT was run on the clean network alone
+
+
+def test_what_changed_nothing_is_said():
+    rnp = [claim(method="rnp", attack=attack, changed=False) for attack in ("badnet", "bpp")]
+    assert notes(table_of(*rnp, claim(changed=True))) == ["RNP changed nothing in any of these networks."]
+    assert notes(table_of(rnp[0], claim(method="rnp", attack="bpp", changed=True))) == []
 
 
 def test_the_best_is_asked_of_the_seeds_that_all_share():
@@ -186,8 +231,8 @@ def test_the_front_holds_what_nothing_beats():
 def test_every_figure_is_drawn_and_takes_the_pages_colours():
     found = list(figures(Sheet.of(large())))
     titles = " ".join(f.title for f in found)
-    for number in (1, 2, 3, 4, 5):
-        assert f"Figure {number}" in titles
+    for which in (1, 2, 3, 4, 5):
+        assert f"Figure {which}" in titles
     assert len({f.name for f in found}) == len(found)
     for figure in found:
         assert figure.name.startswith("sample-")

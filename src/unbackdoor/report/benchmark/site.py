@@ -57,13 +57,24 @@ def _leaderboard(sheets: Sequence[Sheet]) -> Html:
     rows = []
     plain = [sheet for sheet in sheets if not sheet.variants]
     for sheet in plain or sheets:
-        for table in sheet.tables:
+        for table in sheet.plain:
             rows += [(table, line, found) for line in table.lines if (found := table.average(line)) is not None]
     rows.sort(key=lambda row: -1.0 if row[2][2] is None else row[2][2], reverse=True)
     body = "".join(_leader(table, line, found) for table, line, found in rows)
-    heads = ("Method", "Data set, network, rate", "Attacks", "ACC", "ASR", "ACC - ASR", "DER", "Clean cost", "Seconds")
+    heads = (
+        "Method",
+        "Data set, network, rate, seeds",
+        "Attacks",
+        "ACC",
+        "ASR",
+        "ACC - ASR",
+        "DER",
+        "Clean cost",
+        "Seconds",
+    )
     lead = (
-        "Means over the established attacks of each setting, on the seeds that all methods share. Clean cost: points "
+        "Means over the established attacks of each setting, on the seeds that all of its methods share: where most "
+        "methods were run on fewer, those that were run on all stand once more. Clean cost: points "
         "of accuracy that the method takes from a network without a backdoor. DER in percent: 50 does nothing, 100 "
         "takes all of the attack and nothing else. Rows of different settings are not to be compared."
     )
@@ -75,7 +86,7 @@ def _leaderboard(sheets: Sequence[Sheet]) -> Html:
 def _leader(table: Table, line: Line, average: tuple[float, float, float | None]) -> str:
     acc, asr, der = average
     rate = "" if table.rate is None else f", {100 * table.rate:g} %"
-    place = f"{table.titles['data']}, {table.titles['arch']}{rate}, {table.recipe}"
+    place = f"{table.titles['data']}, {table.titles['arch']}{rate}, {table.recipe}, {table.seeds_said}"
     return (
         f'<tr><th scope="row">{html_short(line.title, WORDS)}</th><td>{html_short(place, WORDS)}</td>'
         f"{_number(len(table.established), '{:.0f}')}{_number(acc)}{_number(asr)}{_number(acc - asr)}"
@@ -88,7 +99,7 @@ def _everything(sheets: Sequence[Sheet]) -> Html:
     heads = ("Method", "Data set, network", "Attack", "ACC", "ASR", "RA", "DER", "Seeds", "Paper")
     rows = []
     for sheet in sheets:
-        for table in sheet.all_tables:
+        for table in (*sheet.tables, *sheet.variants):
             for (line, column), entry in table.entries.items():
                 if entry.acc is not None:
                     rows.append(_result(table, line, column, entry))
@@ -133,9 +144,9 @@ def _number(value: float | None, form: str = "{:.2f}") -> str:
 def _grid(sheet: Sheet, drawn: Sequence[Figure]) -> Html:
     grid = sheet.grid
     parts = [f'<p class="key">{html(text.standing(grid))}</p>', _failed(grid)]
-    for table in sheet.tables:
+    for table in sheet.plain:
         parts.append(_table(table))
-        found = timing(table)
+        found = None if table.every_seed else timing(table)
         if found is not None:
             parts.append(_timing(found))
     if sheet.variants:
@@ -161,9 +172,10 @@ def _table(table: Table, *, heading: bool = True) -> str:
     rows = "".join(_row(table, line) for line in table.lines)
     title = f"<h3>{html(table.title)}</h3>" if heading else ""
     note = _notes(table)
+    average = f'<th scope="col">Average<span class="quiet">{html(table.seeds_said)}</span></th>'
     return (
         f'{title}<div class="boxed"><table class="grid-table"><thead><tr><th scope="col">ACC / ASR, %</th>{heads}'
-        f'<th scope="col">Average</th><th scope="col">Seconds</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        f'{average}<th scope="col">Seconds</th></tr></thead><tbody>{rows}</tbody></table></div>'
         f"{note}"
     )
 
@@ -221,7 +233,7 @@ def _notes(table: Table) -> str:
     said = [
         "&#9733; best by ACC &minus; ASR (the paper's rule), &#9670; best by DER, each on the seeds that all methods "
         "of a column share, as are the averages; &plusmn; half a 95 % interval over training seeds or, of a single "
-        "network, over draws of clean images. Whole test sets."
+        "network, over draws of clean images; of two there are both values. Whole test sets."
     ]
     if len(table.established) < len(table.attacks):
         said.append(f"&dagger; below an ASR of {ESTABLISHED:g} % without a defence: in no average, with no best.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from unbackdoor.report.benchmark.claims import NONE, Claim, ClaimedGrid
@@ -15,8 +15,9 @@ from unbackdoor.report.benchmark.paper import METHODS, Printed, printed
 ESTABLISHED = 80.0
 #: Student's t for a two-sided 95 % interval, by degrees of freedom from 1.
 T95 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448,
+    2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484,
+    2.0452, 2.0423,
 )  # fmt: skip
 
 
@@ -28,11 +29,14 @@ class Mean:
         value: the mean.
         half: half of its 95 % interval by Student's t; None for a single seed.
         seeds: how many.
+        low, high: the least and the largest of the values.
     """
 
     value: float
     half: float | None
     seeds: int
+    low: float
+    high: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean | None:
@@ -44,7 +48,7 @@ class Mean:
         if n > 1:
             t = T95[n - 2] if n - 2 < len(T95) else 1.96 + 2.5 / (n - 1)
             half = t * statistics.stdev(values) / math.sqrt(n)
-        return cls(statistics.fmean(values), half, n)
+        return cls(statistics.fmean(values), half, n, min(values), max(values))
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,7 @@ class Table:
     Attributes:
         data, arch, recipe, dtype, rate: what is the same in all of it; `rate` is None where only clean networks are.
         swept: whether methods were given settings, by which nothing is chosen: then none is the best.
+        every_seed: whether only those methods are here that were run on every seed, which others were not.
         titles: of data and arch, for readers.
         columns, lines: in the order of the paper, then of the claims.
         entries: by line and column; a cell that no claim is about is missing.
@@ -114,6 +119,7 @@ class Table:
     dtype: str
     rate: float | None
     swept: bool
+    every_seed: bool = False
     titles: dict[str, str] = field(default_factory=dict)
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
@@ -124,7 +130,8 @@ class Table:
         """For a reader."""
         rate = "" if self.rate is None else f", {100 * self.rate:g} % poisoned"
         dtype = "" if self.dtype == "bfloat16" else f", weights in {self.dtype}"
-        return f"{self.titles['data']}, {self.titles['arch']}{rate}, recipe {self.recipe}{dtype}"
+        some = ": methods that were run on every seed" if self.every_seed else ""
+        return f"{self.titles['data']}, {self.titles['arch']}{rate}, recipe {self.recipe}{dtype}{some}"
 
     @cached_property
     def attacks(self) -> tuple[Column, ...]:
@@ -182,6 +189,34 @@ class Table:
             defences = [has for line, has in seeds.items() if line.method != NONE and has]
             found[column] = set.intersection(*(defences or seeds.values()))
         return found
+
+    @cached_property
+    def seeds(self) -> dict[Column, set[int]]:
+        """Of each column, the seeds on which there is any result."""
+        found: dict[Column, set[int]] = {column: set() for column in self.columns}
+        for (_, column), entry in self.entries.items():
+            found[column] |= {claim.seed for claim in entry.claims}
+        return found
+
+    @property
+    def seeds_said(self) -> str:
+        """On which seeds averages and the best are."""
+        shared = [sorted(self.shared[column]) for column in self.established or self.columns]
+        counts = sorted({len(seeds) for seeds in shared})
+        if any(seeds != shared[0] for seeds in shared):
+            return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
+        return f"seed{'' if len(shared[0]) == 1 else 's'} {', '.join(map(str, shared[0])) or 'none'}"
+
+    def on_every_seed(self) -> Table | None:
+        """The part of the methods that were run wherever any was; None unless that is more seeds than all share."""
+        asked = [column for column in self.columns if column.clean or column in self.established]
+        runs = {place: {claim.seed for claim in entry.claims} for place, entry in self.entries.items()}
+        lines = tuple(x for x in self.lines if all(runs.get((x, c), set()) == self.seeds[c] for c in asked))
+        more = any(self.shared[column] < self.seeds[column] for column in self.established)
+        if not more or sum(line.method != NONE for line in lines) < 2:
+            return None
+        entries = {place: entry for place, entry in self.entries.items() if place[0] in lines}
+        return replace(self, every_seed=True, lines=lines, entries=entries)
 
     @cached_property
     def retrained(self) -> tuple[Column, ...]:
@@ -262,23 +297,30 @@ class Sheet:
 
     Attributes:
         grid: the claims.
-        tables: of methods as they come.
+        plain: of methods as they come; behind each the part of it whose methods were run on every seed, where others
+            were not.
         variants: of methods that were also run with settings given, beside the methods themselves.
     """
 
     grid: ClaimedGrid
-    tables: tuple[Table, ...]
+    plain: tuple[Table, ...]
     variants: tuple[Table, ...]
 
     @classmethod
     def of(cls, grid: ClaimedGrid) -> Sheet:
-        """Both kinds of tables of a grid."""
-        return cls(grid, tuple(tables(grid)), tuple(variants(grid)))
+        """All kinds of tables of a grid."""
+        pairs = [(table, table.on_every_seed()) for table in tables(grid)]
+        return cls(grid, tuple(table for pair in pairs for table in pair if table is not None), tuple(variants(grid)))
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Of all methods."""
+        return tuple(table for table in self.plain if not table.every_seed)
 
     @property
     def all_tables(self) -> tuple[Table, ...]:
-        """Both kinds, in the order in which they are shown."""
-        return (*self.tables, *self.variants)
+        """All kinds, in the order in which they are shown."""
+        return (*self.plain, *self.variants)
 
 
 def tables(grid: ClaimedGrid) -> list[Table]:
@@ -302,9 +344,12 @@ def _tables(grid: ClaimedGrid, claims: Iterable[Claim], *, swept: bool = False) 
             groups.setdefault((claim.data, claim.arch, claim.recipe, claim.dtype), []).append(claim)
     found = []
     for group in groups.values():
-        rates: list[float | None] = [*sorted({c.rate for c in group if c.rate is not None}, reverse=True)]
+        attacked = {(c.rate, c.method, c.clean) for c in group if c.rate is not None}
+        rates: list[float | None] = [*sorted({rate for rate, _, _ in attacked}, reverse=True)]
         for rate in rates or [None]:
-            found.append(_table(grid, rate, [c for c in group if c.rate is None or c.rate == rate], swept=swept))
+            elsewhere = {run[1:] for run in attacked} - {run[1:] for run in attacked if run[0] == rate}
+            some = [c for c in group if c.rate == rate or (c.rate is None and (c.method, c.clean) not in elsewhere)]
+            found.append(_table(grid, rate, some, swept=swept))
     return found
 
 

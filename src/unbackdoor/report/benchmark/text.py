@@ -22,11 +22,12 @@ SWEPT = ": settings, one at a time"
 LEGEND = (
     "ACC / ASR in percent on the whole test set: ASR among triggered images of other classes than the target. "
     "± is half of a 95 % interval (Student's t) over training seeds or, of a single network, over draws of clean "
-    "images; without it there is one. **Bold**: the best defence by ACC - ASR, the paper's rule; _italic_: the best by "
-    "DER; both on the seeds that all methods of the column share, and only where the attack's ASR reaches "
-    f"{ESTABLISHED:g} % without a defence (†: it does not, and the column is not part of the average). Average: over "
-    "the established attacks, on those same seeds. Clean network: its ACC, and the change that the method costs. "
-    "Paper: the printed figures, and ours less those."
+    "images; of two there are both values instead; with neither there is one. **Bold**: the best defence by ACC - ASR, "
+    "the paper's rule; _italic_: the best by DER; both on the seeds that all methods of the column share, which the "
+    f"average's head names, and only where the attack's ASR reaches {ESTABLISHED:g} % without a defence (†: it does "
+    "not, and the column is not part of the average). Average: over the established attacks, on those same seeds. "
+    "Clean network: its ACC, and the change that the method costs. Seconds: of the method's call, once a network, on a "
+    "machine with other work. Paper: the printed figures, and ours less those."
 )
 
 
@@ -53,15 +54,20 @@ def standing(grid: ClaimedGrid) -> str:
 
 
 def notes(table: Table) -> list[str]:
-    """What must be said of printed figures, and of columns that are of several networks."""
+    """What must be said of methods that did nothing, of columns that are of several networks, of printed figures."""
+    done: dict[Line, list[Claim]] = {}
+    for (line, _), entry in table.entries.items():
+        done.setdefault(line, []).extend(entry.claims)
+    idle = [line for line, claims in done.items() if claims and all(claim.changed is False for claim in claims)]
+    doubtful = [(place, entry.paper.note) for place, entry in table.entries.items() if entry.paper is not None]
     return [
-        f"{column.title}: not all methods were given the same training of a seed's network; compare their changes and "
-        "DER, which are each against its own."
-        for column in table.retrained
-    ] + [
-        f"{line.title}, {column.title}: {entry.paper.note}."
-        for (line, column), entry in table.entries.items()
-        if entry.paper is not None and entry.paper.note
+        *(f"{line.title} changed nothing in any of these networks." for line in idle),
+        *(
+            f"{column.title}: not all methods were given the same training of a seed's network; compare their changes "
+            "and DER, which are each against its own."
+            for column in table.retrained
+        ),
+        *(f"{line.title}, {column.title}: {note}." for (line, column), note in doubtful if note),
     ]
 
 
@@ -75,7 +81,7 @@ def latex(sheets: Sequence[Sheet]) -> str:
                 f"% {_flat(sheet.grid.title)}: {_flat(table.title)}{SWEPT if table.swept else ''}",
                 f"\\begin{{tabular}}{{l{'r' * (len(table.columns) + 2)}}}",
                 "\\toprule",
-                f"Method & {heads} & Average & Seconds \\\\",
+                f"Method & {heads} & Average, {table.seeds_said} & Seconds \\\\",
                 "\\midrule",
             ]
             for line in table.lines:
@@ -108,7 +114,9 @@ def both(entry: Entry) -> str:
 
 
 def number(mean: Mean) -> str:
-    """A mean and half its interval."""
+    """A mean and half its interval; of two values, both: an interval would say that nothing is known."""
+    if mean.seeds == 2:
+        return f"{mean.value:.2f} ({mean.low:.2f}, {mean.high:.2f})"
     return f"{mean.value:.2f}" + ("" if mean.half is None else f" ± {mean.half:.2f}")
 
 
@@ -146,7 +154,10 @@ def _average(table: Table, line: Line) -> str:
 
 def _markdown_rows(table: Table) -> list[str]:
     heads = [_plain(_head(table, column)) for column in table.columns]
-    rows = [f"| Method | {' | '.join(heads)} | Average | Seconds |", "|---" * (len(heads) + 3) + "|"]
+    rows = [
+        f"| Method | {' | '.join(heads)} | Average, {table.seeds_said} | Seconds |",
+        "|---" * (len(heads) + 3) + "|",
+    ]
     for line in table.lines:
         cells = []
         for column in table.columns:
