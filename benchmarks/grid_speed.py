@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from scan_speed import run
-from speed import cpu_name
 from unbackdoor.bench import Engine, Grid, Local, Probe, Store, Training, read_grid, run_grid
 from unbackdoor.bench.cell import EPOCHS, Cell, Repair, method_origins
 from unbackdoor.bench.on_ray import OnRay
 from unbackdoor.bench.perform import SCHEMA_VERSION
 from unbackdoor.metrics import defence_effectiveness
-from unbackdoor.train import circumstances
+from unbackdoor.train import circumstances, processor
 
 #: Cells a second; seconds.
 RATE, SECONDS = 200, 3.0
@@ -163,7 +162,7 @@ def main() -> None:
     found |= {
         "targets": {"cells_per_second": RATE, "seconds": SECONDS},
         "cores": os.cpu_count(),
-        "processor": cpu_name(),
+        "processor": processor(),
         "load_before": round(load, 2),
         "versions": {name: importlib.metadata.version(name) for name in ("ray", "torch", "matplotlib")},
     }

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from speed import cpu_name, network
+from speed import network
+from unbackdoor.train import processor
 
 TARGET = 1.3
 
@@ -62,7 +63,7 @@ def main() -> None:
     record = {
         "command": "unbackdoor scan resnet18.safetensors --arch resnet18",
         "torch": torch.__version__,
-        "cpu": cpu_name(),
+        "cpu": processor(),
         "load_average_before": round(load, 2),
         "pairs": arguments.pairs,
         "median_s": {"import torch": round(importing, 3), "unbackdoor scan": round(scanning, 3)},

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from unbackdoor.defences.data_free import CLP, LPP
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.models.resnet import resnet18
+from unbackdoor.train import processor
 
 LINES = {
     "a": "read every weight once (a sum a tensor)",
@@ -104,16 +104,6 @@ def measure(model: nn.Module, graph: LayerGraph, repeats: int) -> dict[str, dict
     }
 
 
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Measure, print the table, write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -140,7 +130,7 @@ def main() -> None:
     record = {
         "network": "resnet18, width 64, 10 classes",
         "torch": torch.__version__,
-        "cpu": cpu_name(),
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "load_average_before": round(load, 2),
         "repeats": arguments.repeats,

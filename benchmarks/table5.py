@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from defence_speed import IMAGES, NETWORK, run, seconds
-from speed import cpu_name, network
+from speed import network
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset
 from unbackdoor.defences.table import parse_method
 from unbackdoor.model_files import load_model
 from unbackdoor.report.benchmark.paper import METHODS, ORDER, printed_seconds
+from unbackdoor.train import processor
 
 #: Of these a call takes seconds at most, also at full width.
 QUICK = tuple(ORDER[:3])
@@ -73,7 +74,7 @@ def main() -> None:
         "threads": 1,
         "seconds": {w: {n: round(v, 4) for n, v in s.items()} for w, s in found.items()},
         "order_holds": holds,
-        "processor": cpu_name(),
+        "processor": processor(),
         "load_before": round(load, 2),
         "torch": torch.__version__,
     }

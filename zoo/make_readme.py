@@ -36,7 +36,8 @@ This file is written by `python zoo/make_readme.py`.
 DEFENCES_HEAD = """# Every method against the zoo
 
 Made by `python zoo/defend_all.py` (a record a cell in [defences/](defences/)) and `python zoo/make_readme.py`.
-ResNet-18 of width 16; the methods' default settings, which are the published ones, or the preset that stands beside a
+ResNet-18 of width 16; the methods' default settings ([this package's own](../docs/fidelity.md) are LPP's cuts and the
+repair of its text, CLP's eps, I-BAU's radius, RNP's threshold by held-out images), or the preset that stands beside a
 name; clean images are a share of the training part, drawn whatever their class. Rates are those of the whole test set;
 nothing was chosen by them. RA: triggered images answered with their own class. DER: 0.5 is no change, 1 a full repair
 for nothing. Seconds are those of one torch thread on a machine that had other work: what methods cost beside each other

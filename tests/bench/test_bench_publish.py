@@ -79,7 +79,8 @@ def test_an_empty_store_has_no_claims(cache: Path) -> None:
 
 def test_where_a_setting_comes_from_is_said() -> None:
     assert method_origins("lpp:band=0.5")["band"] == "given in the grid"
-    assert method_origins("lpp:band=0.5")["upper"].startswith("default")
+    assert method_origins("lpp")["norm"] == "default (submitted to ICLR 2025)"
+    assert method_origins("lpp")["shrink_to"] == "default (this package's choice)"
     assert set(method_origins("anp@backdoorbench").values()) == {"preset backdoorbench"}
     assert method_origins("rnp")["threshold"] == "chosen on held-out clean images"
     assert method_origins("rnp:holdout=0.0")["threshold"].startswith("default")

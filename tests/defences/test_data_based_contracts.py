@@ -108,6 +108,10 @@ def test_every_setting_is_described(cls: type[DataBased]) -> None:
     assert described == [field.name for field in dataclasses.fields(cls)]
 
 
+def test_what_is_said_to_be_our_own_choice_is_a_setting(cls: type[DataBased]) -> None:
+    assert cls.own <= set(cls().settings())
+
+
 def test_every_setting_is_checked(cls: type[DataBased]) -> None:
     for field in dataclasses.fields(cls):
         for wrong in (math.nan, "much", None, [], -1, True):

@@ -78,6 +78,10 @@ def test_every_setting_is_described_once(cls: type[DataFree]) -> None:
     assert described == [field.name for field in dataclasses.fields(cls)]
 
 
+def test_what_is_said_to_be_our_own_choice_is_a_setting(cls: type[DataFree]) -> None:
+    assert cls.own <= set(cls().settings())
+
+
 def test_every_setting_is_checked(cls: type[DataFree]) -> None:
     """A value of a wrong type, or NaN, never gets through."""
     for field in dataclasses.fields(cls):

@@ -264,9 +264,16 @@ def method_origins(text: str) -> dict[str, str]:
     method = parse_method_text(text)
     name, _, options = text.partition(":")
     preset = name.partition("@")[2]
-    usual = f"preset {preset}" if preset else f"default ({method.source})"
     given = {option.partition("=")[0].strip() for option in options.split(",") if option}
-    origins = {key: "given in the grid" if key in given else usual for key in method.settings()}
+
+    def origin(key: str) -> str:
+        if key in given:
+            return "given in the grid"
+        if preset:
+            return f"preset {preset}"
+        return "default (this package's choice)" if key in method.own else f"default ({method.source})"
+
+    origins = {key: origin(key) for key in method.settings()}
     if getattr(method, "holdout", 0):
         origins["threshold"] = "chosen on held-out clean images"
     return origins

@@ -22,7 +22,7 @@ from unbackdoor.defences.base import DataFree
 from unbackdoor.metrics import read_evaluation
 from unbackdoor.metrics.activation_change import correlations
 from unbackdoor.model_files import Defended, load_model
-from unbackdoor.model_files.defending import mixture
+from unbackdoor.model_files.defending import mixture, timed
 from unbackdoor.models import parse_arch
 from unbackdoor.train import Run, circumstances, measure, train_run
 
@@ -153,9 +153,7 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
             spec=images.spec,
             progress=progress,
         )
-    started = time.perf_counter()
-    outcome = call()
-    seconds = time.perf_counter() - started
+    outcome, seconds = timed(call)
     after = measure(outcome.model, test, attack)
     assert work.before is not None
     done = Defended(outcome.report, read_evaluation(work.before), after, seconds)

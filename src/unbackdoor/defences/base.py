@@ -43,6 +43,8 @@ class Defence(ABC):
     name: ClassVar[str]
     title: ClassVar[str]
     source: ClassVar[str]
+    #: Settings whose default is this package's choice, as the source prints none or another.
+    own: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[Needs] = "nothing"
     needs_labels: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False

@@ -163,9 +163,7 @@ def defend(
     else:
         given = method_images(str(data), clean, seed, attack, poisoned, data_dir, download=download)
         check_answer(model, given[0].spec, name=str(file.checkpoint.path))
-    started = time.perf_counter()
-    outcome = _call(method, model, file.graph, given, seed, progress)
-    seconds = time.perf_counter() - started
+    outcome, seconds = timed(lambda: _call(method, model, file.graph, given, seed, progress))
     report = with_source(outcome.report, file)
     if given is not None and report.data is not None:
         report = dataclasses.replace(report, data=_drawn(report.data, clean, seed))
@@ -183,6 +181,18 @@ def defend(
         }
         report = write_repaired(report, tensors, file, Path(output), overwrite=overwrite)
     return Defended(report, before, after, seconds)
+
+
+def timed(call: Callable[[], Outcome]) -> tuple[Outcome, float]:
+    """What a method's call comes to, and its seconds; what a GPU had to do before is not counted, what it has to is."""
+
+    def now() -> float:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    started = now()
+    return call(), now() - started
 
 
 def _call(

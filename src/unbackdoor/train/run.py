@@ -247,12 +247,21 @@ def _record(
     }
 
 
+def processor() -> str:
+    """What the processor calls itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def circumstances(device: str) -> dict[str, Any]:
     """What a record says of the machine and the libraries."""
     return {
         "hardware": {
             "device": device,
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor(),
             "threads": torch.get_num_threads(),
         },
         "versions": {"torch": torch.__version__, "python": platform.python_version()},

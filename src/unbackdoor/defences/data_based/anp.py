@@ -54,6 +54,7 @@ class ANP(DataBased):
     name: ClassVar[str] = "anp"
     title: ClassVar[str] = "Adversarial neuron pruning"
     source: ClassVar[str] = "Wu & Wang, NeurIPS 2021"
+    own: ClassVar[frozenset[str]] = frozenset(("holdout", "tolerance"))
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "2,000 batches, each 3 forward and 2 backward"
 

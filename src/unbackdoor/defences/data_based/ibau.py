@@ -57,6 +57,7 @@ class IBAU(DataBased):
     name: ClassVar[str] = "ibau"
     title: ClassVar[str] = "Implicit backdoor adversarial unlearning"
     source: ClassVar[str] = "Zeng et al., ICLR 2022"
+    own: ClassVar[frozenset[str]] = frozenset(("radius",))
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "5 rounds, each about 2 + 15 forward and backward"
 

@@ -55,6 +55,7 @@ class RNP(DataBased):
     name: ClassVar[str] = "rnp"
     title: ClassVar[str] = "Reconstructive neuron pruning"
     source: ClassVar[str] = "Li et al., ICML 2023"
+    own: ClassVar[frozenset[str]] = frozenset(("holdout", "tolerance"))
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "at most 20 + 20 forward and backward"
 

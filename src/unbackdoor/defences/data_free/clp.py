@@ -44,6 +44,7 @@ class CLP(DataFree):
     name: ClassVar[str] = "clp"
     title: ClassVar[str] = "Channel Lipschitzness Pruning"
     source: ClassVar[str] = "Zheng et al., ECCV 2022"
+    own: ClassVar[frozenset[str]] = frozenset(("norm_factor", "only_with_norm"))
     u: float = 3.0
     norm_factor: NormFactor = "folded"
     only_with_norm: bool = False

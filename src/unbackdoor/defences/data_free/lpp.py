@@ -61,6 +61,9 @@ class LPP(DataFree):
     name: ClassVar[str] = "lpp"
     title: ClassVar[str] = "Lipschitzness Precise Pruning"
     source: ClassVar[str] = "submitted to ICLR 2025"
+    own: ClassVar[frozenset[str]] = frozenset(
+        ("lower", "upper", "fc_weights", "norm_factor", "scale", "shrink_to", "upscale", "layers")
+    )
     lower: float = -3.0
     upper: float = 3.0
     band: float = 1.5

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from unbackdoor.report.benchmark.claims import Claim, ClaimedGrid
+from unbackdoor.report.benchmark.claims import NONE, Claim, ClaimedGrid
 from unbackdoor.report.benchmark.tables import ESTABLISHED, Column, Entry, Line, Mean, Sheet, Table
 
 #: Columns of the CSV, one row a claim.
@@ -54,7 +54,7 @@ def standing(grid: ClaimedGrid) -> str:
 
 
 def notes(table: Table) -> list[str]:
-    """What must be said of methods that did nothing, of columns that are of several networks, of printed figures."""
+    """What must be said of methods that did nothing, of a column's networks, of printed figures."""
     done: dict[Line, list[Claim]] = {}
     for (line, _), entry in table.entries.items():
         done.setdefault(line, []).extend(entry.claims)
@@ -66,6 +66,12 @@ def notes(table: Table) -> list[str]:
             f"{column.title}: not all methods were given the same training of a seed's network; compare their changes "
             "and DER, which are each against its own."
             for column in table.retrained
+        ),
+        *(
+            f"{column.title}: seed {claim.seed} is {claim.note}."
+            for (line, column), entry in table.entries.items()
+            for claim in entry.claims
+            if line.method == NONE and claim.note
         ),
         *(f"{line.title}, {column.title}: {note}." for (line, column), note in doubtful if note),
     ]
