@@ -11,7 +11,7 @@ from importlib import resources
 DATA = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB", "tiny_imagenet": "Tiny ImageNet"}
 ATTACKS = {"none": "none", "badnet": "BadNet", "bpp": "BPP", "inputaware": "Inputaware", "wanet": "WaNet"}
 METHODS = {"none": "No Defence", "bnp": "BNP", "ibau": "I-BAU", "nad": "NAD", "clp": "CLP", "lpp": "LPP"}
-NETWORKS = {"resnet18": "ResNet-18", "vgg19": "VGG19", "vgg19_bn": "VGG19"}
+NETWORKS = {"resnet18": "ResNet-18", "preactresnet18": "ResNet-18", "vgg19": "VGG19", "vgg19_bn": "VGG19"}
 #: Table 5's order, from the fastest, as the paper prints it.
 ORDER = ("lpp", "clp", "bnp", "nad", "ibau")
 
@@ -37,11 +37,11 @@ def printed(
 
     Args:
         table: T1, T2, T3, T4 or VGG, as a grid names it.
-        data, arch, attack, method: our names.
+        data, arch, attack, method: our names; a preset behind "@" is another reading of the method.
         rate, clean: shares; methods without data stand in every share's half.
     """
     network = NETWORKS.get(arch.partition(":")[0])
-    key = (table, DATA.get(data), network, ATTACKS.get(attack), METHODS.get(method))
+    key = (table, DATA.get(data), network, ATTACKS.get(attack), METHODS.get(method.partition("@")[0]))
     found = [row for row in _tables().get(key, ()) if _percent(rate) == float(row["poison_rate"])]
     if clean is not None and table != "T4":
         found = [row for row in found if not row["benign_rate"] or _percent(clean) == float(row["benign_rate"])]
