@@ -122,7 +122,7 @@ def ablations() -> str:
 
 
 def misses() -> str:
-    """The same on WaNet and SIG."""
+    """The same on networks that LPP does not repair."""
     return _networks("small-misses")
 
 
@@ -130,11 +130,16 @@ def _networks(name: str) -> str:
     """A row a method, a column a network: ACC / ASR."""
     [grid] = [grid for grid in read_grids(CLAIMS) if grid.name == name]
     claims = [claim for claim in grid.own if claim.acc is not None]
-    networks = sorted({(claim.names.get("attack", "clean"), claim.seed) for claim in claims})
-    cells = {(c.method, c.names.get("attack", "clean"), c.seed): _rates(c) for c in claims}
+    several = len({claim.data for claim in claims}) > 1
+
+    def network(claim: Claim) -> tuple[str, str, int]:
+        return claim.names["data"] if several else "", claim.names.get("attack", "clean"), claim.seed
+
+    networks = sorted({network(claim) for claim in claims})
+    cells = {(claim.method, *network(claim)): _rates(claim) for claim in claims}
     methods = sorted(dict.fromkeys(c.method for c in claims), key=lambda m: (m != "none", m != "lpp", m))
     rows = [(f"`{m}`", *(cells.get((m, *network), "") for network in networks)) for m in methods]
-    return table(("", *(f"{attack}, seed {seed}" for attack, seed in networks)), rows)
+    return table(("", *(f"{data} {attack}, seed {seed}".strip() for data, attack, seed in networks)), rows)
 
 
 def _rates(claim: Claim) -> str:
