@@ -220,7 +220,9 @@ def _print_plan(cells: Any, found: Any) -> None:
         click.echo(f"{state:<6} {cell.kind:<11} {cell.title}")
     click.echo(_line(found))
     need = _memory(cells)
-    click.echo(f"a cell needs {need / 2**30:.1f} GB at least: data set, weights, gradients, momentum; activations come on top")
+    click.echo(
+        f"a cell needs {need / 2**30:.1f} GB at least: data set, weights, gradients, momentum; activations come on top"
+    )
 
 
 def _memory(cells: Any) -> float:
