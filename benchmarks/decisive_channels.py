@@ -1,13 +1,14 @@
 """Which of the channels that CLP cuts and LPP does not (or the other way round) decide over a backdoor.
 
-Channels alone are switched off here: no near outlier is shrunk, no classifier weight is cut. From LPP's set, each of the
-channels that CLP cuts beside is added alone; from CLP's, each is left out alone. Beside ACC and ASR stands the share of
-clean images of other classes that are answered with the attacker's class: where it is large, the ASR is no backdoor's, but
-a network that has collapsed onto one class.
+Channels alone are switched off here: no near outlier is shrunk, no classifier weight is cut. To LPP's set, each of the
+channels that CLP cuts beside is added alone; from CLP's, each is left out alone. Beside ACC and ASR stands the share
+of clean images of other classes that are answered with the attacker's class: where it is large, the ASR is no
+backdoor's, but a network that has collapsed onto one class.
 
     python benchmarks/decisive_channels.py zoo/cifar10_wanet [--data cifar10] [--images 2000] [--out FILE]
 
-The folder is one of `unbackdoor train`, or of a store's trainings. Nothing is chosen by these figures. Needs the data set.
+The folder is one of `unbackdoor train`, or of a store's trainings. Nothing is chosen by these figures. Needs the data
+set.
 """
 
 from __future__ import annotations
