@@ -12,11 +12,10 @@ Each round (Algorithm 1) finds a delta, then takes a step a batch along the hype
     d psi / d theta + (d Phi / d theta)^T v,    v = (d Phi / d delta)^T v + d psi / d delta       (K fixed-point steps)
 
 Departures: delta lives in pixel space whatever the normalisation. It stays in the paper's ball |delta| <= C
-(`radius`), which the published code leaves out: without it, nothing holds delta back where a network is steep (on
-CIFAR-10 inputs divided by their deviation it reached a length of 600, and the loss 4,000 an image). C is not printed;
-10 is twice an inverted 3x3 patch of three colours (5.2). A batch below 100 images still perturbs one image,
-where the published code perturbs int(0.01 * B) = none and is plain fine-tuning. The defender's images are the clean
-subset; the published code takes half of the test set.
+(`radius`), which the published code leaves out: without it, nothing holds delta back where a network is steep. C is not
+printed; 10 is this package's choice, twice an inverted 3x3 patch of three colours (5.2). A batch below 100 images still
+perturbs one image, where the published code perturbs int(0.01 * B) = none and is plain fine-tuning. The defender's
+images are the clean subset; the published code takes half of the test set.
 """
 
 from __future__ import annotations
