@@ -80,7 +80,7 @@ def claim_of(cell: Cell, key: str, record: Record | None, failed: str | None = N
         commit=record.get("commit"),
         correlation=result if isinstance(cell, Correlation) and result else None,
         layers=None if repair is None else result.get("layers"),
-        note="taken over from a run of `unbackdoor train`" if record.get("adopted") else "",
+        note="taken over from a run of unbackdoor train" if record.get("adopted") else "",
     )
 
 

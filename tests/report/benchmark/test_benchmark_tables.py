@@ -85,6 +85,13 @@ def test_a_rates_table_has_no_row_of_methods_that_were_run_at_other_rates_alone(
     assert rows == [["none", "anp", "ft", "lpp"], ["none", "ft", "lpp"]]  # FT was run on the clean network alone
 
 
+def test_what_is_special_of_networks_is_said_once():
+    note = "taken over from elsewhere"
+    claims = [claim(kind="training", method="none", attack=a, note=note) for a in ("badnet", "bpp")]
+    table = table_of(*claims, claim(note="of a repair"))
+    assert notes(table) == ["badnet of seed 0, bpp of seed 0: taken over from elsewhere."]
+
+
 def test_what_changed_nothing_is_said():
     rnp = [claim(method="rnp", attack=attack, changed=False) for attack in ("badnet", "bpp")]
     assert notes(table_of(*rnp, claim(changed=True))) == ["RNP changed nothing in any of these networks."]

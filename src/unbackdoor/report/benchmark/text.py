@@ -60,6 +60,11 @@ def notes(table: Table) -> list[str]:
         done.setdefault(line, []).extend(entry.claims)
     idle = [line for line, claims in done.items() if claims and all(claim.changed is False for claim in claims)]
     doubtful = [(place, entry.paper.note) for place, entry in table.entries.items() if entry.paper is not None]
+    remarks: dict[str, list[str]] = {}
+    for (line, column), entry in table.entries.items():
+        for claim in entry.claims:
+            if claim.note and line.method == NONE:
+                remarks.setdefault(claim.note, []).append(f"{column.title} of seed {claim.seed}")
     return [
         *(f"{line.title} changed nothing in any of these networks." for line in idle),
         *(
@@ -67,12 +72,7 @@ def notes(table: Table) -> list[str]:
             "and DER, which are each against its own."
             for column in table.retrained
         ),
-        *(
-            f"{column.title}: seed {claim.seed} is {claim.note}."
-            for (line, column), entry in table.entries.items()
-            for claim in entry.claims
-            if line.method == NONE and claim.note
-        ),
+        *(f"{', '.join(places)}: {note}." for note, places in remarks.items()),
         *(f"{line.title}, {column.title}: {note}." for (line, column), note in doubtful if note),
     ]
 
