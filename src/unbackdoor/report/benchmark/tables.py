@@ -204,7 +204,8 @@ class Table:
         shared = [sorted(self.shared[column]) for column in self.established or self.columns]
         counts = sorted({len(seeds) for seeds in shared})
         if any(seeds != shared[0] for seeds in shared):
-            return f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
+            each = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+            return f"{each} seed{'' if each == '1' else 's'} an attack"
         return f"seed{'' if len(shared[0]) == 1 else 's'} {', '.join(map(str, shared[0])) or 'none'}"
 
     def on_every_seed(self) -> Table | None:
