@@ -1,4 +1,4 @@
-"""Which of the channels that CLP cuts and LPP does not (or the other way round) decide over a backdoor.
+"""Which of the channels that CLP cuts and LPP does not decide over a backdoor.
 
 Channels alone are switched off here: no near outlier is shrunk, no classifier weight is cut. To LPP's set, each of the
 channels that CLP cuts beside is added alone; from CLP's, each is left out alone. Beside ACC and ASR stands the share
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def main() -> None:
         rows[f"LPP's channels and {path}[{channel}]"] = without(model, lpp | {(path, channel)})
     for path, channel in sorted(clp - lpp):
         rows[f"CLP's channels but {path}[{channel}]"] = without(model, clp - {(path, channel)})
-    found: dict[str, Any] = {"data": options.data, "attack": attack.name, "images": len(test), "rows": {}}
+    found: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "images": len(test), "rows": {}}
     print("| | ACC / ASR, % | clean images answered with the target, % |\n|---|---|---|")
     for name, network in rows.items():
         rates, share = measure(network, test, attack), collapsed(network, test, attack.target)

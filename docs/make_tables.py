@@ -148,7 +148,7 @@ def _rates(claim: Claim) -> str:
 
 
 def beside_the_paper() -> str:
-    """LPP's cells that the paper prints as well: ours, the paper's, and the difference."""
+    """LPP's cells that the paper prints as well: ours, the paper's, and the difference; and the ASR that LPP met."""
     rows = []
     for grid in read_grids(CLAIMS):
         for shown in Sheet.of(grid).tables:
@@ -156,8 +156,10 @@ def beside_the_paper() -> str:
                 if line.method == "lpp" and entry.paper is not None and entry.acc is not None and grid.paper:
                     rate = "" if column.clean or shown.rate is None else f", {100 * shown.rate:g} %"
                     said, less = text.paper(entry).removeprefix("paper ").split(", ")
-                    rows.append((shown.titles["data"], column.title + rate, text.both(entry), said, less))
-    return table(("data", "network", "here", "paper", "difference"), sorted(set(rows)))
+                    before = shown.asr_before(column)
+                    met = "" if before is None else f"{before:.2f}" + ("" if column in shown.established else " †")
+                    rows.append((shown.titles["data"], column.title + rate, met, text.both(entry), said, less))
+    return table(("data", "network", "ASR before", "LPP here", "paper", "difference"), sorted(set(rows)))
 
 
 SECTIONS = {

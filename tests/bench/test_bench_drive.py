@@ -1,5 +1,6 @@
 """Grids brought to their end: resumed, shared, failing, killed."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench_grids import probes, toy, written
-from unbackdoor.bench import Engine, Local, Store, adopt, compact, publish, read_grid, run_grid, standing
+from unbackdoor.bench import Cell, Engine, Grid, Local, Store, adopt, compact, publish, read_grid, run_grid, standing
 from unbackdoor.bench.compact import row_names, rows
 from unbackdoor.bench.drive import meet_data
 from unbackdoor.bench.engine import Failed, attempt
@@ -176,15 +177,20 @@ def test_another_drivers_cell_is_left_to_it(cache: Path) -> None:
     assert sum(run_grid(grid, store, Local()).done.values()) == 3
 
 
+def of_two_names(cache: Path) -> Grid:
+    """One training and one repair, each under two names; a grid refuses the former, but its data may come in links."""
+    data, arch, methods = toy(cache).data_sets[0], "resnet18:width=2", ["none", "clp", "clp:u=3"]
+    grids = [
+        read_grid(written(cache / "one.toml", data=data, arch=arch, attack=a, rate=0.2, epochs=1, method=methods))
+        for a in ("badnet", "badnet:size=3")
+    ]
+    return dataclasses.replace(grids[0], cells=grids[0].cells + grids[1].cells)
+
+
 @pytest.mark.parametrize("slots", [1, 8])
 def test_one_cell_under_two_names_is_done_once(cache: Path, slots: int) -> None:
-    grid = toy(cache)
-    arch = "resnet18:width=2"
-    attacks, methods = ["badnet", "badnet:size=3"], ["none", "clp", "clp:u=3.0"]
-    path = written(
-        cache / "twice.toml", data=grid.data_sets[0], arch=arch, attack=attacks, rate=0.2, epochs=1, method=methods
-    )
-    grid, store, engine, seen = read_grid(path), Store(cache / "store"), Local(), []
+    grid, store, engine, seen = of_two_names(cache), Store(cache / "store"), Local(), []
+    assert standing(grid, store).total == 2
     engine.slots = slots
     found = run_grid(grid, store, engine, told=lambda event, cell, _: event == "done" and seen.append(cell))
     assert len(grid.cells) == 6
@@ -192,6 +198,23 @@ def test_one_cell_under_two_names_is_done_once(cache: Path, slots: int) -> None:
     assert (found.total, found.done, found.left) == (2, {"training": 1, "repair": 1}, [])
     shown = publish(grid, store)
     assert (shown.cells, shown.done, len(shown.claims)) == (2, 2, 6)
+    assert len(rows(grid, store)) == 2
+
+
+def test_known_trainings_that_failed_here_are_said_and_not_begun_for_nothing(cache: Path) -> None:
+    grid, store = toy(cache), Store(cache / "store")
+    keys = {cell: cell.key(meet_data(grid, store, None)) for cell in grid.cells}
+    training, repair = grid.cells[0], grid.cells[1]
+    others = {key for cell, key in keys.items() if cell is not repair}
+    store.fail(training, keys[training], "ran out of memory")
+    found = run_grid(grid, store, Local(), known=others)
+    assert list(found.failed.values()) == [(training.title, "ran out of memory")]
+    assert (found.left, found.blocked) == ([repair.title], 1)
+    store.forget_failure(keys[training])
+    store.fail(repair, keys[repair], "ran out of memory")
+    begun: list[Cell] = []
+    found = run_grid(grid, store, Local(), known=others, told=lambda event, cell, _: begun.append(cell))
+    assert (begun, found.left, len(found.failed)) == ([], [], 1)
 
 
 def test_other_data_are_refused(cache: Path) -> None:

@@ -134,6 +134,13 @@ def test_wrong_files_are_refused(tmp_path: Path, text: str, says: str) -> None:
         read_grid(tmp_path / "none.toml")
 
 
+@pytest.mark.parametrize("values", [{"attack": ["badnet", "badnet:size=3"]}, {"epochs": [0, 15]}])
+def test_one_network_under_two_names_is_refused(tmp_path: Path, values: dict[str, object]) -> None:
+    path = written(tmp_path / "g.toml", **{"data": "cifar10", "arch": "resnet18:width=2", **values})
+    with pytest.raises(SettingError, match="are one network: name it in one way"):
+        read_grid(path)
+
+
 def test_own_data_sets(tmp_path: Path) -> None:
     grid = toy(tmp_path)
     assert len(grid.cells) == 12
@@ -147,5 +154,5 @@ def test_the_grids_that_come_with_the_project_are_sound(path: Path) -> None:
     assert grid.title
     digests = dict.fromkeys(grid.data_sets, "d")
     keys = [cell.key(digests) for cell in grid.cells]
-    twice = {cell.method for cell, key in zip(grid.cells, keys, strict=True) if keys.count(key) > 1}
+    twice = {cell.title.partition(": ")[2] for cell, key in zip(grid.cells, keys, strict=True) if keys.count(key) > 1}
     assert twice <= {"lpp:lower=-3", "lpp:upper=3"}  # LPP's two sweeps meet in its defaults

@@ -81,6 +81,10 @@ def test_where_a_setting_comes_from_is_said() -> None:
     assert method_origins("lpp:band=0.5")["band"] == "given in the grid"
     assert method_origins("lpp")["norm"] == "default (submitted to ICLR 2025)"
     assert method_origins("lpp")["shrink_to"] == "default (this package's choice)"
-    assert set(method_origins("anp@backdoorbench").values()) == {"preset backdoorbench"}
+    preset = method_origins("anp@backdoorbench")
+    assert {key for key, origin in preset.items() if origin == "preset backdoorbench"} == {"lr", "batch_size"}
+    assert preset["eps"] == "default (Wu & Wang, NeurIPS 2021)"
+    assert method_origins("lpp@as_printed")["scale"] == "preset as_printed"
+    assert method_origins("lpp@as_printed")["upper"] == "default (this package's choice)"
     assert method_origins("rnp")["threshold"] == "chosen on held-out clean images"
     assert method_origins("rnp:holdout=0.0")["threshold"].startswith("default")

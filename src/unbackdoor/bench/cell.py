@@ -264,12 +264,13 @@ def method_origins(text: str) -> dict[str, str]:
     method = parse_method_text(text)
     name, _, options = text.partition(":")
     preset = name.partition("@")[2]
+    usual = type(method)()
     given = {option.partition("=")[0].strip() for option in options.split(",") if option}
 
     def origin(key: str) -> str:
         if key in given:
             return "given in the grid"
-        if preset:
+        if getattr(method, key) != getattr(usual, key):
             return f"preset {preset}"
         return "default (this package's choice)" if key in method.own else f"default ({method.source})"
 

@@ -15,12 +15,11 @@ from unbackdoor.errors import MethodError
 
 def rows(grid: Grid, store: Store) -> list[dict[str, Any]]:
     """One a cell, in the order of their keys; nothing in them tells when, where or in which order they were run."""
-    found = [
-        row(cell, key, record, failure)
-        for cell, key, record, failure in store.outcomes(grid.cells)
-        if key is not None and (record is not None or failure is not None)
-    ]
-    return sorted(found, key=lambda one: str(one["key"]))
+    found: dict[str, dict[str, Any]] = {}
+    for cell, key, record, failure in store.outcomes(grid.cells):
+        if key is not None and key not in found and (record is not None or failure is not None):
+            found[key] = row(cell, key, record, failure)
+    return [found[key] for key in sorted(found)]
 
 
 def row(cell: Cell, key: str, record: Record | None, failure: Record | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
-from unbackdoor.bench.cell import Cell, Training
+from unbackdoor.bench.cell import Cell, Training, canonical
 from unbackdoor.bench.engine import Engine, Failed
 from unbackdoor.bench.grid import Grid
 from unbackdoor.bench.perform import Work, data_digest
@@ -141,15 +141,14 @@ class _Queue:
         for cell, key in keys.items():
             cells.setdefault(key, cell)
         finished = {key for key, cell in cells.items() if store.read(cell, key) is not None}
-        left = [cell for key, cell in cells.items() if key not in finished and key not in known]
+        failed = set() if retry_failed else {key for key in cells if store.failure(key) is not None}
+        left = [cell for key, cell in cells.items() if key not in finished | failed and key not in known]
         needed = {keys[cell.needs] for cell in left if cell.needs is not None}
         for key, cell in cells.items():
-            if key in finished or (key in known and key not in needed):
+            if key in finished | failed or (key in known and key not in needed):
                 continue
             if retry_failed:
                 store.forget_failure(key)
-            elif store.failure(key) is not None:
-                continue
             if cell.needs is None or keys[cell.needs] in finished:
                 self.ready.append(cell)
             else:
@@ -206,11 +205,16 @@ def standing(
     took: dict[str, list[float]] = {}
     unknown = False
     left: list[Cell] = []
-    elsewhere: list[Cell] = []
+    elsewhere: dict[Cell, Record | None] = {}
     at_work = store.claimed()
     broken: set[str] = set()
+
+    def has_failed(cell: Cell, failure: Record) -> None:
+        found.failed[names[cell]] = (cell.title, failure["reason"])
+        broken.add(names[cell])
+
     for cell, key, record, failure in store.outcomes(grid.cells, digests):
-        name = names[cell] = key or cell.title
+        name = names[cell] = key or f"{cell.kind} {canonical(cell.config)}"
         if name in counted:
             continue
         counted.add(name)
@@ -219,21 +223,22 @@ def standing(
             found.seconds += record["seconds"]
             took.setdefault(likeness(cell), []).append(record["seconds"])
         elif key is not None and key in known:
-            elsewhere.append(cell)
-        elif failure is not None and key is not None:
-            found.failed[key] = (cell.title, failure["reason"])
-            broken.add(name)
+            elsewhere[cell] = failure
+        elif failure is not None:
+            has_failed(cell, failure)
         else:
             left.append(cell)
             if key in at_work:
                 found.running.append(cell.title)
     found.total = len(counted)
     needed = {names[cell.needs] for cell in left if cell.needs is not None}
-    for cell in elsewhere:
-        if names[cell] in needed:
-            left.append(cell)
-        else:
+    for cell, failure in elsewhere.items():
+        if names[cell] not in needed:
             found.done[cell.kind] = found.done.get(cell.kind, 0) + 1
+        elif failure is not None:
+            has_failed(cell, failure)
+        else:
+            left.append(cell)
     estimate = 0.0
     for cell in left:
         found.left.append(cell.title)

@@ -24,13 +24,13 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unbackdoor.attacks import read_attack
-from unbackdoor.bench.cell import Cell, Correlation, Repair, Training, check_share, wants_images
+from unbackdoor.bench.cell import Cell, Correlation, Repair, Training, canonical, check_share, wants_images
 from unbackdoor.data import dataset_spec
 from unbackdoor.errors import SettingError, UnbackdoorError
 
@@ -111,8 +111,18 @@ def read_grid(path: str | Path) -> Grid:
             cells.update(dict.fromkeys(_cells(run)))
         except UnbackdoorError as error:
             raise SettingError(f"{path}: runs {number}: {error}") from error
+    _check_names(path, cells)
     name = record.get("name") or path.stem
     return Grid(name, record.get("title", name), record.get("paper", ""), tuple(cells))
+
+
+def _check_names(path: Path, cells: Iterable[Cell]) -> None:
+    """One network under two names would stand in two columns, and count twice in every average."""
+    named: dict[str, Cell] = {}
+    for cell in cells:
+        first = named.setdefault(canonical(cell.config), cell) if isinstance(cell, Training) else cell
+        if first is not cell:
+            raise SettingError(f"{path}: {first.title!r} and {cell.title!r} are one network: name it in one way")
 
 
 def _cells(run: Mapping[str, Any]) -> Iterator[Cell]:

@@ -214,8 +214,11 @@ def _duration(seconds: float) -> str:
 
 def _print_plan(cells: Any, found: Any) -> None:
     """Every cell with whether it is done, and the least memory that one needs."""
+    from unbackdoor.bench.cell import canonical
+
     left, failed = set(found.left), {title for title, _ in found.failed.values()}
-    for cell in cells.cells:
+    once = {(cell.kind, canonical(cell.config)): cell for cell in reversed(cells.cells)}  # the first of its names
+    for cell in reversed(once.values()):
         state = "left" if cell.title in left else "failed" if cell.title in failed else "done"
         click.echo(f"{state:<6} {cell.kind:<11} {cell.title}")
     click.echo(_line(found))

@@ -188,7 +188,8 @@ def timed(call: Callable[[], Outcome]) -> tuple[Outcome, float]:
 
     def now() -> float:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.synchronize(device)
         return time.perf_counter()
 
     started = now()

@@ -9,7 +9,7 @@ from claim_samples import claim, grid, large
 from unbackdoor.report.benchmark.paper import printed, printed_seconds
 from unbackdoor.report.benchmark.plots import figures, front
 from unbackdoor.report.benchmark.tables import T95, Line, Mean, Sheet, acc_minus_asr, effectiveness, tables, variants
-from unbackdoor.report.benchmark.text import notes, number
+from unbackdoor.report.benchmark.text import both, latex, markdown, notes
 from unbackdoor.report.benchmark.timing import timing
 
 
@@ -28,14 +28,23 @@ def test_the_interval_is_students():
     assert Mean.of([]) is None
 
 
-def test_of_two_values_both_are_shown():
-    assert number(Mean.of([80.0, 82.0, 87.0])) == "83.00 ± 8.96"
-    assert number(Mean.of([80.0, 87.0])) == "83.50 (80.00, 87.00)"
-    assert number(Mean.of([80.0])) == "80.00"
+def test_of_two_seeds_both_are_said_as_they_belong_together():
+    said = both(entry_of(claim(acc=90, asr=1), claim(acc=70, asr=60, seed=1)))
+    assert said == "80.00 / 30.50, of 90.00 / 1.00 and 70.00 / 60.00"
+    assert said == both(entry_of(claim(acc=70, asr=60, seed=1), claim(acc=90, asr=1)))
+    clean = [claim(attack="none", acc=acc, before=85, seed=seed) for seed, acc in ((0, 84), (1, 80))]
+    assert both(entry_of(*clean)) == "82.00 (-3.00), of 84.00 and 80.00"
+    assert both(entry_of(*clean, claim(attack="none", acc=82, before=85, seed=2))) == "82.00 ± 4.97 (-3.00)"
+    assert both(entry_of(claim(acc=80, asr=4))) == "80.00 / 4.00"
 
 
 def table_of(*claims, **values):
     [found] = tables(grid(*claims, **values))
+    return found
+
+
+def entry_of(*claims):
+    [found] = table_of(*claims).entries.values()
     return found
 
 
@@ -67,7 +76,47 @@ def test_methods_that_were_run_on_every_seed_stand_once_more():
     assert [t.best(column, acc_minus_asr).method for t in (table, part)] == ["bnp", "lpp"]
     assert [t.average(line(t, "clp"))[1] for t in (table, part)] == [1.0, 16.0]
     assert part.average(line(part, "none"))[1] == 96.0
-    assert part.title == f"{table.title}: methods that were run on every seed"
+    assert part.title == f"{table.title}: methods with a result on every seed"
+
+
+SEEDS = {"clp": (0, 1), "lpp": (0, 1), "bnp": (0,)}
+
+
+def on_seeds(seeds=SEEDS, **values):
+    return [
+        claim(method=method, asr=95 if method == "none" else 5, seed=seed, **values)
+        for method, found in seeds.items()
+        for seed in found
+    ]
+
+
+@pytest.mark.parametrize("trained", [(0, 1), (0, 1, 2), (0,)])
+def test_seeds_are_those_of_defences_and_the_base_line_always_stands(trained):
+    table, part = Sheet.of(grid(*on_seeds({"none": trained, **SEEDS}))).plain
+    assert [x.method for x in part.lines] == ["none", "clp", "lpp"]
+    assert part.established == table.established
+    assert part.average(line(part, "lpp"))[1] == 5.0
+
+
+def test_a_failure_on_the_clean_network_takes_no_method_out_of_the_part():
+    clean = [claim(attack="none", method=m, acc=acc, seed=s) for m, s, acc in (("lpp", 0, 80), ("lpp", 1, 81))]
+    failed = claim(attack="none", method="clp", acc=None, failed="ran out of memory", seed=1)
+    _, part = Sheet.of(grid(*on_seeds({"none": (0, 1), **SEEDS}), *clean, failed)).plain
+    assert [x.method for x in part.lines] == ["none", "clp", "lpp"]
+
+
+def test_a_column_of_methods_that_are_not_in_the_part_is_left_out():
+    sample = grid(*on_seeds({"none": (0, 1), **SEEDS}), claim(method="bnp", attack="wanet"))
+    table, part = Sheet.of(sample).plain
+    assert [[c.attack for c in t.columns] for t in (table, part)] == [["badnet", "wanet"], ["badnet"]]
+    assert "wanet" in markdown([Sheet.of(sample)])
+    assert "wanet" in latex([Sheet.of(sample)])
+
+
+def test_where_nothing_is_established_no_seeds_are_said():
+    table = table_of(claim(kind="training", method="none", asr=20), claim(asr=1))
+    assert table.seeds_said == ""
+    assert "| Average | Seconds |" in markdown([Sheet.of(grid(claim(method="none", asr=20), claim(asr=1)))])
 
 
 def test_where_all_were_run_on_the_same_seeds_no_part_is_shown():
@@ -96,6 +145,9 @@ def test_what_changed_nothing_is_said():
     rnp = [claim(method="rnp", attack=attack, changed=False) for attack in ("badnet", "bpp")]
     assert notes(table_of(*rnp, claim(changed=True))) == ["RNP changed nothing in any of these networks."]
     assert notes(table_of(rnp[0], claim(method="rnp", attack="bpp", changed=True))) == []
+    bnp = claim(method="bnp", changed=False)
+    table, part = Sheet.of(grid(*on_seeds({"none": (0, 1), "clp": (0, 1), "lpp": (0, 1)}), bnp)).plain
+    assert (notes(table), notes(part)) == (["BNP changed nothing in any of these networks."], [])
 
 
 def test_the_best_is_asked_of_the_seeds_that_all_share():
@@ -214,6 +266,9 @@ def test_printed_figures(asked, acc, asr):
 
 def test_what_the_paper_has_not_is_not_made_up():
     assert printed("T1", "cifar10", "resnet18", "badnet", 0.1, "anp", 0.01) is None
+    other_reading = printed("T1", "cifar10", "preactresnet18", "badnet", 0.1, "nad@backdoorbench", 0.01)
+    assert other_reading == printed("T1", "cifar10", "resnet18", "badnet", 0.1, "nad", 0.01)
+    assert other_reading is not None
     assert printed("T1", "cifar10", "resnet18", "badnet", 0.1, "bnp", 0.05) is None
     assert printed("T1", "cifar10", "densenet121", "badnet", 0.1, "lpp", None) is None
     assert printed("T1", "cifar10", "resnet18", "badnet", 0.05, "lpp", None) is None

@@ -29,6 +29,16 @@ def test_the_page_names_its_only_script_by_its_digest():
     assert not re.search(r'(src|href)="(?!#)', content.replace("xlink:href", "xlink"))
 
 
+def test_the_part_of_every_seed_is_shown_and_repeats_nothing_else():
+    sheet = Sheet.of(large())
+    content = page(large())
+    [part] = [table for table in sheet.plain if table.every_seed]
+    assert part.title in content
+    assert content.count(">Table 5</th>") == len(sheet.tables) == 1
+    rows = sum(entry.acc is not None for table in (*sheet.tables, *sheet.variants) for entry in table.entries.values())
+    assert f"<summary>{rows:,} rows</summary>" in content
+
+
 def test_hostile_names_are_harmless():
     names = {"data": HOSTILE, "arch": HOSTILE, "attack": HOSTILE}
     bad = grid(

@@ -45,7 +45,7 @@ class FP(FineTuning):
 
     name: ClassVar[str] = "fp"
     title: ClassVar[str] = "Fine-pruning"
-    source: ClassVar[str] = "Liu et al., RAID 2018"
+    source: ClassVar[str] = "Liu et al., RAID 2018; settings of BackdoorBench, 2022"
     passes: ClassVar[str] = "1 forward, then 100 forward and backward"
 
     tolerance: float = 0.1

@@ -73,8 +73,8 @@ def _leaderboard(sheets: Sequence[Sheet]) -> Html:
         "Seconds",
     )
     lead = (
-        "Means over the established attacks of each setting, on the seeds that all of its methods share: where most "
-        "methods were run on fewer, those that were run on all stand once more. Clean cost: points "
+        "Means over the established attacks of each setting, on the seeds that all of its methods share: where some "
+        "have results on fewer, those that have them on all stand once more. Clean cost: points "
         "of accuracy that the method takes from a network without a backdoor. DER in percent: 50 does nothing, 100 "
         "takes all of the attack and nothing else. Rows of different settings are not to be compared."
     )
@@ -172,7 +172,8 @@ def _table(table: Table, *, heading: bool = True) -> str:
     rows = "".join(_row(table, line) for line in table.lines)
     title = f"<h3>{html(table.title)}</h3>" if heading else ""
     note = _notes(table)
-    average = f'<th scope="col">Average<span class="quiet">{html(table.seeds_said)}</span></th>'
+    seeds = f'<span class="quiet">{html(table.seeds_said)}</span>' if table.seeds_said else ""
+    average = f'<th scope="col">Average{seeds}</th>'
     return (
         f'{title}<div class="boxed"><table class="grid-table"><thead><tr><th scope="col">ACC / ASR, %</th>{heads}'
         f'{average}<th scope="col">Seconds</th></tr></thead><tbody>{rows}</tbody></table></div>'
@@ -233,7 +234,7 @@ def _notes(table: Table) -> str:
     said = [
         "&#9733; best by ACC &minus; ASR (the paper's rule), &#9670; best by DER, each on the seeds that all methods "
         "of a column share, as are the averages; &plusmn; half a 95 % interval over training seeds or, of a single "
-        "network, over draws of clean images; of two there are both values. Whole test sets."
+        "network, over draws of clean images; of two values, both are said. Whole test sets."
     ]
     if len(table.established) < len(table.attacks):
         said.append(f"&dagger; below an ASR of {ESTABLISHED:g} % without a defence: in no average, with no best.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -28,15 +29,17 @@ class Mean:
     Attributes:
         value: the mean.
         half: half of its 95 % interval by Student's t; None for a single seed.
-        seeds: how many.
-        low, high: the least and the largest of the values.
+        values: what it is of, by seed.
     """
 
     value: float
     half: float | None
-    seeds: int
-    low: float
-    high: float
+    values: tuple[float, ...]
+
+    @property
+    def seeds(self) -> int:
+        """How many."""
+        return len(self.values)
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean | None:
@@ -48,7 +51,7 @@ class Mean:
         if n > 1:
             t = T95[n - 2] if n - 2 < len(T95) else 1.96 + 2.5 / (n - 1)
             half = t * statistics.stdev(values) / math.sqrt(n)
-        return cls(statistics.fmean(values), half, n, min(values), max(values))
+        return cls(statistics.fmean(values), half, tuple(values))
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Table:
     Attributes:
         data, arch, recipe, dtype, rate: what is the same in all of it; `rate` is None where only clean networks are.
         swept: whether methods were given settings, by which nothing is chosen: then none is the best.
-        every_seed: whether only those methods are here that were run on every seed, which others were not.
+        every_seed: whether only those methods are here that have a result on every seed, as others have not.
         titles: of data and arch, for readers.
         columns, lines: in the order of the paper, then of the claims.
         entries: by line and column; a cell that no claim is about is missing.
@@ -130,7 +133,7 @@ class Table:
         """For a reader."""
         rate = "" if self.rate is None else f", {100 * self.rate:g} % poisoned"
         dtype = "" if self.dtype == "bfloat16" else f", weights in {self.dtype}"
-        some = ": methods that were run on every seed" if self.every_seed else ""
+        some = ": methods with a result on every seed" if self.every_seed else ""
         return f"{self.titles['data']}, {self.titles['arch']}{rate}, recipe {self.recipe}{dtype}{some}"
 
     @cached_property
@@ -187,37 +190,38 @@ class Table:
         for column in self.columns:
             seeds = {line: {c.seed for c in e.claims} for (line, at), e in self.entries.items() if at == column}
             defences = [has for line, has in seeds.items() if line.method != NONE and has]
-            found[column] = set.intersection(*(defences or seeds.values()))
-        return found
-
-    @cached_property
-    def seeds(self) -> dict[Column, set[int]]:
-        """Of each column, the seeds on which there is any result."""
-        found: dict[Column, set[int]] = {column: set() for column in self.columns}
-        for (_, column), entry in self.entries.items():
-            found[column] |= {claim.seed for claim in entry.claims}
+            found[column] = set.intersection(*(defences or seeds.values() or [set()]))
         return found
 
     @property
     def seeds_said(self) -> str:
-        """On which seeds averages and the best are."""
-        shared = [sorted(self.shared[column]) for column in self.established or self.columns]
-        counts = sorted({len(seeds) for seeds in shared})
+        """On which seeds averages are; "" where there is none."""
+        shared = [sorted(self.shared[column]) for column in self.established]
         if any(seeds != shared[0] for seeds in shared):
-            each = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
+            least, most = min(map(len, shared)), max(map(len, shared))
+            each = f"{least} to {most}" if least < most else str(most)
             return f"{each} seed{'' if each == '1' else 's'} an attack"
-        return f"seed{'' if len(shared[0]) == 1 else 's'} {', '.join(map(str, shared[0])) or 'none'}"
+        return f"seed{'' if len(shared[0]) == 1 else 's'} {', '.join(map(str, shared[0])) or 'none'}" if shared else ""
 
     def on_every_seed(self) -> Table | None:
-        """The part of the methods that were run wherever any was; None unless that is more seeds than all share."""
-        asked = [column for column in self.columns if column.clean or column in self.established]
+        """The part of the methods that have a result on every seed on which two or more have one.
+
+        Against the established attacks; None unless those are more seeds than all methods share.
+        """
         runs = {place: {claim.seed for claim in entry.claims} for place, entry in self.entries.items()}
-        lines = tuple(x for x in self.lines if all(runs.get((x, c), set()) == self.seeds[c] for c in asked))
-        more = any(self.shared[column] < self.seeds[column] for column in self.established)
-        if not more or sum(line.method != NONE for line in lines) < 2:
+        every: dict[Column, set[int]] = {}
+        for column in self.established:
+            ran = Counter(
+                seed for (x, at), seeds in runs.items() if at == column and x.method != NONE for seed in seeds
+            )
+            every[column] = {seed for seed, methods in ran.items() if methods > 1}
+        lines = [x for x in self.lines if x.method != NONE and all(runs.get((x, c), set()) >= every[c] for c in every)]
+        if len(lines) < 2 or not any(self.shared[column] < every[column] for column in every):
             return None
-        entries = {place: entry for place, entry in self.entries.items() if place[0] in lines}
-        return replace(self, every_seed=True, lines=lines, entries=entries)
+        kept = tuple(line for line in self.lines if line.method == NONE or line in lines)
+        entries = {place: entry for place, entry in self.entries.items() if place[0] in kept}
+        columns = tuple(column for column in self.columns if any(at == column for _, at in entries))
+        return replace(self, every_seed=True, lines=kept, columns=columns, entries=entries)
 
     @cached_property
     def retrained(self) -> tuple[Column, ...]:
@@ -298,8 +302,8 @@ class Sheet:
 
     Attributes:
         grid: the claims.
-        plain: of methods as they come; behind each the part of it whose methods were run on every seed, where others
-            were not.
+        plain: of methods as they come; behind each the part of it whose methods have a result on every seed, where
+            others have not.
         variants: of methods that were also run with settings given, beside the methods themselves.
     """
 
@@ -465,7 +469,7 @@ def _acc_change(claim: Claim) -> float | None:
 def _mean(claims: Iterable[Claim], rule: Callable[[Claim], float | None]) -> Mean | None:
     """Over training seeds; draws of clean images of one seed are averaged first, as they share a network."""
     values: dict[int, list[float]] = {}
-    for claim in claims:
+    for claim in sorted(claims, key=lambda c: (c.seed, c.clean_seed or 0)):
         value = rule(claim)
         if value is not None:
             values.setdefault(claim.seed, []).append(value)

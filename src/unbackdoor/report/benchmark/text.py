@@ -22,11 +22,11 @@ SWEPT = ": settings, one at a time"
 LEGEND = (
     "ACC / ASR in percent on the whole test set: ASR among triggered images of other classes than the target. "
     "± is half of a 95 % interval (Student's t) over training seeds or, of a single network, over draws of clean "
-    "images; of two there are both values instead; with neither there is one. **Bold**: the best defence by ACC - ASR, "
-    "the paper's rule; _italic_: the best by DER; both on the seeds that all methods of the column share, which the "
-    f"average's head names, and only where the attack's ASR reaches {ESTABLISHED:g} % without a defence (†: it does "
-    "not, and the column is not part of the average). Average: over the established attacks, on those same seeds. "
-    "Clean network: its ACC, and the change that the method costs. Seconds: of the method's call, once a network, on a "
+    "images; of two values, both are said; with neither, there is one. **Bold**: the best defence by ACC - ASR, the "
+    "paper's rule; _italic_: the best by DER; both on the seeds that all methods of the column share, and only where "
+    f"the attack's ASR reaches {ESTABLISHED:g} % without a defence (†: it does not, and the column is not part of the "
+    "average). Average: over the established attacks, on those same seeds, which its head names. Clean network: its "
+    "ACC, and the change that the method costs. Seconds: of the method's call, once a network, on a "
     "machine with other work. Paper: the printed figures, and ours less those."
 )
 
@@ -55,6 +55,8 @@ def standing(grid: ClaimedGrid) -> str:
 
 def notes(table: Table) -> list[str]:
     """What must be said of methods that did nothing, of a column's networks, of printed figures."""
+    if table.every_seed:  # said of the table before it
+        return []
     done: dict[Line, list[Claim]] = {}
     for (line, _), entry in table.entries.items():
         done.setdefault(line, []).extend(entry.claims)
@@ -63,7 +65,7 @@ def notes(table: Table) -> list[str]:
     remarks: dict[str, list[str]] = {}
     for (line, column), entry in table.entries.items():
         for claim in entry.claims:
-            if claim.note and line.method == NONE:
+            if claim.note and line.method == NONE and not table.swept:
                 remarks.setdefault(claim.note, []).append(f"{column.title} of seed {claim.seed}")
     return [
         *(f"{line.title} changed nothing in any of these networks." for line in idle),
@@ -87,7 +89,7 @@ def latex(sheets: Sequence[Sheet]) -> str:
                 f"% {_flat(sheet.grid.title)}: {_flat(table.title)}{SWEPT if table.swept else ''}",
                 f"\\begin{{tabular}}{{l{'r' * (len(table.columns) + 2)}}}",
                 "\\toprule",
-                f"Method & {heads} & Average, {table.seeds_said} & Seconds \\\\",
+                f"Method & {heads} & {_average_head(table)} & Seconds \\\\",
                 "\\midrule",
             ]
             for line in table.lines:
@@ -110,20 +112,22 @@ def table_csv(grids: Sequence[ClaimedGrid]) -> str:
 
 
 def both(entry: Entry) -> str:
-    """ACC / ASR of a cell, or ACC and its change where there is no trigger."""
+    """ACC / ASR of a cell, or ACC and its change where there is no trigger; of two seeds (or draws), both."""
     if entry.acc is None:
         return "failed" if entry.failed else "not run"
-    if entry.asr is not None:
-        return f"{number(entry.acc)} / {number(entry.asr)}"
-    change = entry.acc_change
-    return number(entry.acc) + (f" ({change.value:+.2f})" if change is not None else "")
+    means = [mean for mean in (entry.acc, entry.asr) if mean is not None]
+    said = " / ".join(map(number, means))
+    if entry.asr is None and entry.acc_change is not None:
+        said += f" ({entry.acc_change.value:+.2f})"
+    if entry.acc.seeds == 2:
+        pairs = zip(*(mean.values for mean in means), strict=True)
+        said += f", of {' and '.join(' / '.join(f'{value:.2f}' for value in pair) for pair in pairs)}"
+    return said
 
 
 def number(mean: Mean) -> str:
-    """A mean and half its interval; of two values, both: an interval would say that nothing is known."""
-    if mean.seeds == 2:
-        return f"{mean.value:.2f} ({mean.low:.2f}, {mean.high:.2f})"
-    return f"{mean.value:.2f}" + ("" if mean.half is None else f" ± {mean.half:.2f}")
+    """A mean and half its interval, which of two values would only say that nothing is known."""
+    return f"{mean.value:.2f}" + ("" if mean.half is None or mean.seeds == 2 else f" ± {mean.half:.2f}")
 
 
 def paper(entry: Entry) -> str:
@@ -153,6 +157,10 @@ def _head(table: Table, column: Column) -> str:
     return column.title + (" †" if weak else "")
 
 
+def _average_head(table: Table) -> str:
+    return f"Average, {table.seeds_said}" if table.seeds_said else "Average"
+
+
 def _average(table: Table, line: Line) -> str:
     found = table.average(line)
     return "" if found is None else f"{found[0]:.2f} / {found[1]:.2f}"
@@ -161,7 +169,7 @@ def _average(table: Table, line: Line) -> str:
 def _markdown_rows(table: Table) -> list[str]:
     heads = [_plain(_head(table, column)) for column in table.columns]
     rows = [
-        f"| Method | {' | '.join(heads)} | Average, {table.seeds_said} | Seconds |",
+        f"| Method | {' | '.join(heads)} | {_average_head(table)} | Seconds |",
         "|---" * (len(heads) + 3) + "|",
     ]
     for line in table.lines:
