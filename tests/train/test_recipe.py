@@ -1,6 +1,7 @@
 """Learning rates by hand, and what a recipe refuses."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,6 +75,12 @@ def test_every_learning_rate_is_between_zero_and_the_largest(name: str, steps: i
     rates = [recipe.lr_at(step, steps) for step in range(steps)]
     assert all(0 < rate <= recipe.lr for rate in rates)
     assert max(rates) == pytest.approx(recipe.lr)
+
+
+@pytest.mark.parametrize("epochs", [50, 100, 200])
+def test_the_constant_recipe_never_falls(epochs: int) -> None:
+    recipe = replace(RECIPES["backdoorbench-constant"], epochs=epochs)
+    assert {recipe.lr_at(step, 1000) for step in range(1000)} == {0.01}
 
 
 def test_known_recipes() -> None:

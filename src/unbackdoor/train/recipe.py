@@ -99,7 +99,7 @@ for _recipe in (
     # their number, so that GTSRB's 50 would end at lr 0.005; here it ends at 0), and for Tiny ImageNet.
     Recipe(name="backdoorbench", epochs=100, lr=0.01),
     # There WaNet, BPP and Input-Aware fall at epoch 100 of 100 first, so never; Input-Aware's own optimisers are its.
-    Recipe(name="backdoorbench-constant", epochs=100, lr=0.01, schedule="multistep", milestones=(100,)),
+    Recipe(name="backdoorbench-constant", epochs=100, lr=0.01, schedule="multistep"),
     Recipe(name="backdoorbench-gtsrb", epochs=50, lr=0.01),
     Recipe(name="backdoorbench-tiny", epochs=200, lr=0.01, schedule="plateau"),
     # WaNet's, Input-Aware's and BPP's own, on CIFAR-10 and GTSRB.
