@@ -162,7 +162,19 @@ def beside_the_paper() -> str:
     return table(("data", "network", "ASR before", "LPP here", "paper", "difference"), sorted(set(rows)))
 
 
+def what_to_expect() -> str:
+    """CIFAR-10 at 10 %: no defence, LPP and CLP on every seed."""
+    [grid] = [grid for grid in read_grids(CLAIMS) if grid.name == "small-cifar10"]
+    shown = next(table for table in Sheet.of(grid).plain if table.every_seed)
+    lines = sorted(shown.lines, key=lambda line: ["none", "lpp", "clp"].index(line.method))
+    rows = [(column.title, *(text.both(shown.entries[line, column]) for line in lines)) for column in shown.columns]
+    return table(
+        ("ACC / ASR, %", *(line.title.lower() if line.method == "none" else line.title for line in lines)), rows
+    )
+
+
 SECTIONS = {
+    "../README.md": {"what to expect": what_to_expect},
     "attacks.md": {
         "overview": attacks_overview,
         "common settings": attacks_common,
