@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from report_samples import HOSTILE, a_bare_report, a_hostile_report, a_layer, a_report
 
@@ -79,6 +79,7 @@ def test_nothing_that_is_not_finite_reaches_json(scores: list[float], mean: floa
     parse(text)
 
 
+@example([3.6e307], 0.0, 1.0, None)
 @given(
     st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=40),
     st.none() | st.floats(allow_nan=False, allow_infinity=False),

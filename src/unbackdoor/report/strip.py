@@ -183,7 +183,7 @@ class _Crowd:
     WIDTH = 0.2
 
     def __init__(self, layer: LayerReport) -> None:
-        bins = Counter(math.floor(z / self.WIDTH) for score in layer.scores if (z := layer.distance(score)) is not None)
+        bins = Counter(self._bin(z) for score in layer.scores if (z := layer.distance(score)) is not None)
         self._smooth = {key: bins[key - 1] + 2 * size + bins[key + 1] for key, size in bins.items()}
         self._most = max(self._smooth.values())
 
@@ -194,7 +194,10 @@ class _Crowd:
         return [0.5 + 0.92 * share * self._spread(dot) for share, dot in zip(shares, dots, strict=True)]
 
     def _spread(self, dot: _Dot) -> float:
-        return 0.25 + 0.75 * math.sqrt(self._smooth[math.floor(dot.z / self.WIDTH)] / self._most)
+        return 0.25 + 0.75 * math.sqrt(self._smooth[self._bin(dot.z)] / self._most)
+
+    def _bin(self, z: float) -> int:
+        return math.floor(max(-1e9, min(1e9, z)) / self.WIDTH)  # beyond that all are one
 
 
 def _by_kind(layer: LayerReport) -> dict[str, list[_Dot]]:
