@@ -36,6 +36,7 @@ def test_of_two_seeds_both_are_said_as_they_belong_together():
     assert both(entry_of(*clean)) == "82.00 (-3.00), of 84.00 and 80.00"
     assert both(entry_of(*clean, claim(attack="none", acc=82, before=85, seed=2))) == "82.00 ± 4.97 (-3.00)"
     assert both(entry_of(claim(acc=80, asr=4))) == "80.00 / 4.00"
+    assert both(entry_of(claim(acc=80, asr=4), claim(acc=84, asr=None, seed=1))) == "82.00 / 4.00"
 
 
 def table_of(*claims, **values):

@@ -119,7 +119,7 @@ def both(entry: Entry) -> str:
     said = " / ".join(map(number, means))
     if entry.asr is None and entry.acc_change is not None:
         said += f" ({entry.acc_change.value:+.2f})"
-    if entry.acc.seeds == 2:
+    if all(mean.seeds == 2 for mean in means):
         pairs = zip(*(mean.values for mean in means), strict=True)
         said += f", of {' and '.join(' / '.join(f'{value:.2f}' for value in pair) for pair in pairs)}"
     return said
