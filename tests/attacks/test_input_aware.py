@@ -9,6 +9,7 @@ import torch
 from armed_attacks import data_of
 from torch import Tensor, nn
 
+from unbackdoor.attacks.base import others
 from unbackdoor.attacks.input_aware import InputAware, InputAwareSession, blend, diversity, encoder_decoder, sharpen
 from unbackdoor.errors import SettingError
 from unbackdoor.train import Recipe, fit
@@ -20,6 +21,13 @@ DATA = data_of(8, 24)
 def _session(attack: InputAware | None = None, *, rate: float = 0.25, epochs: int = 3) -> InputAwareSession:
     attack = attack or InputAware()
     return attack.session(rate=rate, spec=DATA.spec, seed=0, epochs=epochs, device=torch.device("cpu"))
+
+
+def _as_they_are(images: Tensor, generator: torch.Generator) -> Tensor:
+    del generator
+    return (images.float() / 255 - torch.tensor(DATA.spec.mean).view(1, 3, 1, 1)) / torch.tensor(DATA.spec.std).view(
+        1, 3, 1, 1
+    )
 
 
 def test_blend() -> None:
@@ -86,6 +94,27 @@ def test_a_batch_by_hand() -> None:
     assert extra.requires_grad
 
 
+def test_images_and_patterns_are_compared_in_the_same_units() -> None:
+    """The pattern is the image at half or a quarter of its contrast: L_div by hand, both sides normalised."""
+    session = _session(rate=0.5)
+    session.mask = Fixed([0.5])
+    scale = torch.tensor([0.5, 0.25, 0.25]).view(1, 3, 1, 1)
+
+    class Copy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:  # as pixels: half or a quarter of the contrast of the image itself
+            return x * session.std * scale + session.mean
+
+    session.pattern = Copy()
+    x = torch.randn(4, 3, 8, 8)
+    _, _, extra = session.after(x, torch.arange(4), torch.Generator().manual_seed(0))
+    # The cross images' partners are drawn from the generator; patterns differ as the images do, scaled by channel.
+    partners = x[others(slice(2, 4), 4, generator=torch.Generator().manual_seed(0))]
+    apart = x[:2] - partners
+    expected = (apart.square().mean((1, 2, 3)).sqrt() / (apart * scale).square().mean((1, 2, 3)).sqrt()).mean()
+    assert extra is not None
+    assert float(extra) == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_a_cross_image_wears_the_trigger_of_another_image() -> None:
     """A pattern that is the image itself, through a full mask: the cross image becomes the other one."""
     session = _session()
@@ -148,7 +177,7 @@ def test_stage_one_trains_the_mask_alone_and_stage_two_the_pattern_alone(tiny_ne
         return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
     pattern, mask = state(session.pattern), state(session.mask)
-    session.begin(DATA.images, batch_size=8)
+    session.begin(DATA.images, batch_size=8, vary=_as_they_are)
     assert same(state(session.pattern), pattern)
     trained = state(session.mask)
     assert not same(trained, mask)
@@ -170,15 +199,29 @@ def test_stage_one_thins_the_masks_and_sets_them_apart() -> None:
         return float(100 * cover + diversity(x, x.roll(1, 0), masks, masks.roll(1, 0)))
 
     before = loss()
-    session.begin(DATA.images, batch_size=8)
+    session.begin(DATA.images, batch_size=8, vary=_as_they_are)
     assert not session.mask.training
     assert not any(parameter.requires_grad for parameter in session.mask.parameters())
     assert loss() < 0.8 * before
 
 
+def test_stage_one_sees_augmented_images(tiny_net: Callable[..., nn.Module]) -> None:
+    session = _session(InputAware(mask_share=1.0), epochs=1)
+    seen: list[Tensor] = []
+    session.mask.register_forward_pre_hook(lambda _module, args: seen.append(args[0].detach().clone()))
+    recipe = replace(RECIPE, epochs=1, crop_padding=4)
+    next(fit(tiny_net(), DATA.images, DATA.labels, recipe=recipe, spec=DATA.spec, seed=0, session=session))
+    plain = {image.numpy().tobytes() for image in _as_they_are(DATA.images, torch.Generator())}
+    assert len(seen) >= 3
+    first = torch.cat(seen[:3])
+    assert len(first) == len(DATA.images)
+    assert sum(image.numpy().tobytes() in plain for image in first) < len(first) / 2
+
+
 def test_a_set_smaller_than_a_batch_still_trains_the_mask() -> None:
     told: list[tuple[int, int]] = []
-    _session(InputAware(mask_share=1.0)).begin(DATA.images, batch_size=100, progress=lambda *steps: told.append(steps))
+    session = _session(InputAware(mask_share=1.0))
+    session.begin(DATA.images, batch_size=100, vary=_as_they_are, progress=lambda *steps: told.append(steps))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 

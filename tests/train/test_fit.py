@@ -230,7 +230,7 @@ def test_dropout_is_drawn_from_the_seed_and_the_epoch(tiny_net: Build, tmp_path:
 class Learner(Session):
     """Trains a weight of its own before the first epoch."""
 
-    def begin(self, images: Tensor, *, batch_size: int, progress: object = None) -> None:
+    def begin(self, images: Tensor, *, batch_size: int, vary: object, progress: object = None) -> None:
         linear = nn.Linear(1, 1, bias=False)
         optimiser = torch.optim.SGD(linear.parameters(), lr=1.0)
         self.seen = []
@@ -382,7 +382,7 @@ def test_augmentation_of_the_attack_replaces_the_recipes(tiny_net: Build, monkey
         session = attack.session(rate=0.25, spec=SPEC, seed=0, epochs=3, device=torch.device("cpu"))
         next(fit(tiny_net(), images, labels, recipe=RECIPE, spec=SPEC, seed=0, session=session))
     post = Augmentation(padding=5, crop_share=0.8, degrees=10, rotate_share=0.5)
-    assert seen == [post] * 6 + [Augmentation(padding=2)] * 3
+    assert seen == [post] * 6 + [Augmentation(padding=2)] * 5  # Input-Aware: two full batches of stage 1, then three
 
 
 def test_vary_crops_before_it_normalises() -> None:

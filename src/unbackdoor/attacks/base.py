@@ -22,6 +22,9 @@ ATTACKS: Registry[type[Attack]] = Registry("attack")
 
 Progress = Callable[[int, int], None]
 
+#: (B, 3, H, W) uint8 images and a generator -> the same images augmented and normalised, float32.
+Vary = Callable[[Tensor, torch.Generator], Tensor]
+
 
 @dataclass(frozen=True)
 class Poisoned:
@@ -62,6 +65,8 @@ class Attack(ABC):
     source: ClassVar[str]
     #: Whether poisoned images keep their true label.
     clean_label: ClassVar[bool] = False
+    #: Raised by one when the attack's code comes to other networks: older results are then no longer taken for its own.
+    version: ClassVar[int] = 1
     #: Whether a clean classifier is needed to make the poisoned images.
     needs_classifier: ClassVar[bool] = False
 
@@ -332,8 +337,15 @@ class Session:
         self.rate = rate
         self.spec = spec
 
-    def begin(self, images: Tensor, *, batch_size: int, progress: Progress | None = None) -> None:
-        """Before the first epoch: (N, 3, H, W) uint8 training images."""
+    def begin(self, images: Tensor, *, batch_size: int, vary: Vary, progress: Progress | None = None) -> None:
+        """Before the first epoch.
+
+        Args:
+            images: (N, 3, H, W) uint8, the training images.
+            batch_size: of the recipe.
+            vary: the augmentation of this run.
+            progress: called with (steps done, steps in all).
+        """
 
     def before(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Edit a uint8 batch before augmentation."""

@@ -8,7 +8,8 @@ Symbols:
     L_div   mean of RMS(x_i - x'_i) / RMS(o_i - o'_i): different images, different outputs                  (Eq. 5)
 
 Stage 1 trains M alone: 100 mean(relu(m - 0.032)) + L_div(images, masks). Stage 2 freezes M and trains classifier and G
-together: cross-entropy on attacked, cross and clean images + L_div(images, patterns).
+together: cross-entropy on attacked, cross and clean images + L_div(images, patterns), both normalised alike: L_div is
+a ratio, so that it depends on the units. Both stages see augmented images.
 
 Departures: Two faults of the authors' code are mended. (1) It never zeroes G's gradients, so that they add up over the
 whole run; here they are zeroed at each step. (2) Its epoch counter includes stage 1, so that the classifier gets 25
@@ -35,6 +36,7 @@ from unbackdoor.attacks.base import (
     Progress,
     Session,
     TrainingControl,
+    Vary,
     attacked_in_batch,
     others,
 )
@@ -64,6 +66,7 @@ class InputAware(TrainingControl):
     name: ClassVar[str] = "inputaware"
     title: ClassVar[str] = "Input-Aware"
     source: ClassVar[str] = "Nguyen & Tran 2020"
+    version: ClassVar[int] = 2  # 1 compared images with patterns in other units, and did not augment in stage 1
     mask_density: float = 0.032
     mask_weight: float = 100.0
     diversity_weight: float = 1.0
@@ -132,7 +135,7 @@ class InputAwareSession(Session):
         self.mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(spec.std, device=device).view(1, 3, 1, 1)
 
-    def begin(self, images: Tensor, *, batch_size: int, progress: Progress | None = None) -> None:
+    def begin(self, images: Tensor, *, batch_size: int, vary: Vary, progress: Progress | None = None) -> None:
         """Stage 1: train the mask network."""
         attack = self.attack
         self.mask.train().requires_grad_(requires_grad=True)
@@ -146,7 +149,7 @@ class InputAwareSession(Session):
             order = torch.randperm(len(images), generator=generator).to(images.device)
             for batch in torch.split(order, batch_size)[:batches]:
                 _set_lr(optimiser, attack.lr, done / steps, _MASK_MILESTONES)
-                x = (images[batch].float() / 255 - self.mean) / self.std
+                x = vary(images[batch], generator)
                 masks = sharpen(self.mask(x))
                 cover = F.relu(masks - attack.mask_density).mean()
                 apart = diversity(x, x.roll(1, 0), masks, masks.roll(1, 0))
@@ -179,7 +182,7 @@ class InputAwareSession(Session):
         cross = blend(other, normal[count:], masks[count:])
         labels = labels.clone()
         labels[:count] = self.attack.goal(labels[:count], self.spec.num_classes)
-        apart = diversity(own, second, patterns[:count], patterns[count:])
+        apart = diversity(own, second, normal[:count], normal[count:])
         return torch.cat([attacked, cross, x[2 * count :]]), labels, self.attack.diversity_weight * apart
 
     def step(self, done: float) -> None:

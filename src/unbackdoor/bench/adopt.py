@@ -31,7 +31,8 @@ def adopt(grid: Grid, store: Store, folders: Iterable[str | Path], digests: dict
     for folder in map(Path, folders):
         record = _read(folder)
         for key, cell in wanted.items():
-            if store.has(cell, key) or _settings(record) != _settings(cell.config):
+            older = (record.get("attack_version") or 1) != cell.versions.get("attack_version", 1)
+            if older or store.has(cell, key) or _settings(record) != _settings(cell.config):
                 continue
             files = {
                 name: (folder / name).read_bytes() for name in (MODEL, ATTACK, TRIGGER, LOG) if (folder / name).exists()

@@ -55,6 +55,11 @@ class Cell:
         return None
 
     @property
+    def versions(self) -> dict[str, int]:
+        """Of the attack and the method, where their code has come to other results since it was first written."""
+        return {}
+
+    @property
     def title(self) -> str:
         """For a reader, on one line."""
         raise NotImplementedError
@@ -70,6 +75,7 @@ class Cell:
             "epoch": EPOCHS[self.kind] if self.needs is None else [EPOCHS[self.kind], EPOCHS["training"]],
             "config": self.config,
             "data": None if self.data_name is None else digests[self.data_name],
+            **self.versions,
         }
         return hashlib.sha256(canonical(content).encode()).hexdigest()[:32]
 
@@ -115,6 +121,10 @@ class Training(Cell):
         }
 
     @property
+    def versions(self) -> dict[str, int]:
+        return {} if self.attack is None else _version("attack", parse_attack(self.attack))
+
+    @property
     def data_name(self) -> str:
         return self.data
 
@@ -138,6 +148,10 @@ class _Behind(Cell):
     """A cell that works on a trained network."""
 
     training: Training
+
+    @property
+    def versions(self) -> dict[str, int]:
+        return self.training.versions
 
     @property
     def data_name(self) -> str:
@@ -168,6 +182,10 @@ class Repair(_Behind):
     clean_seed: int | None
     poisoned: float | None = None
     scores: bool = False
+
+    @property
+    def versions(self) -> dict[str, int]:
+        return {**super().versions, **_version("method", parse_method_text(self.method))}
 
     @property
     def config(self) -> Config:
@@ -278,6 +296,11 @@ def method_origins(text: str) -> dict[str, str]:
     if getattr(method, "holdout", 0):
         origins["threshold"] = "chosen on held-out clean images"
     return origins
+
+
+def _version(what: str, made: Any) -> dict[str, int]:
+    """Nothing for the first version: the keys of older results stand."""
+    return {f"{what}_version": made.version} if made.version > 1 else {}
 
 
 @functools.cache

@@ -45,6 +45,8 @@ class Defence(ABC):
     source: ClassVar[str]
     #: Settings whose default is this package's choice, as the source prints none or another.
     own: ClassVar[frozenset[str]] = frozenset()
+    #: Raised by one when the method's code comes to other results: older ones are then no longer taken for its own.
+    version: ClassVar[int] = 1
     needs: ClassVar[Needs] = "nothing"
     needs_labels: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False

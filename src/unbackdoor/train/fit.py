@@ -141,12 +141,17 @@ def fit(
     sizes = batch_sizes(len(labels), recipe.batch_size)
     per_epoch = len(sizes)
     steps = recipe.epochs * per_epoch
+    varied = session.attack.augmentation if session is not None else None
+    varied = varied or Augmentation(padding=recipe.crop_padding)
     if session is not None and first == 0:
         # Without the cache: it would keep the first step's weights for all the steps inside.
         with torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False):
-            session.begin(images, batch_size=recipe.batch_size, progress=on_begin)
-    varied = session.attack.augmentation if session is not None else None
-    varied = varied or Augmentation(padding=recipe.crop_padding)
+            session.begin(
+                images,
+                batch_size=recipe.batch_size,
+                vary=lambda batch, generator: vary(batch, varied, spec, generator),
+                progress=on_begin,
+            )
     forward = torch.compile(model) if compiled else model
     for epoch in range(first, recipe.epochs):
         generator = torch.Generator().manual_seed(_draw_of(seed, epoch))

@@ -235,6 +235,7 @@ def _record(
         "recipe": dataclasses.asdict(run.recipe),
         "seed": run.seed,
         "attack": None if prepared.attack is None else describe_attack(prepared.attack),
+        "attack_version": None if prepared.attack is None else prepared.attack.version,
         "surrogate": run.surrogate,
         "rate": None if prepared.attack is None else run.rate,
         "poisoned_images": prepared.poisoned if control is None else None,
