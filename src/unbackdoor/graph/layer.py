@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from unbackdoor.report import Remark
+
+Part = Literal["hidden", "answer", "gate", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,10 @@ class Layer:
             bias is computed and cannot be edited), or None.
         gain: name of the length tensor of weight_norm.
         tied: whether another layer uses the same weight tensor.
+        part: what its channels are to the network. "hidden" channels can be switched off; the rows of an "answer" layer
+            are what the network puts out; a "gate" multiplies other channels, so that zero does not switch it off;
+            "unknown" is not guessed. Only hidden channels are ever edited.
+        why: of a gate or an unknown part, how that was found, for a reader.
         note: what a reader of its scores should know.
     """
 
@@ -45,6 +52,8 @@ class Layer:
     parametrization: str | None = None
     gain: str | None = None
     tied: bool = False
+    part: Part = "hidden"
+    why: str = ""
     note: str = ""
 
 

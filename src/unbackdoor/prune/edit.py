@@ -72,7 +72,9 @@ class Editor:
         self._add(name, index, lambda before: torch.zeros_like(before))
 
     def _immutable(self, layer: Layer, norm: Norm | None, selection: Selection) -> str | None:
-        """Why tensors that would have to change cannot, if so."""
+        """Why tensors that would have to change cannot, or must not, if so."""
+        if layer.part != "hidden":
+            return layer.why or "its channels are not hidden ones"
         own = (layer.bias,) if norm is None else (layer.bias, norm.weight, norm.bias, norm.mean, norm.var)
         if self._shared.intersection(own):
             return "its bias or norm is shared with another layer"

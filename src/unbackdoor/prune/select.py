@@ -189,8 +189,10 @@ def eligible(
             not_covered.append(Remark(layer.path, layer.kind, unreadable))
             continue
         reason = refuse(layer, tensors[layer.weight])
-        if layer.path in graph.outputs:
+        if layer.part == "answer" or layer.path in graph.outputs:
             reason = "its rows are the network's answers, not hidden channels"
+        elif layer.part == "gate":
+            reason = reason or f"it opens and closes other channels, and zero would not switch it off: {layer.why}"
         elif layer.tied and layer.norm is None and reason is None:
             names = (layer.weight, *graph.aliases.get(layer.weight, ()))
             first = next((seen[name] for name in names if name in seen), None)
@@ -198,6 +200,8 @@ def eligible(
             reason = f"shares its weight with {first}, and is scored there" if first else None
         if reason is None:
             layers.append(layer)
+            if layer.part == "unknown":  # scored, for a reader; not edited
+                not_covered.append(Remark(layer.path, layer.kind, layer.why))
         else:
             left_alone.append(Remark(layer.path, layer.kind, reason))
     return layers, not_covered, left_alone
