@@ -128,8 +128,8 @@ class InputAwareSession(Session):
         self.seed = seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.pattern = encoder_decoder(3).to(device)
-            self.mask = encoder_decoder(1).to(device)
+            self.pattern = encoder_decoder(3).to(device).to(memory_format=torch.channels_last)
+            self.mask = encoder_decoder(1).to(device).to(memory_format=torch.channels_last)
         self.mask.eval().requires_grad_(requires_grad=False)
         self.optimiser = torch.optim.Adam(self.pattern.parameters(), lr=attack.lr, betas=(0.5, 0.9))
         self.mean = torch.tensor(spec.mean, device=device).view(1, 3, 1, 1)
@@ -149,7 +149,7 @@ class InputAwareSession(Session):
             order = torch.randperm(len(images), generator=generator).to(images.device)
             for batch in torch.split(order, batch_size)[:batches]:
                 _set_lr(optimiser, attack.lr, done / steps, _MASK_MILESTONES)
-                x = vary(images[batch], generator)
+                x = vary(images[batch], generator).contiguous(memory_format=torch.channels_last)
                 masks = sharpen(self.mask(x))
                 cover = F.relu(masks - attack.mask_density).mean()
                 apart = diversity(x, x.roll(1, 0), masks, masks.roll(1, 0))
@@ -175,8 +175,8 @@ class InputAwareSession(Session):
         self.pattern.train()
         own, other = x[:count], x[count : 2 * count]
         second = x[others(slice(count, 2 * count), len(x), generator=generator).to(x.device)]
-        patterns = self.pattern(torch.cat([own, second]).float())
-        masks = sharpen(self.mask(torch.cat([own, second]).float()))
+        both = torch.cat([own, second]).float().contiguous(memory_format=torch.channels_last)
+        patterns, masks = self.pattern(both), sharpen(self.mask(both))
         normal = (patterns - self.mean) / self.std
         attacked = blend(own, normal[:count], masks[:count])
         cross = blend(other, normal[count:], masks[count:])
@@ -208,7 +208,10 @@ class InputAwareSession(Session):
         tensors = {f"pattern.{name}": tensor for name, tensor in self.pattern.state_dict().items()}
         tensors |= {f"mask.{name}": tensor for name, tensor in self.mask.state_dict().items()}
         tensors |= {"mean": torch.tensor(self.spec.mean), "std": torch.tensor(self.spec.std)}
-        return dataclasses.replace(self.attack, tensors={k: t.detach().cpu().clone() for k, t in tensors.items()})
+        return dataclasses.replace(
+            self.attack,
+            tensors={k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in tensors.items()},
+        )
 
 
 def encoder_decoder(channels: int) -> nn.Sequential:
