@@ -136,7 +136,9 @@ def test_a_method_gives_a_repaired_copy(tiny_net: Build) -> None:
     assert outcome.report.to_html().startswith("<!DOCTYPE html>")
 
 
-@pytest.mark.parametrize("method", [ub.LPP(upper=1.2), ub.LPP.as_printed(), ub.CLP(u=1.2), ub.CLP.as_published()])
+@pytest.mark.parametrize(
+    "method", [ub.LPP(upper=1.2), ub.LPP.as_printed(), ub.LPP.either_norm(), ub.CLP(u=1.2), ub.CLP.as_published()]
+)
 def test_a_plan_is_looked_at_applied_and_undone(tiny_net: Build, method: ub.LPP | ub.CLP) -> None:
     model = tiny_net()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

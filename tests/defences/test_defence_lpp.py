@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from layer_zoo import KINDS, Net, inputs, network, same_state
 from unbackdoor.defences.data_free import LPP
 from unbackdoor.defences.data_free.lpp import suspicion
+from unbackdoor.defences.table import parse_method
 from unbackdoor.errors import SettingError
 from unbackdoor.graph import layer_graph
 from unbackdoor.lipschitz import channel_lipschitz
@@ -116,6 +117,68 @@ class TestAlgorithm1:
 def test_as_printed_is_the_paper_to_the_letter() -> None:
     assert LPP.as_printed() == LPP(norm_factor="printed", scale="weight", shrink_to="mean", upscale=True)
     assert (LPP().lower, LPP().upper, LPP().band, LPP().correction) == (-3.0, 3.0, 1.5, 0)
+
+
+def square(*filters: tuple[float, float, float, float]) -> Net:
+    """Filters of two input channels and a kernel of two: 2x2 matrices, row by row."""
+    model = Net(nn.Conv2d(2, len(filters), (1, 2), bias=False), nn.BatchNorm2d(len(filters), eps=0.0), len(filters))
+    with torch.no_grad():
+        model.layer.weight.copy_(torch.tensor(filters).view(-1, 2, 1, 2))
+    return model.eval()
+
+
+class TestEitherNorm:
+    """A filter diag(a, a) has length sqrt(2) a and spectral norm a; one of rank one has the same of both."""
+
+    def test_what_it_is(self) -> None:
+        assert LPP.either_norm() == LPP(norm="either", band=0.0)
+        assert parse_method("lpp", preset="either_norm") == LPP.either_norm()
+
+    def test_an_outlier_that_only_clps_norm_sees(self) -> None:
+        """All are 5 long, so that by length none stands out; one of twenty lies sqrt(19) deviations out."""
+        a = 5 / math.sqrt(2)
+        model = square(*[(a, 0.0, 0.0, a)] * 19, (3.0, 4.0, 0.0, 0.0))
+        assert LPP(band=0.0).plan(model).report().pruned == 0
+        report = LPP.either_norm().plan(model).report()
+        layer = only(report)
+        assert layer.pruned_high == (19,)
+        assert layer.z(19) == pytest.approx(math.sqrt(19), rel=1e-5)
+        assert layer.notes == ("outliers by its spectral norm alone: 19",)
+        assert "standard deviations" in report.score
+
+    def test_an_outlier_that_only_the_length_sees(self) -> None:
+        model = square(*[(5.0, 0.0, 0.0, 0.0)] * 19, (5.0, 0.0, 0.0, 5.0))
+        layer = only(LPP.either_norm().plan(model).report())
+        assert layer.pruned_high == (19,)
+        assert layer.notes == ("outliers by the filter's length alone: 19",)
+
+    @pytest.mark.parametrize("name", KINDS)
+    def test_it_prunes_what_either_prunes(self, name: str) -> None:
+        model = network(name)
+        found = []
+        for norm in ("l2", "spectral", "either"):
+            report = LPP(norm=norm, band=0.0, lower=-1.2, upper=1.5, layers="all").plan(model).report()
+            found.append({(layer.path, channel) for layer in report.layers for channel in layer.pruned})
+            for layer in report.layers:
+                assert set(layer.pruned_high) == {c for c in range(len(layer.scores)) if layer.scores[c] > layer.upper}
+        assert found[2] == found[0] | found[1]
+        assert found[2]
+
+    def test_what_it_shrinks_lies_inside_of_both_bands(self) -> None:
+        model = network("conv2d")
+        method = LPP(norm="either", upper=4.0, band=3.0, fc_weights=0)
+        outcome = method(model)
+        (layer,) = outcome.report.layers
+        assert layer.scaled
+        for norm in ("l2", "spectral"):
+            (alone,) = LPP(norm=norm, upper=4.0, band=3.0).plan(model).report().layers
+            after = channel_lipschitz(outcome.model, norm=norm)["layer"]
+            assert all(after[channel] <= alone.band * (1 + 1e-6) for channel in layer.scaled)
+
+    def test_a_lower_cut_at_zero_of_both_is_said_to_do_nothing(self) -> None:
+        notes = [only(LPP(norm=norm).plan(pointwise(TEN)).report()).notes for norm in ("l2", "either")]
+        assert notes[0] == notes[1]
+        assert "the lower cut cannot fire: it lies at or below zero" in notes[1]
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -298,7 +361,7 @@ class TestClassifier:
         ({"band": math.inf}, "band: expected"),
         ({"fc_weights": -1}, r"fc_weights: expected a number from 0 to 1e\+09, got -1"),
         ({"fc_weights": math.inf}, "fc_weights: expected"),
-        ({"norm": "l3"}, "norm: expected one of l2, l2sq, spectral, got 'l3'"),
+        ({"norm": "l3"}, "norm: expected one of l2, l2sq, spectral, either, got 'l3'"),
         ({"norm_factor": "inverse"}, "norm_factor: expected one of folded, no_eps, printed, none, got 'inverse'"),
         ({"scale": "beta"}, "scale: expected one of gamma, weight, got 'beta'"),
         ({"shrink_to": "zero"}, "shrink_to: expected one of edge, mean, got 'zero'"),

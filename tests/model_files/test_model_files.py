@@ -248,7 +248,7 @@ def test_memory_that_only_the_file_shares_is_no_tie(state: dict[str, Tensor], tm
 def test_a_repair_of_a_file_and_of_the_network_in_memory_agree(state: dict[str, Tensor], tmp_path: Path) -> None:
     state["layer1.0.conv1.weight"][3] *= 50
     checkpoint.save(tmp_path / "in.safetensors", state)
-    for method in (LPP(), LPP.as_printed(), CLP(), LPP(scale="weight")):
+    for method in (LPP(), LPP.as_printed(), LPP.either_norm(), CLP(), LPP(scale="weight")):
         report = repair(
             tmp_path / "in.safetensors",
             tmp_path / "out.safetensors",

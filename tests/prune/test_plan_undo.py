@@ -1,5 +1,6 @@
 """A plan is applied whole or not at all, to what it was made for, and undone bit for bit."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -17,13 +18,16 @@ from unbackdoor.prune import copy_model
 
 #: Prunes and shrinks many channels of eight.
 HARSH = LPP(lower=-0.5, upper=1.5, band=1.5, fc_weights=2, layers="all")
+EITHER = dataclasses.replace(HARSH, norm="either")
 
 
 def state_bits(model: nn.Module) -> dict[str, bytes]:
     return {name: bits(tensor) for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("method", [HARSH, LPP.as_printed(), CLP(u=1.0)], ids=["lpp", "printed", "clp"])
+@pytest.mark.parametrize(
+    "method", [HARSH, LPP.as_printed(), EITHER, CLP(u=1.0)], ids=["lpp", "printed", "either", "clp"]
+)
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "bare"])
 @pytest.mark.parametrize("name", KINDS)
 def test_undo_restores_every_bit(name: str, norm: bool, method: LPP | CLP) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unbackdoor.graph import Layer
-from unbackdoor.prune import Selection, select
+from unbackdoor.prune import Selection, either, select
 
 DEFAULTS = {"lower": -3.0, "upper": 3.0, "band": 1.5, "shrink_to": "edge", "upscale": False, "correction": 0}
 
@@ -262,3 +262,64 @@ def test_the_order_of_channels_and_layers_does_not_matter(rows: list[list[float]
         if all(clear):  # the mean of another order may differ in its last digit
             assert (one.pruned[order] == other.pruned).all()
             assert (one.near[order] == other.near).all()
+
+
+class TestEitherOfTwoScores:
+    """TEN's eleven lies at 3 deviations, its ones at -1/3."""
+
+    def both(self, first: list[float], second: list[float], **changed: float) -> Selection:
+        limits = {"lower": -3.0, "upper": 3.0, "band": 0.0, **changed}
+        (one,), (other,) = choose(first, **limits), choose(second, **limits)
+        return either(one, other, ("length", "width"), **limits)
+
+    def test_an_outlier_of_one_is_an_outlier(self) -> None:
+        found = self.both(TEN, [50.0, 10.0] + [10.0] * 8, upper=2.9)
+        assert where(found.high) == [0, 9]
+        assert found.note == "outliers by length alone: 9; outliers by width alone: 0"
+        assert found.scores.tolist() == pytest.approx([3.0] + [-1 / 3] * 8 + [3.0])
+        assert (found.mean, found.std, found.lower, found.upper, found.band) == (0.0, 1.0, -3.0, 2.9, math.inf)
+
+    def test_of_both_nothing_is_said(self) -> None:
+        found = self.both(TEN, TEN, upper=2.9)
+        assert where(found.high) == [9]
+        assert found.note == ""
+
+    def test_where_one_score_is_equal_everywhere_the_other_decides(self) -> None:
+        found = self.both([5.0] * 10, TEN, upper=2.9)
+        assert where(found.high) == [9]
+        assert found.note == "outliers by width alone: 9"
+        assert self.both([5.0] * 10, [7.0] * 10, upper=2.9).std == 0.0
+
+    def test_above_by_one_and_below_by_the_other_is_above(self) -> None:
+        found = self.both(TEN, [10.0] * 9 + [1.0], upper=2.9, lower=-2.9)
+        assert (where(found.high), where(found.low)) == ([9], [])
+        assert found.scores[9] == pytest.approx(3.0)
+
+    def test_what_is_broken_in_one_is_broken(self) -> None:
+        found = self.both([math.nan, *TEN], [math.inf, *TEN])
+        assert where(found.pruned) == [0]
+        assert math.isnan(found.scores[0])
+        nothing = self.both([math.nan] * 3, [math.nan] * 3)
+        assert where(nothing.pruned) == [0, 1, 2]
+        assert math.isnan(nothing.mean)
+
+    def test_in_the_band_the_smaller_factor_serves_both(self) -> None:
+        """The band of TEN at u = 4 begins at 9.5; of its double, plus one, at 2 * 9.5 + 1."""
+        found = self.both(TEN, [2 * x + 1 for x in TEN], upper=4.0, band=1.5)
+        assert where(found.near) == [9]
+        assert found.factors.tolist() == [1.0] * 9 + [9.5 / 11]  # 20 / 23 is more
+        assert (found.band, found.upper) == (2.5, 4.0)
+        alone = self.both(TEN, [5.0] * 10, upper=4.0, band=1.5)
+        assert alone.factors.tolist() == [1.0] * 9 + [9.5 / 11]
+
+    def test_an_outlier_of_one_is_not_only_shrunk_for_the_other(self) -> None:
+        near = [1.0] * 8 + [11.0, 9.0]  # the last two at 2.16 and 1.64
+        found = self.both(near, [1.0] * 8 + [1.0, 11.0], upper=2.5, band=1.5)
+        assert where(found.high) == [9]
+        assert where(found.near) == [8]
+        assert found.factors[9] == 1.0
+
+    def test_a_lower_cut_fires_where_one_of_the_scores_lets_it(self) -> None:
+        """A zero lies at -1/3 - 1/3 of TEN, mean 2 and std 3, and at -3 of nine ones and a zero."""
+        assert self.both(TEN, TEN).least == pytest.approx(-2 / 3)
+        assert self.both(TEN, LOW).least == pytest.approx(-3.0)

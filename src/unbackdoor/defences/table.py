@@ -7,8 +7,9 @@ from unbackdoor.defences import data_based, data_free
 from unbackdoor.defences.base import DEFENCES, Defence
 from unbackdoor.errors import SettingError
 
-#: Class methods that build a method with settings of another source, as `--preset` names them.
-PRESETS = ("backdoorbench", "as_published", "as_printed")
+#: Class methods that build a method with settings of another source, or others that belong together, as `--preset`
+#: names them.
+PRESETS = ("backdoorbench", "as_published", "as_printed", "either_norm")
 
 __all__ = ["DEFENCES", "PRESETS", "data_based", "data_free", "parse_method", "presets_of"]
 

@@ -2,6 +2,6 @@
 
 from unbackdoor.prune.edit import Edit, Editor
 from unbackdoor.prune.plan import Plan, copy_model
-from unbackdoor.prune.select import Selection, eligible, select
+from unbackdoor.prune.select import Selection, either, eligible, select
 
-__all__ = ["Edit", "Editor", "Plan", "Selection", "copy_model", "eligible", "select"]
+__all__ = ["Edit", "Editor", "Plan", "Selection", "copy_model", "either", "eligible", "select"]

@@ -35,6 +35,7 @@ class Plan:
         classifier: the classifier step, or None.
         edits: the changes, tensor by tensor.
         not_covered, left_alone: what could not be read, and what was left as it is.
+        score: what a score is; empty where it is a channel's Lipschitz constant.
     """
 
     method: str
@@ -45,6 +46,7 @@ class Plan:
     edits: tuple[Edit, ...]
     not_covered: tuple[Remark, ...] = ()
     left_alone: tuple[Remark, ...] = ()
+    score: str = ""
 
     @property
     def scores(self) -> dict[str, Tensor]:
@@ -76,6 +78,7 @@ class Plan:
             action=action,
             method=self.method,
             settings=self.settings,
+            score=self.score,
             layers=tuple(_layer_report(s, self.settings) for s in self.selections),
             classifier=self.classifier,
             not_covered=self.not_covered,
@@ -145,7 +148,7 @@ def _layer_report(selection: Selection, settings: Mapping[str, Any]) -> LayerRep
         return value if np.isfinite(value) else None
 
     layer = selection.layer
-    said = (layer.note,) if layer.note else ()
+    said = tuple(note for note in (layer.note, selection.note) if note)
     return LayerReport(
         path=selection.path,
         kind=layer.kind,
@@ -182,6 +185,6 @@ def _reach(selection: Selection, settings: Mapping[str, Any]) -> tuple[str, ...]
         notes.append(
             f"the upper cut cannot fire: among {n} channels none can lie more than {highest:.2f} deviations out"
         )
-    if np.isfinite(lower) and selection.lower <= 0:
+    if np.isfinite(lower) and selection.lower <= selection.least:
         notes.append("the lower cut cannot fire: it lies at or below zero")
     return tuple(notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -36,6 +37,8 @@ class Selection:
         high, low, broken, near: (C,) bool: above, below, not finite, in the band and to be scaled.
         factors: (C,) what a channel in the band is multiplied with, 1 elsewhere.
         immutable: whether the layer's tensors cannot be edited, so that nothing of this is done.
+        least: the smallest score that a channel can have; a lower cut there, or below, never fires.
+        note: what a reader should know of it, if anything.
     """
 
     layer: Layer
@@ -53,6 +56,8 @@ class Selection:
     near: Mask
     factors: Floats
     immutable: bool = False
+    least: float = 0.0
+    note: str = ""
 
     @property
     def path(self) -> str:
@@ -151,6 +156,62 @@ def select(
             )
         )
     return result
+
+
+def either(
+    one: Selection, other: Selection, names: tuple[str, str], *, lower: float, upper: float, band: float
+) -> Selection:
+    """Two selections of one layer, by two kinds of score, as one: an outlier of either is one.
+
+    Its scores are distances from the layer's mean in deviations, by the kind in which the channel lies farther out.
+
+    Args:
+        one, other: made by `select` with the same limits.
+        names: of the two kinds, for readers.
+        lower, upper, band: those limits.
+    """
+    high, broken = one.high | other.high, one.broken | other.broken
+    low = (one.low | other.low) & ~high
+    near = (one.near | other.near) & ~(high | low | broken)
+    both_near = np.minimum(one.factors, other.factors)
+    z = np.stack([_deviations(one), _deviations(other)])
+    farther = np.where(np.abs(z[0]) >= np.abs(z[1]), z[0], z[1])
+    varied = [x for x in (one, other) if x.std > 0]
+    spread = float(bool(varied)) if not broken.all() else np.nan
+    return dataclasses.replace(
+        one,
+        scores=np.where(broken, np.nan, np.where(high, z.max(0), np.where(low, z.min(0), farther))),
+        mean=0.0 * spread,
+        std=spread,
+        lower=_limit(lower, spread),
+        band=_limit(upper - band if band else np.inf, spread),
+        upper=_limit(upper, spread),
+        high=high,
+        low=low,
+        broken=broken,
+        near=near,
+        factors=np.where(near, np.where(one.near & other.near, both_near, one.factors * other.factors), 1.0),
+        least=min((-x.mean / x.std for x in varied), default=0.0),
+        note=_found_by(one.high | one.low, other.high | other.low, names),
+    )
+
+
+def _deviations(selection: Selection) -> Floats:
+    """(C,) how far each score lies from the mean; 0 where none stands out, or it is no number."""
+    if not selection.std > 0:
+        return np.zeros_like(selection.scores)
+    return np.where(selection.broken, 0.0, (selection.scores - selection.mean) / selection.std)
+
+
+def _limit(u: float, spread: float) -> float:
+    """As `_cut`, of scores that are deviations already."""
+    return u if np.isinf(u) else u * spread
+
+
+def _found_by(one: Mask, other: Mask, names: tuple[str, str]) -> str:
+    """By which of two scores channels are outliers, where it is not by both."""
+    alone = [(name, np.flatnonzero(mask)) for name, mask in zip(names, (one & ~other, other & ~one), strict=True)]
+    return "; ".join(f"outliers by {name} alone: {', '.join(map(str, found))}" for name, found in alone if len(found))
 
 
 def _spread(deviations: Floats, starts: Counts, sizes: Counts, count: Counts) -> Floats:

@@ -20,6 +20,9 @@ Where this code departs from the printed text, and why (`LPP.as_printed()` is th
        k is 1 % of the classifier's input features.
     5. Algorithm 1, line 14 says "convolutional" of the classifier step, and line 17 removes "top_k" instead of T;
        read as the fully connected layer, and the weights W[maxId, T].
+
+`norm="either"` is not the paper's: a channel is an outlier where it is one by its filter's length or by CLP's spectral
+norm, each against its own mean and deviation in the layer. `LPP.either_norm()` is that, without the band.
 """
 
 from __future__ import annotations
@@ -35,8 +38,14 @@ from torch import Tensor, nn
 from unbackdoor.defences.base import DEFENCES, DataFree, check_choice, check_number
 from unbackdoor.graph import Layer, LayerGraph
 from unbackdoor.lipschitz import NormFactor, NormKind, Tensors, read_model, readable, scores_of
-from unbackdoor.prune import Editor, Plan, eligible, select
+from unbackdoor.prune import Editor, Plan, Selection, either, eligible, select
 from unbackdoor.report import ClassifierReport, Remark
+
+#: What a score is where there are two a channel.
+DEVIATIONS = (
+    "a channel's distance from its layer's mean in standard deviations, by the length of its filter or by its spectral "
+    "norm, whichever lies farther out, the norm behind it folded in"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +58,8 @@ class LPP(DataFree):
         band: near outliers begin this many standard deviations below the upper cut (Eq. 8); 0 switches it off.
         fc_weights: classifier weights to cut: a share of its input features below 1, else a count; 0 cuts none.
         norm_factor: how a BatchNorm enters the score: "folded", "no_eps", "printed" or "none".
-        norm: "l2" (Algorithm 1), "l2sq" (the other reading of Sec. 3.3) or "spectral" (CLP's).
+        norm: "l2" (Algorithm 1), "l2sq" (the other reading of Sec. 3.3), "spectral" (CLP's), or "either": an outlier by
+            "l2" or by "spectral" is one.
         scale: what shrinking scales: "gamma", or "weight" (Eq. 9 as printed).
         shrink_to: where near outliers go: the band's lower "edge", or the layer's "mean" (Eq. 9 as printed).
         upscale: whether a band that reaches below the mean (upper < band) may enlarge channels, as printed.
@@ -69,7 +79,7 @@ class LPP(DataFree):
     band: float = 1.5
     fc_weights: float = 0.01
     norm_factor: NormFactor = "folded"
-    norm: NormKind = "l2"
+    norm: NormKind | Literal["either"] = "l2"
     scale: Literal["gamma", "weight"] = "gamma"
     shrink_to: Literal["edge", "mean"] = "edge"
     upscale: bool = False
@@ -82,7 +92,7 @@ class LPP(DataFree):
         check_number("band", self.band, least=0, most=1e6)
         check_number("fc_weights", self.fc_weights, least=0, most=1e9)
         check_choice("norm_factor", self.norm_factor, ("folded", "no_eps", "printed", "none"))
-        check_choice("norm", self.norm, ("l2", "l2sq", "spectral"))
+        check_choice("norm", self.norm, ("l2", "l2sq", "spectral", "either"))
         check_choice("scale", self.scale, ("gamma", "weight"))
         check_choice("shrink_to", self.shrink_to, ("edge", "mean"))
         check_choice("upscale", self.upscale, (False, True))
@@ -94,23 +104,17 @@ class LPP(DataFree):
         """The paper to the letter: inverted BatchNorm factor, weights scaled, near outliers to the mean."""
         return cls(norm_factor="printed", scale="weight", shrink_to="mean", upscale=True)
 
+    @classmethod
+    def either_norm(cls) -> LPP:
+        """Outliers by the filter's length or by its spectral norm, and no band."""
+        return cls(norm="either", band=0.0)
+
     def plan(self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None) -> Plan:
         """Algorithm 1, up to the point where weights would change."""
         tensors, graph = read_model(model, graph)
         editor = Editor(tensors, graph, self.scale)
         layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
-        scores = scores_of(tensors, layers, graph, norm=self.norm, factor=self.norm_factor)  # line 5
-        selections = select(  # lines 7 to 13
-            layers,
-            scores,
-            lower=self.lower,
-            upper=self.upper,
-            band=self.band,
-            shrink_to=self.shrink_to,
-            upscale=self.upscale,
-            correction=self.correction,
-        )
-        selections = [editor.layer(selection) for selection in selections]
+        selections = [editor.layer(selection) for selection in self._select(tensors, layers, graph)]
         classifier = self._cut_classifier(tensors, graph, editor)  # lines 14 to 18
         return Plan(
             method=self.name,
@@ -121,7 +125,34 @@ class LPP(DataFree):
             edits=tuple(editor.edits),
             not_covered=tuple(not_covered),
             left_alone=tuple(left_alone + editor.left_alone),
+            score=DEVIATIONS if self.norm == "either" else "",
         )
+
+    def _select(self, tensors: Tensors, layers: list[Layer], graph: LayerGraph) -> list[Selection]:
+        """Lines 5 to 13."""
+        found = []
+        norms: tuple[NormKind, ...] = ("l2", "spectral") if self.norm == "either" else (self.norm,)
+        for norm in norms:
+            scores = scores_of(tensors, layers, graph, norm=norm, factor=self.norm_factor)
+            found.append(
+                select(
+                    layers,
+                    scores,
+                    lower=self.lower,
+                    upper=self.upper,
+                    band=self.band,
+                    shrink_to=self.shrink_to,
+                    upscale=self.upscale,
+                    correction=self.correction,
+                )
+            )
+        if len(found) == 1:
+            return found[0]
+        names = ("the filter's length", "its spectral norm")
+        return [
+            either(one, other, names, lower=self.lower, upper=self.upper, band=self.band)
+            for one, other in zip(*found, strict=True)
+        ]
 
     def _refuse(self, layer: Layer, weight: Tensor) -> str | None:
         if self.layers == "all" or layer.norm is not None or weight.ndim >= 3:
