@@ -96,7 +96,26 @@ def test_the_leaderboard_leaves_out_grids_that_sweep():
 
     trained = claim(kind="training", method="none", asr=95)
     plain = grid(trained, claim(), claim(method="clp"))
-    swept = grid(trained, claim(), claim(method="lpp:upper=2"), name="swept")
+    swept = grid(trained, claim(), claim(method="lpp:upper=2"), claim(method="lpp:upper=2.5"), name="swept")
     assert leaders(page(plain)) == 3
     assert leaders(page(swept, plain)) == 3
     assert leaders(page(swept)) == 2
+    given = grid(trained, claim(), claim(method="ft:epochs=2"), name="given")
+    assert leaders(page(given, plain, swept)) == 6
+    assert "FT, epochs=2" in page(given, plain).split("</table>")[0]
+
+
+def test_every_kind_of_table_marks_all_that_are_equally_good():
+    trained = claim(kind="training", method="none", acc=91, asr=95)
+    rates = {"clp": (90, 5), "lpp": (88, 3), "bnp": (80, 3)}
+    sample = grid(trained, *(claim(method=m, acc=a, asr=b, der=0.5 + a / 200) for m, (a, b) in rates.items()))
+    made = {m: f"{a:.2f} / {b:.2f}" for m, (a, b) in rates.items()}
+    written, tex, content = text.markdown([Sheet.of(sample)]), text.latex([Sheet.of(sample)]), page(sample)
+    assert f"_**{made['clp']}**_" in written
+    assert f"**{made['lpp']}**" in written
+    assert f"**{made['bnp']}**" not in written
+    assert f"\\underline{{\\textbf{{{made['clp']}}}}}" in tex
+    assert f"\\textbf{{{made['lpp']}}}" in tex
+    assert f"\\textbf{{{made['bnp']}}}" not in tex
+    assert content.count('title="best by ACC - ASR, equal with 1 more"') == 2
+    assert content.count('title="best by DER"') == 1

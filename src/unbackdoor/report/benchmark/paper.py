@@ -12,6 +12,8 @@ DATA = {"cifar10": "CIFAR-10", "gtsrb": "GTSRB", "tiny_imagenet": "Tiny ImageNet
 ATTACKS = {"none": "none", "badnet": "BadNet", "bpp": "BPP", "inputaware": "Inputaware", "wanet": "WaNet"}
 METHODS = {"none": "No Defence", "bnp": "BNP", "ibau": "I-BAU", "nad": "NAD", "clp": "CLP", "lpp": "LPP"}
 NETWORKS = {"resnet18": "ResNet-18", "preactresnet18": "ResNet-18", "vgg19": "VGG19", "vgg19_bn": "VGG19"}
+#: Presets that are readings of a method, of whichever source; others are methods of their own, which the paper has not.
+READINGS = ("", "as_printed", "as_published", "backdoorbench")
 #: Table 5's order, from the fastest, as the paper prints it.
 ORDER = ("lpp", "clp", "bnp", "nad", "ibau")
 
@@ -41,7 +43,10 @@ def printed(
         rate, clean: shares; methods without data stand in every share's half.
     """
     network = NETWORKS.get(arch.partition(":")[0])
-    key = (table, DATA.get(data), network, ATTACKS.get(attack), METHODS.get(method.partition("@")[0]))
+    name, _, preset = method.partition("@")
+    if preset not in READINGS:
+        return None
+    key = (table, DATA.get(data), network, ATTACKS.get(attack), METHODS.get(name))
     found = [row for row in _tables().get(key, ()) if _percent(rate) == float(row["poison_rate"])]
     if clean is not None and table != "T4":
         found = [row for row in found if not row["benign_rate"] or _percent(clean) == float(row["benign_rate"])]

@@ -202,17 +202,17 @@ def _row(table: Table, line: Line) -> str:
     return f'<tr{ours}><th scope="row">{title}</th>{cells}<td>{said}</td><td>{seconds}</td></tr>'
 
 
-def _cell(entry: Entry | None, line: Line, best: tuple[Line | None, Line | None]) -> str:
+def _cell(entry: Entry | None, line: Line, best: tuple[tuple[Line, ...], tuple[Line, ...]]) -> str:
     if entry is None:
         return '<td><span class="missing">&ndash;</span></td>'
     if entry.acc is None:
         reason = entry.failed[0].failed if entry.failed else "nothing was measured"
         return f'<td title="{html_short(reason or "", 400)}"><span class="missing">failed</span></td>'
     badges = ""
-    if best[0] == line:
-        badges += '<span class="badge gap" title="best by ACC - ASR">&#9733;</span>'
-    if best[1] == line:
-        badges += '<span class="badge" title="best by DER">&#9670;</span>'
+    for equal, kind, rule, mark in zip(best, (" gap", ""), ("ACC - ASR", "DER"), ("&#9733;", "&#9670;"), strict=True):
+        if line in equal:
+            others = f", equal with {len(equal) - 1} more" if len(equal) > 1 else ""
+            badges += f'<span class="badge{kind}" title="best by {rule}{others}">{mark}</span>'
     won = ' class="won"' if badges else ""
     seeds = sorted({claim.seed for claim in entry.claims})
     failed = f", {len(entry.failed)} failed" if entry.failed else ""
@@ -233,8 +233,9 @@ def _notes(table: Table) -> str:
     )
     said = [
         "&#9733; best by ACC &minus; ASR (the paper's rule), &#9670; best by DER, each on the seeds that all methods "
-        "of a column share, as are the averages; &plusmn; half a 95 % interval over training seeds or, of a single "
-        "network, over draws of clean images; of two values, both are said. Whole test sets."
+        "of a column share, as are the averages; methods that agree in two digits of a percent are equally good. "
+        "&plusmn; half a 95 % interval over training seeds or, of a single network, over draws of clean images; of two "
+        "values, both are said. Whole test sets."
     ]
     if len(table.established) < len(table.attacks):
         said.append(f"&dagger; below an ASR of {ESTABLISHED:g} % without a defence: in no average, with no best.")

@@ -109,7 +109,7 @@ class Table:
 
     Attributes:
         data, arch, recipe, dtype, rate: what is the same in all of it; `rate` is None where only clean networks are.
-        swept: whether methods were given settings, by which nothing is chosen: then none is the best.
+        swept: whether it is of methods in several settings, by which nothing is chosen: then none is the best.
         every_seed: whether only those methods are here that have a result on every seed, as others have not.
         titles: of data and arch, for readers.
         columns, lines: in the order of the paper, then of the claims.
@@ -167,7 +167,7 @@ class Table:
 
     def _average(self, line: Line) -> tuple[float, float, float | None] | None:
         found = [self._on_shared(line, column) for column in self.established]
-        accs, asrs, ders = ([_mean(claims, rule) for claims in found] for rule in (_acc, _asr, effectiveness))
+        accs, asrs, ders = ([_mean(claims, rule) for claims in found] for rule in (_acc, _asr, _der))
         known = [(acc.value, asr.value) for acc, asr in zip(accs, asrs, strict=True) if acc and asr]
         if not found or len(known) < len(found):
             return None
@@ -251,20 +251,22 @@ class Table:
         return statistics.median(found) if found else None
 
     @cached_property
-    def winners(self) -> dict[Column, tuple[Line | None, Line | None]]:
+    def winners(self) -> dict[Column, tuple[tuple[Line, ...], tuple[Line, ...]]]:
         """The best of each column by ACC - ASR and by DER."""
         return {c: (self.best(c, acc_minus_asr), self.best(c, effectiveness)) for c in self.columns}
 
-    def best(self, column: Column, rule: Callable[[Claim], float | None]) -> Line | None:
-        """The defence with the largest mean of a rule over the seeds that all of them share; None without such seeds.
+    def best(self, column: Column, rule: Callable[[Claim], float | None]) -> tuple[Line, ...]:
+        """The defences with the largest mean of a rule, in percent, over the seeds that all of them share.
 
-        Only where the attack is established: where it is not, doing nothing wins. Not among swept settings.
+        Those that agree in the two digits that are printed are equally good. Nothing without such seeds, and only where
+        the attack is established: where it is not, doing nothing wins. Nothing among swept settings.
         """
         if self.swept or column not in self.established:
-            return None
+            return ()
         means = {x: _mean(self._on_shared(x, column), rule) for x in self.lines if x.method != NONE}
-        known = {line: mean.value for line, mean in means.items() if mean is not None}
-        return max(known, key=lambda line: known[line]) if len(known) > 1 else None
+        known = {line: round(mean.value, 2) for line, mean in means.items() if mean is not None}
+        most = max(known.values(), default=0.0)
+        return tuple(line for line, value in known.items() if value == most) if len(known) > 1 else ()
 
 
 def acc_minus_asr(claim: Claim) -> float | None:
@@ -273,8 +275,8 @@ def acc_minus_asr(claim: Claim) -> float | None:
 
 
 def effectiveness(claim: Claim) -> float | None:
-    """DER, which also asks what was lost."""
-    return claim.der
+    """DER, which also asks what was lost, in percent."""
+    return None if claim.der is None else 100 * claim.der
 
 
 def split_method(method: str) -> tuple[str, str, str]:
@@ -285,8 +287,19 @@ def split_method(method: str) -> tuple[str, str, str]:
 
 
 def has_settings(method: str) -> bool:
-    """Whether a grid gave a method settings of its own: such cells are sweeps, by which nothing is chosen."""
+    """Whether a grid gave a method settings of its own."""
     return ":" in method
+
+
+def swept_methods(grid: ClaimedGrid) -> set[str]:
+    """Names of the methods to which a grid gives several values of one setting: sweeps, by which nothing is chosen."""
+    values: dict[tuple[str, str], set[str]] = {}
+    for method in {claim.method for claim in grid.own}:
+        name, _, settings = split_method(method)
+        for key, equals, value in (part.partition("=") for part in settings.split(",")):
+            if equals:
+                values.setdefault((name, key), set()).add(value)
+    return {name for (name, _), found in values.items() if len(found) > 1}
 
 
 def method_title(method: str) -> str:
@@ -302,9 +315,9 @@ class Sheet:
 
     Attributes:
         grid: the claims.
-        plain: of methods as they come; behind each the part of it whose methods have a result on every seed, where
-            others have not.
-        variants: of methods that were also run with settings given, beside the methods themselves.
+        plain: of all methods, without the settings of swept ones; behind each the part of it whose methods have a
+            result on every seed, where others have not.
+        variants: of swept methods in all of their settings.
     """
 
     grid: ClaimedGrid
@@ -329,16 +342,16 @@ class Sheet:
 
 
 def tables(grid: ClaimedGrid) -> list[Table]:
-    """A grid's tables, of methods as they come: those with settings given are in `variants`."""
-    found = _tables(grid, [c for c in grid.own if not has_settings(c.method)])
-    only_variants = any(has_settings(c.method) for c in grid.own)
-    return [t for t in found if not only_variants or any(line.method != NONE for line in t.lines)]
+    """A grid's tables, of all methods but the settings that were given to swept ones: those are in `variants`."""
+    swept = swept_methods(grid)
+    found = _tables(grid, [c for c in grid.own if not (has_settings(c.method) and split_method(c.method)[0] in swept)])
+    return [t for t in found if not swept or any(line.method != NONE for line in t.lines)]
 
 
 def variants(grid: ClaimedGrid) -> list[Table]:
-    """Tables of every variant of the methods that were also run with settings given, beside the methods themselves."""
-    given = {split_method(c.method)[0] for c in grid.own if has_settings(c.method)}
-    families = [c for c in grid.own if c.method == NONE or split_method(c.method)[0] in given]
+    """Tables of swept methods in every setting, as they come and with presets too."""
+    swept = swept_methods(grid)
+    families = [c for c in grid.own if c.method == NONE or split_method(c.method)[0] in swept]
     return [table for table in _tables(grid, families, swept=True) if any(has_settings(x.method) for x in table.lines)]
 
 
@@ -439,7 +452,7 @@ def _entry(grid: ClaimedGrid, place: tuple[Line, Column], claims: Sequence[Claim
         asr=_mean(done, _asr),
         ra=_mean(done, _ra),
         acc_change=_mean(done, _acc_change),
-        der=_mean(done, effectiveness),
+        der=_mean(done, _der),
         seconds=statistics.median(seconds) if seconds and line.method != NONE else None,
         claims=done,
         failed=tuple(c for c in claims if c.failed is not None),
@@ -459,6 +472,10 @@ def _asr(claim: Claim) -> float | None:
 
 def _ra(claim: Claim) -> float | None:
     return None if claim.ra is None else claim.ra.percent
+
+
+def _der(claim: Claim) -> float | None:
+    return claim.der
 
 
 def _acc_change(claim: Claim) -> float | None:

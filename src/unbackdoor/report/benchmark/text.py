@@ -25,9 +25,10 @@ LEGEND = (
     "images; of two values, both are said; with neither, there is one. **Bold**: the best defence by ACC - ASR, the "
     "paper's rule; _italic_: the best by DER; both on the seeds that all methods of the column share, and only where "
     f"the attack's ASR reaches {ESTABLISHED:g} % without a defence (†: it does not, and the column is not part of the "
-    "average). Average: over the established attacks, on those same seeds, which its head names. Clean network: its "
-    "ACC, and the change that the method costs. Seconds: of the method's call, once a network, on a "
-    "machine with other work. Paper: the printed figures, and ours less those."
+    "average); methods that agree in two digits of a percent are equally good. Average: over the established attacks, "
+    "on those same seeds, which its head names. Clean network: its ACC, and the change that the method costs. Seconds: "
+    "of the method's call, once a network, on a machine with other work. Paper: the printed figures, and ours less "
+    "those."
 )
 
 
@@ -181,9 +182,9 @@ def _markdown_rows(table: Table) -> list[str]:
                 continue
             text = both(entry)
             by_gap, by_der = table.winners[column]
-            if by_gap == line:
+            if line in by_gap:
                 text = f"**{text}**"
-            if by_der == line:
+            if line in by_der:
                 text = f"_{text}_"
             cells.append(text + (f"<br>{paper(entry)}" if paper(entry) else ""))
         rows.append(
@@ -198,9 +199,9 @@ def _tex_cell(table: Table, line: Line, column: Column) -> str:
         return "--"
     text = _tex(both(entry))
     by_gap, by_der = table.winners[column]
-    if by_gap == line:
+    if line in by_gap:
         text = f"\\textbf{{{text}}}"
-    if by_der == line:
+    if line in by_der:
         text = f"\\underline{{{text}}}"
     return text
 
