@@ -7,6 +7,7 @@ SECTIONS has for it. With --check nothing is written, and the exit status is 1 w
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from unbackdoor.report.benchmark.tables import Sheet
 
 HERE = Path(__file__).parent
 CLAIMS = HERE.parent / "results" / "claims"
+CLEAN_COST = HERE.parent / "benchmarks" / "clean_cost.json"
 
 
 def attacks_overview() -> str:
@@ -116,6 +118,19 @@ def _methods() -> list[str]:
     return sorted(DEFENCES, key=lambda name: (not issubclass(DEFENCES[name], DataFree), name))
 
 
+def clean_cost() -> str:
+    """What LPP's variants cost networks without a backdoor: a row a variant, a column a network."""
+    found = json.loads(CLEAN_COST.read_text(encoding="utf-8"))
+    networks = list(next(iter(found["rows"].values())))
+    rows = [(variant, *(_cost(figures[name]) for name in networks)) for variant, figures in found["rows"].items()]
+    return table(("variant", *(f"`{name}`" for name in networks)), rows)
+
+
+def _cost(figures: dict[str, Any]) -> str:
+    done = f" ({figures['pruned']} + {figures['scaled']})" if "pruned" in figures else ""
+    return f"{figures['acc']:.2f}{done}"
+
+
 def ablations() -> str:
     """What each choice of LPP came to on networks kept apart."""
     return _networks("small-ablations")
@@ -186,6 +201,7 @@ SECTIONS = {
         "detectors": detectors_one_by_one,
     },
     "fidelity.md": {
+        "clean cost": clean_cost,
         "ablations": ablations,
         "misses": misses,
         "beside the paper": beside_the_paper,

@@ -13,7 +13,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from defend_all import METHODS, NETWORKS, POISONED, RECORDS, THREE_SEEDS, Cell, data_free
+from defend_all import DATA_FREE_ALONE, METHODS, NETWORKS, POISONED, RECORDS, THREE_SEEDS, Cell, data_free
 
 Record = dict[str, Any]
 
@@ -55,8 +55,9 @@ def main() -> None:
         rows.append(_network(folder.name, record))
         commands.append(f"    {record['command']} -o zoo/{folder.name}")
     table = [
-        "| network | poisoned | epochs | ACC | ASR | LPP: ACC | LPP: ASR | CLP: ACC | CLP: ASR | minutes to train |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| folder | network | poisoned | epochs | ACC | ASR | LPP: ACC | LPP: ASR | CLP: ACC | CLP: ASR "
+        "| minutes to train |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *rows,
     ]
     (ZOO / "README.md").write_text("\n".join([HEAD, *table, "", "The commands:", "", *commands, ""]))
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def _network(name: str, record: Record) -> str:
-    cells = [name, _poisoned(record), str(record["recipe"]["epochs"])]
+    cells = [name, record["arch"].rpartition(",num_classes=")[0], _poisoned(record), str(record["recipe"]["epochs"])]
     cells += [_share(record["result"]["acc"]), _share(record["result"]["asr"])]
     for method in ("lpp", "clp"):
         after = (_read(Cell(name, method, 0, 0)) or {"after": {"acc": None, "asr": None}})["after"]
@@ -74,7 +75,7 @@ def _network(name: str, record: Record) -> str:
 
 
 def _defences() -> list[str]:
-    networks = [name for name in NETWORKS if name.startswith("cifar10") and (ZOO / name / "record.json").exists()]
+    networks = [x for x in NETWORKS if x not in DATA_FREE_ALONE and (ZOO / x / "record.json").exists()]
     lines = [DEFENCES_HEAD.format(poisoned=POISONED), "## ACC / ASR in percent, 5 % clean images", ""]
     lines += [
         _row(["method", *(name.removeprefix("cifar10_") for name in networks)]),
