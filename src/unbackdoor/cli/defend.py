@@ -37,7 +37,7 @@ _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o", "--output")
     required=True,
     help="bnp, ep, ft, fp, anp, nad, ibau, rnp, lpp or clp, with settings as in anp:threshold=0.1 (docs/defences.md).",
 )
-@click.option("--preset", help="A method's other settings: backdoorbench, as_published, as_printed.")
+@click.option("--preset", help="A method's other settings: backdoorbench, as_published, as_printed, either_norm.")
 @click.option("--data", help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md).")
 @click.option(
     "--clean",

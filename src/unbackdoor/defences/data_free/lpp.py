@@ -79,7 +79,7 @@ class LPP(DataFree):
     band: float = 1.5
     fc_weights: float = 0.01
     norm_factor: NormFactor = "folded"
-    norm: NormKind | Literal["either"] = "l2"
+    norm: Literal["l2", "l2sq", "spectral", "either"] = "l2"
     scale: Literal["gamma", "weight"] = "gamma"
     shrink_to: Literal["edge", "mean"] = "edge"
     upscale: bool = False
