@@ -123,7 +123,7 @@ def clean_cost() -> str:
     found = json.loads(CLEAN_COST.read_text(encoding="utf-8"))
     networks = list(next(iter(found["rows"].values())))
     rows = [(variant, *(_cost(figures[name]) for name in networks)) for variant, figures in found["rows"].items()]
-    return table(("variant", *(f"`{name}`" for name in networks)), rows)
+    return f"From `{found['command']}`:\n\n" + table(("variant", *(f"`{name}`" for name in networks)), rows)
 
 
 def _cost(figures: dict[str, Any]) -> str:
