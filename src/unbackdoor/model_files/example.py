@@ -15,7 +15,7 @@ from unbackdoor.errors import SettingError
 #: Images, tokens, ... in an example: more than one, so that no tracer takes the batch for a constant.
 BATCH = 2
 #: Numbers in one input; a network that takes more is not traced on an example.
-MOST = 2**28
+MOST = 2**26
 KINDS = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 _INPUT = re.compile(r"(?P<sizes>\d{1,9}(x\d{1,9})*)(:(?P<kind>[a-z]+))?")
 

@@ -39,7 +39,7 @@ def check_answer(
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArchitectureError(
             f"{name} cannot see the {spec.size}x{spec.size} {'grey ' if spec.channels == 1 else ''}pixels of "
-            f"{spec.title}: {reason}; choose another network"
+            f"{spec.title}: {reason}; choose another network{_other_channels(model, spec)}"
         ) from error
     finally:
         for module, mode in modes.items():
@@ -54,3 +54,11 @@ def check_answer(
             f"{name} tells {answer.shape[1]} classes apart, {spec.title} has {spec.num_classes}: give another network, "
             "or another data set"
         )
+
+
+def _other_channels(model: nn.Module, spec: DatasetSpec) -> str:
+    """The other way out, where grey images meet a network for colour ones, or colour images one for grey ones."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None or first.in_channels == spec.channels or first.in_channels not in (1, 3):
+        return ""
+    return f", or images of {first.in_channels} (channels = {first.in_channels} in a data.toml)"
