@@ -1,4 +1,4 @@
-"""How much of a trained network LPP and CLP cut at their defaults: shares of layers and of channels.
+"""How much of a trained network LPP and CLP (at their defaults), and LPP by either norm cut: of layers, of channels.
 
     python benchmarks/cut_shares.py [MODEL...] [--claims results/claims] [--out FILE]
 
@@ -20,21 +20,21 @@ from unbackdoor.graph import layer_graph
 from unbackdoor.model_files import scan
 from unbackdoor.models import parse_arch
 
-METHODS = (LPP(), CLP())
+METHODS = {"lpp": LPP(), "lpp@either_norm": LPP.either_norm(), "clp": CLP()}
 HERE = Path(__file__).resolve().parent
 
 
 def of_file(path: Path) -> list[dict[str, Any]]:
     """One row a method."""
     rows = []
-    for method in METHODS:
+    for name, method in METHODS.items():
         report = scan(path, method=method)
         hit = sum(1 for layer in report.layers if layer.pruned)
         rows.append(
             {
                 "network": path.parent.name,
                 "arch": report.arch,
-                "method": method.name,
+                "method": name,
                 "layers": len(report.layers),
                 "layers_pruned": hit,
                 "channels": report.channels,
@@ -46,11 +46,11 @@ def of_file(path: Path) -> list[dict[str, Any]]:
 
 
 def of_claims(folder: Path) -> list[dict[str, Any]]:
-    """One row a network and method, of the claims of both methods at their defaults."""
+    """One row a network and method, of the claims of these methods."""
     rows, channels = [], {}
     for file in sorted(folder.glob("*/*.json")):
         claim = json.loads(file.read_text())
-        if isinstance(claim, dict) and claim.get("kind") == "repair" and claim["method"] in ("lpp", "clp"):
+        if isinstance(claim, dict) and claim.get("kind") == "repair" and claim["method"] in METHODS:
             arch = claim["arch"]
             if arch not in channels:
                 layers = layer_graph(parse_arch(arch).build(device="meta")).layers
@@ -97,7 +97,7 @@ def main() -> None:
             f"({row['pruned'] / row['channels']:.2%}) | {row['shrunk'] / row['channels']:.2%} |"
         )
     rows += of_claims(options.claims) if options.claims else []
-    found = {name: largest([row for row in rows if row["method"] == name]) for name in ("lpp", "clp")}
+    found = {name: largest([row for row in rows if row["method"] == name]) for name in METHODS}
     for name, shares in found.items():
         count = sum(1 for row in rows if row["method"] == name)
         print(f"{name}, {count} measurements, at most: " + ", ".join(f"{k} {v:.2%}" for k, v in shares.items()))

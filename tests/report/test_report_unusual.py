@@ -34,17 +34,17 @@ def test_the_limits_are_the_largest_that_were_measured() -> None:
 
 
 def test_many_layers() -> None:
-    assert report_of(20, layers=50).unusual is None
-    said = report_of(21, layers=50).unusual
+    assert report_of(25, layers=50).unusual is None
+    said = report_of(26, layers=50).unusual
     assert said is not None
-    assert said.startswith("21 of 50 layers and 0.4% of all channels would be pruned; in the networks that were")
-    assert "it was at most 40% of the layers and 1.0% of the channels: this may be no backdoor" in said
-    assert "were pruned" in str(report_of(21, layers=50, action="repair").unusual)
+    assert said.startswith("26 of 50 layers and 0.5% of all channels would be pruned; in the networks that were")
+    assert "it was at most 50% of the layers and 1.25% of the channels: this may be no backdoor" in said
+    assert "were pruned" in str(report_of(26, layers=50, action="repair").unusual)
 
 
 def test_many_channels() -> None:
-    assert report_of(5, layers=50, each=10).unusual is None
-    assert "5 of 50 layers and 1.1% of all channels" in str(report_of(5, layers=50, each=11).unusual)
+    assert report_of(5, layers=50, each=12).unusual is None
+    assert "5 of 50 layers and 1.3% of all channels" in str(report_of(5, layers=50, each=13).unusual)
 
 
 def test_a_few_channels_of_a_small_network_say_nothing() -> None:
