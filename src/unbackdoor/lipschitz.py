@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -220,6 +220,7 @@ def channel_lipschitz(
     model: nn.Module | Mapping[str, Tensor],
     *,
     graph: LayerGraph | None = None,
+    example: Any = None,
     norm: NormKind = "l2",
     factor: NormFactor = "folded",
 ) -> dict[str, Tensor]:
@@ -228,6 +229,8 @@ def channel_lipschitz(
     Args:
         model: a network, or the tensors of one by name (then `graph` is needed).
         graph: its layer graph, if it has been read already.
+        example: what the network takes, where its layers cannot be read without (see `layer_graph`); not looked at
+            beside a `graph`.
         norm: "l2" (LPP), "l2sq" its square, "spectral" (CLP).
         factor: how the BatchNorm enters (see `fold_factors`).
 
@@ -235,7 +238,7 @@ def channel_lipschitz(
         Layer path -> (C_out,) float64 on the CPU. A score that is not finite says that the channel's weights or
         statistics are broken.
     """
-    tensors, graph = read_model(model, graph)
+    tensors, graph = read_model(model, graph, example)
     layers = [layer for layer in graph.layers if readable(tensors, layer) is None]
     return dict(
         zip(
@@ -246,7 +249,9 @@ def channel_lipschitz(
     )
 
 
-def read_model(model: nn.Module | Mapping[str, Tensor], graph: LayerGraph | None = None) -> tuple[Tensors, LayerGraph]:
+def read_model(
+    model: nn.Module | Mapping[str, Tensor], graph: LayerGraph | None = None, example: Any = None
+) -> tuple[Tensors, LayerGraph]:
     """The tensors of a network and its layer graph, read now or given.
 
     Raises:
@@ -255,7 +260,7 @@ def read_model(model: nn.Module | Mapping[str, Tensor], graph: LayerGraph | None
     if graph is None:
         if not isinstance(model, nn.Module):
             raise SettingError("tensors without a network: give graph=, for example layer_graph of the architecture")
-        return Tensors(model), layer_graph(model)
+        return Tensors(model), layer_graph(model, example)
     tensors = Tensors(model)
     for layer in graph.layers:
         computed = layer.parametrization == "other"  # from numbers of any shape

@@ -185,6 +185,32 @@ def test_one_broken_file_among_others_is_said_and_the_others_are_read(plain: Pat
     assert [report["source"] for report in json.loads(done.out)["reports"]] == [str(plain), str(PACKAGED)][:2]
 
 
+def test_sarif_says_what_could_not_be_read(plain: Path, garbage: Path, tmp_path: Path) -> None:
+    done = run("scan", garbage, plain, "--format", "sarif")
+    assert done.code == 2
+    invocations = {
+        run["artifacts"][0]["location"]["uri"]: run["invocations"][0] for run in json.loads(done.out)["runs"]
+    }
+    assert {Path(uri).name: invocation["executionSuccessful"] for uri, invocation in invocations.items()} == {
+        garbage.name: False,
+        plain.name: True,
+    }
+    for words in (("scan", garbage), ("repair", garbage, "-o", tmp_path / "out.pt")):
+        done = run(*words, "--format", "sarif")
+        (only,) = json.loads(done.out)["runs"]
+        (notification,) = only["invocations"][0]["toolExecutionNotifications"]
+        assert (done.code, len(done.err.splitlines())) == (2, 1)
+        assert notification["message"]["text"] in done.err
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_json_of_several_says_what_could_not_be_read(plain: Path, garbage: Path) -> None:
+    (failed,) = json.loads(run("scan", garbage, plain, "--format", "json").out)["failed"]
+    assert failed["source"] == str(garbage)
+    assert failed["error"] in run("scan", garbage, plain).err
+    assert json.loads(run("scan", plain, plain, "--format", "json").out)["failed"] == []
+
+
 def test_only_broken_files(garbage: Path, tmp_path: Path) -> None:
     done = run("scan", garbage, tmp_path / "missing.pt", "--output", tmp_path / "report.txt")
     assert (done.code, done.out, len(done.err.splitlines())) == (2, "", 2)

@@ -11,7 +11,7 @@ import pytest
 from report_samples import HOSTILE, a_bare_report, a_hostile_report, a_layer, a_report, a_report_without_findings
 
 from unbackdoor.report import Remark, Report
-from unbackdoor.report.sarif import file_uri
+from unbackdoor.report.sarif import file_uri, render_unread
 
 
 def run_of(report: Report) -> Any:
@@ -113,3 +113,42 @@ def test_hostile_names_are_plain_text(name: str) -> None:
 def test_a_path_becomes_a_uri(path: str, uri: str) -> None:
     assert file_uri(path) == uri
     assert unquote_to_bytes(uri)
+
+
+def test_what_was_not_covered_is_a_notification_and_no_success() -> None:
+    remarks = (*(Remark(f"conv{i}", "Conv2d", "no norm") for i in range(14)), Remark("x", "", "not traced"))
+    run = run_of(a_report(a_layer(), not_covered=remarks))
+    (invocation,) = run["invocations"]
+    assert invocation["executionSuccessful"] is False
+    first, second = invocation["toolExecutionNotifications"]
+    assert first["descriptor"]["id"] == "not-covered"
+    assert first["message"]["text"].startswith("Not covered: Conv2d conv0, conv1, ")
+    assert first["message"]["text"].endswith("conv11 and 2 more: no norm")
+    assert second["message"]["text"] == "Not covered: x: not traced"
+    known = {descriptor["id"] for descriptor in run["tool"]["driver"]["notifications"]}
+    assert {first["descriptor"]["id"], second["descriptor"]["id"]} <= known
+    for notification in (first, second):
+        assert notification["level"] in {"none", "note", "warning", "error"}
+        (location,) = notification["locations"]
+        assert location["physicalLocation"]["artifactLocation"]["index"] == 0
+
+
+def test_no_layer_scored_is_no_success_either() -> None:
+    run = run_of(dataclasses.replace(a_bare_report(), layers=(), not_covered=(), stages=()))
+    (invocation,) = run["invocations"]
+    assert invocation["executionSuccessful"] is False
+    assert "No layer was scored" in invocation["toolExecutionNotifications"][0]["message"]["text"]
+
+
+def test_a_whole_report_is_a_success() -> None:
+    run = run_of(a_report(a_layer(), not_covered=()))
+    assert run["invocations"] == [{"executionSuccessful": True}]
+
+
+def test_a_file_that_could_not_be_read() -> None:
+    (run,) = json.loads(render_unread("a b.pt", "not a checkpoint"))["runs"]
+    (invocation,) = run["invocations"]
+    assert invocation["executionSuccessful"] is False
+    (notification,) = invocation["toolExecutionNotifications"]
+    assert (notification["level"], notification["message"]["text"]) == ("error", "not a checkpoint")
+    assert (run["results"], run["artifacts"][0]["location"]["uri"]) == ([], "a%20b.pt")

@@ -398,7 +398,10 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     [
         ("x", r"expected \(2, classes\) logits for two images, got a tensor \(2, 3, 32, 32\)"),
         ("(x, x) if self.training else x.mean((2, 3))", "tells 3 classes apart, CIFAR-10 has 10"),
-        ("(logits, x) if self.training else logits", r"for two images, got tuple in training"),
+        (
+            "(logits, x) if self.training else logits",
+            r"for two images in training, got a tuple of 0 \(2, 10\), 1 \(2, 3, 32, 32\)",
+        ),
         ("logits[:, :, None]", r"got a tensor \(2, 10, 1\)"),
         ("logits[0]", r"got a tensor \(10,\)"),
         ("logits.view(2, 7)", "cannot see the 32x32 pixels of CIFAR-10: shape .* is invalid"),

@@ -22,7 +22,7 @@ ATTACKS: Registry[type[Attack]] = Registry("attack")
 
 Progress = Callable[[int, int], None]
 
-#: (B, 3, H, W) uint8 images and a generator -> the same images augmented and normalised, float32.
+#: (B, C, H, W) uint8 images and a generator -> the same images augmented and normalised, float32.
 Vary = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -67,6 +67,8 @@ class Attack(ABC):
     clean_label: ClassVar[bool] = False
     #: Raised by one when the attack's code comes to other networks: older results are then no longer taken for its own.
     version: ClassVar[int] = 1
+    #: Whether its trigger comes from networks that read and write colour images.
+    colour_only: ClassVar[bool] = False
     #: Whether a clean classifier is needed to make the poisoned images.
     needs_classifier: ClassVar[bool] = False
 
@@ -88,6 +90,15 @@ class Attack(ABC):
         del size
         if not 0 <= self.target < num_classes:
             raise SettingError(f"target: expected one of the classes 0 to {num_classes - 1}, got {self.target}")
+
+    def check_data(self, spec: DatasetSpec) -> None:
+        """SettingError unless the attack fits a data set's classes, image size and channels."""
+        self.check(num_classes=spec.num_classes, size=spec.size)
+        if self.colour_only and spec.channels != 3:
+            raise SettingError(
+                f"{self.name} is defined for colour images (3 channels), those of {spec.title} have "
+                f"{spec.shown_channels}; take another attack, or colour images"
+            )
 
     @abstractmethod
     def check_rate(self, rate: float, labels: Tensor, *, batches: Sequence[int] = (), epochs: int = 1) -> None:
@@ -127,7 +138,7 @@ class Attack(ABC):
 
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> the same shape and dtype, with the trigger; the input is left as it is.
+        """(N, C, H, W) uint8 -> the same shape and dtype, with the trigger; the input is left as it is.
 
         Triggered images are 8-bit, as the image files that an attacker hands over are; the same image always gets the
         same trigger.
@@ -168,8 +179,14 @@ class Attack(ABC):
         """A network of the trigger, in eval mode on the device of `like`; its tensors' names begin with `prefix`.
 
         Raises:
-            SettingError: the attack was never armed, or the settings that `build` uses are not the trigger's.
+            SettingError: the attack was never armed, the images have no colours, or the settings that `build` uses are
+                not the trigger's.
         """
+        if like.ndim != 4 or like.shape[1] != 3:
+            raise SettingError(
+                f"{self.name}: expected colour images (N, 3, H, W), which its trigger is defined for, got "
+                f"{tuple(like.shape)}"
+            )
         own = {name.removeprefix(prefix): self.tensor(name, like) for name in self.tensors if name.startswith(prefix)}
         if not own:
             self.tensor(prefix, like)  # says so

@@ -66,6 +66,7 @@ class InputAware(TrainingControl):
     name: ClassVar[str] = "inputaware"
     title: ClassVar[str] = "Input-Aware"
     source: ClassVar[str] = "Nguyen & Tran 2020"
+    colour_only: ClassVar[bool] = True
     version: ClassVar[int] = 2  # 1 compared images with patterns in other units, and did not augment in stage 1
     mask_density: float = 0.032
     mask_weight: float = 100.0
@@ -89,6 +90,7 @@ class InputAware(TrainingControl):
         self, *, rate: float, spec: DatasetSpec, seed: int, epochs: int, device: torch.device
     ) -> InputAwareSession:
         """New networks from the seed."""
+        self.check_data(spec)
         return InputAwareSession(self, rate=rate, spec=spec, seed=seed, epochs=epochs, device=device)
 
     @torch.no_grad()

@@ -57,6 +57,7 @@ class SSBA(DataPoisoning):
     name: ClassVar[str] = "ssba"
     title: ClassVar[str] = "SSBA"
     source: ClassVar[str] = "Li et al. 2021"
+    colour_only: ClassVar[bool] = True
     bits: int = 100
     strength: float = 16.0
     distortion: float = 0.01
@@ -85,6 +86,7 @@ class SSBA(DataPoisoning):
     ) -> Self:
         """Draw the string, and train encoder and decoder on the images."""
         del classifier
+        self.check_data(data.spec)
         generator = torch.Generator().manual_seed(seed)
         string = torch.randint(0, 2, (self.bits,), generator=generator)
         with torch.random.fork_rng(devices=[]):

@@ -210,7 +210,7 @@ def _check(training: Training) -> None:
         if "target=" in training.attack.partition(":")[2]:
             raise SettingError(f"attack {training.attack!r}: expected its class as a run's own key: target = 3")
         attack = read_attack(training.config["attack"])
-        attack.check(num_classes=spec.num_classes, size=spec.size)
+        attack.check_data(spec)
         if attack.needs_classifier:
             raise SettingError(f"attack {attack.name}: needs a clean network first, which grids do not give it")
     _ = training.config

@@ -68,7 +68,7 @@ def main() -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: None if quiet else say(f"warning: {message}")
-            code = cli.main(standalone_mode=False)
+            code = cli.main(prog_name="unbackdoor", standalone_mode=False)  # also behind `python -m unbackdoor`
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = 2

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,14 +17,18 @@ from unbackdoor.cli.options import (
     download_option,
     emit,
     force_option,
+    input_option,
+    is_file_name,
     key_option,
+    part_and_file,
+    part_option,
     quiet_option,
 )
 from unbackdoor.errors import IncompleteError, SettingError
 from unbackdoor.report.escape import visible
 
 #: Options that name a file or folder of this machine.
-_LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o", "--output")
+_LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o")
 
 
 @click.command(
@@ -60,10 +65,12 @@ _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o", "--output")
     show_default=True,
     help="Share of the method's images that carry the trigger, for methods that want training images (ep).",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
+@click.option("-o", "output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
 @click.option("--partial", is_flag=True, help="Write what could be repaired, though a part could not be read.")
 @arch_option
+@input_option
 @key_option
+@part_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @download_option
@@ -89,7 +96,9 @@ def command(
     output: Path | None,
     partial: bool,
     arch: str | None,
+    example: Any,
     key: str | None,
+    part: str | None,
     device: str,
     data_dir: Path | None,
     download: bool,
@@ -109,6 +118,7 @@ def command(
     from unbackdoor.defences.table import parse_method
     from unbackdoor.model_files import defend
 
+    part, output = part_and_file(part, output)
     method = parse_method(method_text, preset=preset)
     measured = measured or attack_text is not None or record_file is not None or csv_file is not None
     if output is None and not measured:
@@ -139,6 +149,8 @@ def command(
                 measured=measured,
                 arch=arch,
                 key=key,
+                example=example,
+                answer=part,
                 data_dir=data_dir,
                 download=download,
                 device=device,
@@ -172,9 +184,12 @@ def command(
 def _portable(words: list[str]) -> list[str]:
     """The command line without the folders of this machine that say nothing to another reader."""
     result, skip = [], False
-    for word in words:
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
         if skip:
             skip = False
+        elif name == "--output" and is_file_name(value or following):
+            skip = not value
         elif word in _LOCAL:
             skip = True
         elif not word.startswith((*(f"{option}=" for option in _LOCAL), "-o")) and word != "--force":

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from unbackdoor.cli.options import announce, arch_option, download_option, emit, force_option, key_option, quiet_option
+from unbackdoor.cli.options import (
+    announce,
+    arch_option,
+    download_option,
+    emit,
+    force_option,
+    input_option,
+    key_option,
+    part_and_file,
+    part_option,
+    quiet_option,
+)
 
 
 @click.command(epilog="Exit codes: 0 no class is suspicious; 1 a class is; 2 error, or refused.")
@@ -34,12 +46,14 @@ from unbackdoor.cli.options import announce, arch_option, download_option, emit,
     "--poisoned", type=float, default=0.0, show_default=True, help="Share of the images given that are poisoned (ac)."
 )
 @arch_option
+@input_option
 @key_option
+@part_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @download_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), help="Write the findings there, not to stdout.")
+@click.option("-o", "output", type=click.Path(path_type=Path), help="Write the findings there, not to stdout.")
 @force_option
 @quiet_option
 def command(
@@ -52,7 +66,9 @@ def command(
     attack_text: str | None,
     poisoned: float,
     arch: str | None,
+    example: Any,
     key: str | None,
+    part: str | None,
     device: str,
     data_dir: Path | None,
     download: bool,
@@ -68,6 +84,7 @@ def command(
     from unbackdoor.detectors import parse_detector
     from unbackdoor.model_files import detect
 
+    part, output = part_and_file(part, output)
     detector = parse_detector(method_text)
     if output is not None:
         check_target(output, overwrite=force, inputs=[model])
@@ -86,6 +103,8 @@ def command(
             poisoned=poisoned,
             arch=arch,
             key=key,
+            example=example,
+            output=part,
             data_dir=data_dir,
             download=download,
             device=device,

@@ -15,6 +15,7 @@ from unbackdoor.cli.options import (
     emit,
     force_option,
     key_option,
+    part_option,
     quiet_option,
 )
 
@@ -23,6 +24,7 @@ from unbackdoor.cli.options import (
 @click.argument("model")
 @arch_option
 @key_option
+@part_option
 @click.option(
     "--data", required=True, help="Its test images are used: cifar10, ..., a data.toml, or a folder (docs/data.md)."
 )
@@ -44,6 +46,7 @@ def command(
     model: str,
     arch: str | None,
     key: str | None,
+    part: str | None,
     data: str,
     attack_text: str | None,
     target: int | None,
@@ -72,12 +75,19 @@ def command(
         is_file = attack_text.endswith(".json")
         attack = load_attack(Path(attack_text)) if is_file else parse_attack(attack_text, target=target)
         check_target_class(attack, target, attack_text)
-        attack.check(num_classes=spec.num_classes, size=spec.size)
+        attack.check_data(spec)
     announce(arch, quiet=quiet)
     network = load_model(model, arch=arch, key=key)
     with bar("evaluating", quiet=quiet) as update:
         result = evaluate(
-            network, data=data, attack=attack, data_dir=data_dir, download=download, device=device, progress=update
+            network,
+            data=data,
+            attack=attack,
+            output=part,
+            data_dir=data_dir,
+            download=download,
+            device=device,
+            progress=update,
         )
     if csv_file is not None:
         emit(result.to_csv(), csv_file, overwrite=force)

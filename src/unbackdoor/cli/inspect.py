@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unbackdoor.cli.options import announce, arch_option, key_option
+from unbackdoor.cli.options import announce, arch_option, input_option, key_option
 from unbackdoor.report.escape import short, visible
 
 if TYPE_CHECKING:
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 @click.command(epilog="Exit codes: 0 read in full; 2 error, or refused; 3 part could not be read or paired.")
 @click.argument("path")
 @arch_option
+@input_option
 @key_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option("--tensors", "with_tensors", is_flag=True, help="List every tensor in the text too.")
-def command(*, path: str, arch: str | None, key: str | None, form: str, with_tensors: bool) -> int:
+def command(*, path: str, arch: str | None, example: Any, key: str | None, form: str, with_tensors: bool) -> int:
     """Tensors, layers, which norm follows which layer and how that was found."""
     from unbackdoor.model_files import open_model
 
     announce(arch)
-    file = open_model(path, arch=arch, key=key)
+    file = open_model(path, arch=arch, key=key, example=example)
     if form == "json":
         click.echo(json.dumps(_record(file), indent=2, allow_nan=False))
     else:

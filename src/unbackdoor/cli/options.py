@@ -30,6 +30,22 @@ arch_option = click.option(
     "(runs that file). Without it, what the file says of itself, else names and order.",
 )
 key_option = click.option("--key", help="Which entry of a .pt file to read, where it holds several state dicts.")
+input_option = click.option(
+    "--input",
+    "example",
+    metavar="SIZES",
+    callback=lambda _context, _option, text: None if text is None else _parse_input(text),
+    help="What the network takes, where its layers cannot be read without: sizes without the batch, as 3x32x32; "
+    "several inputs separated by commas, and :int or :bool behind those that are no floating-point numbers, as "
+    "3x224x224,10:int.",
+)
+part_option = click.option(
+    "--output",
+    "part",
+    metavar="KEY",
+    help="Which part of what the network returns is its logits, where that is a dict, a tuple or a dataclass: a key, a "
+    "number from 0, or a field's name.",
+)
 download_option = click.option(
     "--download", is_flag=True, help="Fetch the data set where it is missing (needs a network, and torchvision)."
 )
@@ -85,6 +101,28 @@ def build_method(name: str, values: dict[str, Any]) -> DataFree:
     return cls(**given)
 
 
+def part_and_file(part: str | None, file: Path | None) -> tuple[str | None, Path | None]:
+    """What `--output` and `-o` mean where both are options: a word that can only be a file's name is one behind either.
+
+    Args:
+        part: given behind `--output`: a part of what the network returns; a file in older command lines.
+        file: given behind `-o`.
+
+    Raises:
+        SettingError: two files were given.
+    """
+    if part is None or not is_file_name(part):
+        return part, file
+    if file is not None:
+        raise SettingError(f"-o {file} and --output {part}: expected one file; --output names a part of an answer")
+    return None, Path(part)
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a word behind `--output` is a path or has a suffix, which no key of an answer has."""
+    return "/" in text or "\\" in text or bool(Path(text).suffix)
+
+
 def announce(arch: str | None, *, quiet: bool = False) -> None:
     """Say so, before a file that the user named is run."""
     from unbackdoor.models import parse_arch
@@ -116,6 +154,12 @@ def describe_fields(cls: type) -> dict[str, str]:
         elif name:
             found[name] += " " + line.strip()
     return {key: text.strip() for key, text in found.items()}
+
+
+def _parse_input(text: str) -> Any:
+    from unbackdoor.model_files.example import parse_example
+
+    return parse_example(text)
 
 
 def _methods() -> dict[str, type[DataFree]]:

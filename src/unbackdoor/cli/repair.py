@@ -14,12 +14,14 @@ from unbackdoor.cli.options import (
     emit,
     force_option,
     format_option,
+    input_option,
     key_option,
     method_options,
     quiet_option,
 )
-from unbackdoor.errors import IncompleteError, SettingError
+from unbackdoor.errors import ArchitectureError, CheckpointError, IncompleteError, SettingError
 from unbackdoor.report.escape import visible
+from unbackdoor.report.sarif import render_unread
 
 
 @click.command(
@@ -29,6 +31,7 @@ from unbackdoor.report.escape import visible
 @click.argument("source", metavar="IN")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
 @arch_option
+@input_option
 @key_option
 @method_options
 @click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
@@ -42,6 +45,7 @@ def command(
     source: str,
     output: Path | None,
     arch: str | None,
+    example: Any,
     key: str | None,
     method: str,
     dry_run: bool,
@@ -72,6 +76,7 @@ def command(
             method=build_method(method, settings),
             arch=arch,
             key=key,
+            example=example,
             overwrite=force,
             partial=partial,
             dry_run=dry_run,
@@ -81,8 +86,16 @@ def command(
     except IncompleteError as error:
         say(str(error))
         report, code = error.report, 3
+    except (CheckpointError, ArchitectureError) as error:
+        if form != "sarif":
+            raise
+        say(str(error))
+        emit(render_unread(source, str(error), action="repair"), report_file, overwrite=force)
+        return 2
     text = {"text": report.to_text, "json": report.to_json, "html": report.to_html, "sarif": report.to_sarif}[form]()
     emit(text, report_file, overwrite=force)
+    if report.unusual is not None and report_file is not None and not quiet:
+        say(f"warning: {report.unusual}")  # it stands in the report, which nobody sees here
     if report.output is not None and not quiet:
         click.echo(f"{visible(str(output))}: written and read back", err=True)
     return code

@@ -15,12 +15,15 @@ from unbackdoor.cli.options import (
     emit,
     force_option,
     format_option,
+    input_option,
     key_option,
     method_options,
     quiet_option,
 )
 from unbackdoor.errors import SettingError, UnbackdoorError
 from unbackdoor.report.escape import visible
+from unbackdoor.report.record import SCHEMA_VERSION
+from unbackdoor.report.sarif import render_unread
 
 if TYPE_CHECKING:
     from unbackdoor.report import Report
@@ -34,6 +37,7 @@ LEVELS = ("outlier", "near", "never")
 )
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @arch_option
+@input_option
 @key_option
 @method_options
 @click.option(
@@ -51,6 +55,7 @@ def command(
     *,
     paths: tuple[str, ...],
     arch: str | None,
+    example: Any,
     key: str | None,
     method: str,
     fail_on: str,
@@ -65,6 +70,8 @@ def command(
     An honest network has outlier channels too: they are a reason to look closer, not a verdict.
     """
     from unbackdoor.atomic import check_target
+    from unbackdoor.cli import say
+    from unbackdoor.cli.progress import bar
     from unbackdoor.model_files import scan
 
     if form == "html" and len(paths) > 1:
@@ -73,19 +80,20 @@ def command(
         check_target(output, overwrite=force, inputs=paths)
     built = build_method(method, settings)
     announce(arch, quiet=quiet)
-    reports, failed = [], False
-    for path in paths:
-        try:
-            reports.append(scan(path, arch=arch, method=built, key=key))
-        except UnbackdoorError as error:
-            if len(paths) == 1:
-                raise
-            failed = True
-            from unbackdoor.cli import say
-
-            say(str(error))
-    if reports:
-        emit(_together(reports, form, single=len(paths) == 1), output, overwrite=force)
+    reports: list[Report] = []
+    failed: list[tuple[str, str]] = []
+    with bar("scanning", quiet=quiet or len(paths) == 1) as update:
+        for index, path in enumerate(paths):
+            update(index, len(paths), path)
+            try:
+                reports.append(scan(path, arch=arch, method=built, key=key, example=example))
+            except UnbackdoorError as error:
+                if len(paths) == 1 and form != "sarif":
+                    raise
+                failed.append((path, str(error)))
+                say(str(error))
+    if reports or (failed and form in ("json", "sarif")):
+        emit(_together(reports, failed, form, single=len(paths) == 1), output, overwrite=force)
         if output is not None and not quiet:
             click.echo(f"{visible(str(output))}: written", err=True)
     if failed:
@@ -101,17 +109,20 @@ def _findings(report: Report, level: str) -> int:
     return {"outlier": outliers, "near": outliers + report.scaled, "never": 0}[level]
 
 
-def _together(reports: list[Report], form: str, *, single: bool) -> str:
-    """One document for all reports; of several paths the same shape, however many could be read."""
+def _together(reports: list[Report], failed: list[tuple[str, str]], form: str, *, single: bool) -> str:
+    """One document for all reports and all files that could not be read; of several paths always the same shape."""
     if form == "text":
         return "\n".join(report.to_text() for report in reports)
     if form == "html":
         return reports[0].to_html()
     documents = [json.loads(report.to_json() if form == "json" else report.to_sarif()) for report in reports]
+    if form == "sarif":
+        documents += [json.loads(render_unread(path, reason)) for path, reason in failed]
     if single:
         whole = documents[0]
     elif form == "json":
-        whole = {"schema_version": documents[0]["schema_version"], "reports": documents}
+        unread = [{"source": path, "error": reason} for path, reason in failed]
+        whole = {"schema_version": SCHEMA_VERSION, "reports": documents, "failed": unread}
     else:
         whole = {**documents[0], "runs": [run for document in documents for run in document["runs"]]}
     return json.dumps(whole, indent=2, allow_nan=False, ensure_ascii=True) + "\n"

@@ -99,6 +99,8 @@ def file_name(source: Source, split: str, spec: DatasetSpec) -> str:
     """Name, split and digest; DataError if a file of the source is gone."""
     digest = hashlib.sha256()
     settings = [FORMAT, source.layout, spec.name, split, spec.size, spec.resize, spec.classes]
+    if spec.channels != 3:
+        settings.append(spec.channels)
     digest.update(json.dumps(settings).encode())
     above = os.path.join(source.folder, "")  # a folder that was moved holds the same images
     for path in source.files:
@@ -131,7 +133,7 @@ def _load(file: Path, spec: DatasetSpec) -> LabelledImages | None:
         images, labels = tensors["images"], tensors["labels"]
         if about["sample"] != _sample(images, labels):
             raise ValueError("its images or labels changed")
-        if images.shape[1:] != (3, spec.size, spec.size):
+        if images.shape[1:] != (spec.channels, spec.size, spec.size):
             raise ValueError(f"it holds images of shape {tuple(images.shape[1:])}")
         return LabelledImages(images, labels, spec, int(about["resized"]))
     except Exception as error:

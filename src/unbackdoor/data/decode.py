@@ -29,6 +29,8 @@ def decode(
 ) -> LabelledImages:
     """Decode a split; grey, palette and transparent images become RGB, 16 bits a pixel become the upper 8.
 
+    Where the data set has one channel, they become grey instead: colours are weighed as pillow does (ITU-R 601).
+
     An image that is not `spec.size` by `spec.size` pixels is resized with pillow's bilinear filter (which averages when
     it shrinks), its sides independently, where `spec.resize` allows it.
 
@@ -44,11 +46,11 @@ def decode(
     """
     check_labels(labels, spec)
     total, size = len(labels), spec.size
-    images = np.empty((total, 3, size, size), np.uint8)
+    images = np.empty((total, spec.channels, size, size), np.uint8)
     resized = 0
     for row, (where, content) in zip(range(total), pictures, strict=True):
         pixels, changed = _pixels(where, content, spec)
-        images[row] = pixels.transpose(2, 0, 1)
+        images[row] = pixels.reshape(size, size, spec.channels).transpose(2, 0, 1)
         resized += changed
         if progress is not None and (row + 1) % 1000 == 0:
             progress(row + 1, total)
@@ -65,7 +67,7 @@ def size_of(where: str, content: Any) -> tuple[int, int]:
 
 
 def _pixels(where: str, content: Any, spec: DatasetSpec) -> tuple[NDArray[np.uint8], bool]:
-    """(size, size, 3) and whether it was resized."""
+    """(size, size, 3), or (size, size) of a grey one, and whether it was resized."""
     from PIL.Image import Resampling
 
     wanted = (spec.size, spec.size)
@@ -73,17 +75,17 @@ def _pixels(where: str, content: Any, spec: DatasetSpec) -> tuple[NDArray[np.uin
         with _open(content) as picture:
             size = picture.size  # known before the pixels are decoded
             if size == wanted:
-                return np.asarray(_rgb(picture)), False
+                return np.asarray(_converted(picture, spec)), False
             if spec.resize and size[0] * size[1] <= MOST_PIXELS:
-                return np.asarray(_rgb(picture).resize(wanted, Resampling.BILINEAR)), True
+                return np.asarray(_converted(picture, spec).resize(wanted, Resampling.BILINEAR)), True
     except Exception as error:
         raise DataError(f"{where} cannot be decoded: {_reason(error)}") from error
     most = f" (or at most {MOST_PIXELS:,} in all)" if spec.resize else ""
     raise DataError(f"{where}: expected {spec.size}x{spec.size} pixels{most}, got {size[0]}x{size[1]}")
 
 
-def _rgb(picture: Image) -> Image:
-    """What pillow's own conversion would cut off at 255 is scaled, or refused."""
+def _converted(picture: Image, spec: DatasetSpec) -> Image:
+    """In RGB, or grey. What pillow's own conversion would cut off at 255 is scaled, or refused."""
     from PIL import Image
 
     if picture.mode.startswith("I;16"):
@@ -94,7 +96,7 @@ def _rgb(picture: Image) -> Image:
         )
     elif picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # the same colours, without pillow's warning
-    return picture.convert("RGB")
+    return picture.convert("L" if spec.channels == 1 else "RGB")
 
 
 def _open(content: Any) -> Image:

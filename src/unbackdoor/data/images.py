@@ -17,7 +17,7 @@ class LabelledImages:
     """Images with labels, as stored.
 
     Attributes:
-        images: (N, 3, H, W) uint8, 0 to 255.
+        images: (N, C, H, W) uint8, 0 to 255; C is what `spec` says, 3 or 1.
         labels: (N,) int64.
         spec: the data set they come from.
         resized: how many images of the whole split had another size on disk and were resized when they were read.
@@ -29,9 +29,9 @@ class LabelledImages:
     resized: int = 0
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != self.spec.channels:
             raise DataError(
-                f"{self.spec.title}: expected uint8 images of shape (N, 3, H, W), got "
+                f"{self.spec.title}: expected uint8 images of shape (N, {self.spec.channels}, H, W), got "
                 f"{self.images.dtype} {tuple(self.images.shape)}"
             )
         if self.labels.shape != self.images.shape[:1]:
@@ -60,7 +60,7 @@ def check_labels(labels: Tensor, spec: DatasetSpec) -> None:
 
 
 def normalise(images: Tensor, spec: DatasetSpec) -> Tensor:
-    """(N, 3, H, W), 0 to 255 -> float32, divided by 255, the data set's mean subtracted, divided by its std."""
-    mean = torch.tensor(spec.mean, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(spec.std, dtype=torch.float32, device=images.device).view(1, 3, 1, 1)
+    """(N, C, H, W), 0 to 255 -> float32, divided by 255, the data set's mean subtracted, divided by its std."""
+    mean = torch.tensor(spec.mean, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
+    std = torch.tensor(spec.std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
     return (images.float() / 255 - mean) / std

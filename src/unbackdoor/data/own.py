@@ -45,28 +45,32 @@ class OwnData:
         size: height and width in pixels, to which images of another size are resized; 0 takes the images' own, which
             must then all be equal.
         classes: in label order; empty: the class folders in the alphabet's order, or what the parquet files say.
-        mean: per channel, of images in [0, 1], subtracted before a network sees them.
-        std: per channel, divided by.
+        mean: per channel, of images in [0, 1], subtracted before a network sees them; empty: 0.
+        std: per channel, divided by; empty: 1.
         flip: whether a mirror image keeps its label, and training may use it.
         splits: the names of the training and the test part; empty: train, and test, val, valid or validation.
         format: "imagefolder" or "parquet"; empty: whichever is there.
+        channels: 3 for colour images, 1 for grey ones; files of the other kind are converted.
     """
 
     folder: str = ""
     size: int = 0
     classes: tuple[str, ...] = ()
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     flip: bool = False
     splits: tuple[str, ...] = ()
     format: str = ""
+    channels: int = 3
 
     def check(self, name: str) -> None:
         """SettingError if a value is outside its range."""
+        if self.channels not in (1, 3):
+            raise SettingError(f"{name}: channels: expected 3 (colour) or 1 (grey), got {self.channels}")
         for key, values, low in (("mean", self.mean, -math.inf), ("std", self.std, 0.0)):
             numbers = all(type(value) in (int, float) and math.isfinite(value) and value > low for value in values)
-            if len(values) != 3 or not numbers:
-                what = "three numbers above 0" if low == 0 else "three numbers"
+            if len(values) not in (0, self.channels) or not numbers:
+                what = ("three numbers" if self.channels == 3 else "one number") + (" above 0" if low == 0 else "")
                 raise SettingError(f"{name}: {key}: expected {what}, got {list(values)}")
         for key, words in (("classes", self.classes), ("splits", self.splits)):
             if not all(isinstance(word, str) and word for word in words) or len(set(words)) < len(words):
@@ -165,8 +169,8 @@ def _describe(name: str, where: str, folder: Path, own: OwnData) -> Found:
         title=name,
         classes=classes,
         size=own.size or _size(where, form, folder, split),
-        mean=_triple(own.mean),
-        std=_triple(own.std),
+        mean=tuple(map(float, own.mean)) or (0.0,) * own.channels,
+        std=tuple(map(float, own.std)) or (1.0,) * own.channels,
         flip=own.flip,
         resize=own.size > 0,
         columns=_COLUMNS,
@@ -210,8 +214,3 @@ def _size(where: str, form: str, folder: Path, split: str) -> int:
     if width != height:
         raise SettingError(f"{where}: its images are not square ({width}x{height}); give their size in a data.toml")
     return width
-
-
-def _triple(values: tuple[float, ...]) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

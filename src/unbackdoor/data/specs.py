@@ -20,7 +20,8 @@ class DatasetSpec:
         title: what a reader sees.
         classes: the classes' names, in label order.
         size: height and width in pixels.
-        mean, std: per channel, of images in [0, 1]; what networks trained here expect as normalisation.
+        mean, std: per channel, of images in [0, 1]; what networks trained here expect as normalisation. Three of each
+            for colour images, one for grey ones.
         flip: whether a horizontal mirror image keeps its label (not so for traffic signs).
         resize: whether an image of another size is resized; else it is an error.
         columns: names that the image column may have in the hub's parquet layout.
@@ -32,8 +33,8 @@ class DatasetSpec:
     title: str
     classes: tuple[str, ...]
     size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     flip: bool
     resize: bool = False
     columns: tuple[str, ...] = ("image", "img")
@@ -44,6 +45,16 @@ class DatasetSpec:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)
+
+    @property
+    def channels(self) -> int:
+        """3 for colour images, 1 for grey ones."""
+        return len(self.mean)
+
+    @property
+    def shown_channels(self) -> str:
+        """For a message."""
+        return "1 channel" if self.channels == 1 else f"{self.channels} channels"
 
     def stored_split(self, split: str) -> str:
         """What the layout calls "train" or "test"; any other word is a SettingError."""

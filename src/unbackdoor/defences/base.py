@@ -63,21 +63,25 @@ class DataFree(Defence):
     """A defence that needs nothing but the network."""
 
     @abstractmethod
-    def plan(self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None) -> Plan:
+    def plan(
+        self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None, example: Any = None
+    ) -> Plan:
         """What the method would do; nothing is changed.
 
         Args:
             model: a network, or its tensors by name (then `graph` is needed).
             graph: its layer graph, if it has been read already.
+            example: what the network takes, where its layers cannot be read without (see `layer_graph`); not looked at
+                beside a `graph`.
 
         Raises:
             GraphError: the network could not be read at all.
             SettingError: tensors came without a graph, or the graph is another network's.
         """
 
-    def __call__(self, model: nn.Module, *, graph: LayerGraph | None = None) -> Outcome:
-        """A repaired copy; the network itself is never changed."""
-        plan = self.plan(model, graph=graph)
+    def __call__(self, model: nn.Module, *, graph: LayerGraph | None = None, example: Any = None) -> Outcome:
+        """A repaired copy; the network itself is never changed. The arguments are those of `plan`."""
+        plan = self.plan(model, graph=graph, example=example)
         repaired = copy_model(model)
         plan.apply_(repaired)
         return Outcome(repaired, plan.report(action="repair"))

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unbackdoor import answer
 from unbackdoor.attacks import Augmentation
 from unbackdoor.data import DatasetSpec, normalise
-from unbackdoor.errors import MethodError, SettingError
+from unbackdoor.errors import ArchitectureError, MethodError, SettingError
 from unbackdoor.train.augment import augment
 from unbackdoor.train.fit import batch_sizes, vary
 
@@ -27,7 +28,7 @@ class DefenderData:
     """Images with labels, on the network's device.
 
     Attributes:
-        images: (N, 3, H, W) uint8 with a `spec`; without one (N, ...) floating point, as the network takes them.
+        images: (N, C, H, W) uint8 with a `spec`; without one (N, ...) floating point, as the network takes them.
         labels: (N,) int64.
         spec: normalisation, and whether mirror images are allowed.
         dtype: of what the network takes.
@@ -54,17 +55,17 @@ class DefenderData:
 
     @property
     def scale(self) -> Tensor:
-        """By how much a network's input changes where a pixel changes from 0 to 1: (1, 3, 1, 1), or a 1."""
+        """By how much a network's input changes where a pixel changes from 0 to 1: (1, C, 1, 1), or a 1."""
         if self.spec is None:
             return torch.ones((), dtype=self.dtype, device=self.images.device)
-        return 1 / torch.tensor(self.spec.std, dtype=self.dtype, device=self.images.device).view(1, 3, 1, 1)
+        return 1 / torch.tensor(self.spec.std, dtype=self.dtype, device=self.images.device).view(1, -1, 1, 1)
 
     @property
     def floor(self) -> Tensor:
-        """What a network's input is where a pixel is 0: (1, 3, 1, 1), or a 0."""
+        """What a network's input is where a pixel is 0: (1, C, 1, 1), or a 0."""
         if self.spec is None:
             return torch.zeros((), dtype=self.dtype, device=self.images.device)
-        mean = torch.tensor(self.spec.mean, dtype=self.dtype, device=self.images.device).view(1, 3, 1, 1)
+        mean = torch.tensor(self.spec.mean, dtype=self.dtype, device=self.images.device).view(1, -1, 1, 1)
         return -mean * self.scale
 
     def inputs(self, images: Tensor | None = None) -> Tensor:
@@ -133,9 +134,9 @@ def defender_data(
         )
     if spec is not None and not isinstance(spec, DatasetSpec):
         raise SettingError(f"{name}: spec: expected a data set's spec (data.DATASETS[...]), got {spec!r:.60}")
-    if spec is not None and (images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3):
+    if spec is not None and (images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != spec.channels):
         raise SettingError(
-            f"{name}: images: expected uint8 of shape (N, 3, H, W) beside a data set's spec, got "
+            f"{name}: images: expected uint8 of shape (N, {spec.channels}, H, W) beside the spec of {spec.title}, got "
             f"{_described(images)}; without spec=, give them as the network takes them"
         )
     if spec is None and (not images.is_floating_point() or images.ndim < 2):
@@ -155,15 +156,16 @@ def defender_data(
     data = DefenderData(next(own), next(own), spec, weight.dtype)
     try:
         with torch.no_grad():
-            logits = model(data.inputs(data.images[:2]))
+            logits = answer.logits_of(model(data.inputs(data.images[:2])))
+    except ArchitectureError as error:
+        raise MethodError(f"{name}: {error}") from error
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MethodError(
             f"{name}: the network fails on images of shape {tuple(images.shape[1:])}: {reason}"
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != min(2, len(labels)):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise MethodError(f"{name}: expected a network that answers (N, classes) logits, got {got} for 2 images")
+    if len(logits) != min(2, len(labels)):
+        raise MethodError(f"{name}: expected (N, classes) logits, got {tuple(logits.shape)} for {min(2, len(labels))}")
     low, high = int(labels.min()), int(labels.max())
     if not 0 <= low <= high < logits.shape[1]:
         raise SettingError(
@@ -172,18 +174,16 @@ def defender_data(
     return data
 
 
-def logits_of(answer: object) -> Tensor:
+def logits_of(result: object) -> Tensor:
     """A network's logits, where in training it answers more than them (torchvision's GoogLeNet): the first.
 
     Raises:
         MethodError: there are none.
     """
-    first = answer[0] if isinstance(answer, tuple | list) and answer else answer
-    if not isinstance(first, Tensor) or first.ndim != 2:
-        raise MethodError(
-            f"expected a network that answers (N, classes) logits in training, got {type(answer).__name__}"
-        )
-    return first
+    try:
+        return answer.logits_of(result[0] if isinstance(result, tuple | list) and result else result)
+    except ArchitectureError as error:
+        raise MethodError(str(error)) from error
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ PCA, ICA, k-means and the silhouette are scikit-learn's (the extra `detect`).
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -27,7 +28,7 @@ from unbackdoor.defences.clean_data import DefenderData
 from unbackdoor.defences.tuning import Progress
 from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector
 from unbackdoor.errors import MethodError
-from unbackdoor.graph import layer_graph
+from unbackdoor.graph import LayerGraph
 from unbackdoor.report import finite
 
 #: Fewer images of a class are not split.
@@ -62,10 +63,17 @@ class ActivationClustering(Detector):
         check_number("silhouette", self.silhouette, least=-1, most=1)
 
     def inspect(
-        self, model: nn.Module, data: DefenderData, *, classes: int, generator: torch.Generator, progress: Progress
+        self,
+        model: nn.Module,
+        data: DefenderData,
+        *,
+        graph: Callable[[], LayerGraph],
+        classes: int,
+        generator: torch.Generator,
+        progress: Progress,
     ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
         """Algorithm 1 of the paper, class by class."""
-        features = _features(model, data).cpu()
+        features = _features(model, data, graph()).cpu()
         seed = int(torch.randint(2**31, (), generator=generator))
         found = []
         notes: list[str] = []
@@ -119,9 +127,9 @@ def split(features: Tensor, components: int, seed: int, reduction: str = "pca") 
 
 
 @torch.no_grad()
-def _features(model: nn.Module, data: DefenderData) -> Tensor:
+def _features(model: nn.Module, data: DefenderData, graph: LayerGraph) -> Tensor:
     """The classifier's inputs, (N, F)."""
-    path = layer_graph(model).classifier
+    path = graph.classifier
     head = None if path is None else dict(model.named_modules()).get(path)
     if head is None:
         raise MethodError("ac reads the classifier's inputs, and this network has no single layer that is one")

@@ -20,6 +20,7 @@ those whose success was reached.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,6 +33,7 @@ from unbackdoor.defences.clean_data import DefenderData
 from unbackdoor.defences.tuning import Progress
 from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector
 from unbackdoor.errors import MethodError
+from unbackdoor.graph import LayerGraph
 from unbackdoor.report import finite
 
 #: Factor on lambda, and how many steps in a row ask for it.
@@ -72,9 +74,17 @@ class NeuralCleanse(Detector):
         check_number("index", self.index, least=0, most=1e6)
 
     def inspect(
-        self, model: nn.Module, data: DefenderData, *, classes: int, generator: torch.Generator, progress: Progress
+        self,
+        model: nn.Module,
+        data: DefenderData,
+        *,
+        graph: Callable[[], LayerGraph],
+        classes: int,
+        generator: torch.Generator,
+        progress: Progress,
     ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
         """A trigger a class, then the outliers among their sizes."""
+        del graph
         if data.images.ndim != 4:
             raise MethodError(f"nc needs images (N, C, H, W), got {tuple(data.images.shape)}")
         model.requires_grad_(False)

@@ -56,6 +56,8 @@ def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
             best = graph
         if not flow.blind:
             break
+    if example is None:
+        failures.append("an example of its input may help: example=..., --input 3x32x32")
     return best or names.of_module(owners, "; ".join(failures))
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from unbackdoor.answer import logits_of, part_of
 from unbackdoor.metrics.rates import Evaluation, accuracy, attack_success
 
 Progress = Callable[[int, int], None]
@@ -28,18 +29,23 @@ def predict(
     images: Tensor,
     *,
     prepare: Callable[[Tensor], Tensor],
+    output: str | None = None,
     batch_size: int = 500,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """The classes a network predicts, in eval mode; its mode is restored.
 
     Args:
-        images: (N, 3, H, W) uint8.
+        images: (N, C, H, W) uint8.
         prepare: turns a batch of them into what the network expects.
+        output: which part of what the network returns is its logits: a key, a number or a field's name.
         progress: called with the number of images of each batch done.
 
     Returns:
         (N,) int64 on the CPU; NO_CLASS where a logit is not a number (argmax would call that a class).
+
+    Raises:
+        ArchitectureError: the network does not answer with one logit a class.
     """
     modes = {module: module.training for module in model.modules()}
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -48,7 +54,8 @@ def predict(
         parts = []
         for batch in torch.split(images, batch_size):
             inputs = prepare(batch.to(parameter.device)).to(parameter.dtype)
-            logits = model(inputs.contiguous(memory_format=torch.channels_last))
+            answer = model(inputs.contiguous(memory_format=torch.channels_last))
+            logits = logits_of(answer if output is None else part_of(answer, output))
             parts.append(logits.argmax(1).masked_fill(logits.isnan().any(1), NO_CLASS).cpu())
             if progress is not None:
                 progress(len(batch))
@@ -66,18 +73,23 @@ def evaluate_model(
     prepare: Callable[[Tensor], Tensor],
     attack: Stamp | None = None,
     num_classes: int | None = None,
+    output: str | None = None,
     batch_size: int = 500,
     progress: Progress | None = None,
 ) -> Evaluation:
     """ACC of a network, and ASR and RA where an attack is given.
 
     Args:
-        images: (N, 3, H, W) uint8 clean test images.
+        images: (N, C, H, W) uint8 clean test images.
         labels: (N,) int64.
         prepare: turns a uint8 batch into what the network expects (`data.normalise`).
         attack: stamps the images whose class is not the one it asks for.
         num_classes: of the data set; the largest label + 1 if None. Only all-to-all attacks need it.
+        output: which part of what the network returns is its logits: a key, a number or a field's name.
         progress: called with (images done, images in all).
+
+    Raises:
+        ArchitectureError: the network does not answer with one logit a class.
     """
     labels = labels.cpu()
     goals = labels
@@ -92,11 +104,11 @@ def evaluate_model(
         if progress is not None:
             progress(done, total)
 
-    clean = predict(model, images, prepare=prepare, batch_size=batch_size, progress=advance)
+    clean = predict(model, images, prepare=prepare, output=output, batch_size=batch_size, progress=advance)
     acc = accuracy(clean, labels)
     if attack is None:
         return Evaluation(acc)
     parts = torch.split(images[others.to(images.device)], batch_size)  # a trigger may take ten times an image's memory
     stamped = torch.cat([attack.stamp(part) for part in parts])
-    hit = predict(model, stamped, prepare=prepare, batch_size=batch_size, progress=advance)
+    hit = predict(model, stamped, prepare=prepare, output=output, batch_size=batch_size, progress=advance)
     return Evaluation(acc, *attack_success(hit, labels[others], goals[others]))

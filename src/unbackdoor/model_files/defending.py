@@ -95,6 +95,8 @@ def defend(
     measured: bool = False,
     arch: str | Arch | None = None,
     key: str | None = None,
+    example: Any = None,
+    answer: str | None = None,
     data_dir: str | Path | None = None,
     download: bool = False,
     device: str = "cpu",
@@ -117,6 +119,9 @@ def defend(
         measured: whether ACC (and with an attack ASR and RA) are measured on the test set, before and after.
         arch: as behind `--arch`, for a file that does not name its network itself.
         key: which entry of a torch file to read, where there are several.
+        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
+        answer: which part of what the network returns is its logits: a key, a number or a field's name. (Elsewhere this
+            is called output, which here is the repaired file.)
         data_dir: folder of the data sets; else $UNBACKDOOR_DATA, else ./data.
         download: whether to fetch a known data set that is not there.
         device: where to run.
@@ -149,26 +154,26 @@ def defend(
     check_seed(seed)
     check_device(device)
     if data is not None and attack is not None:
-        spec = dataset_spec(data)
-        attack.check(num_classes=spec.num_classes, size=spec.size)
-    file = open_model(source, arch=arch, key=key)
+        attack.check_data(dataset_spec(data))
+    file = open_model(source, arch=arch, key=key, example=example)
     model = network_of(file).to(device)
     before = after = None
-    test = _load(data, "test", data_dir, download=download) if data is not None and measured else None
-    if test is not None:
-        check_answer(model, test.spec, name=str(file.checkpoint.path))
-        before = measure(model, test, attack)
+    test = None
+    if data is not None and measured:
+        test = _load(data, "test", data_dir, download=download, progress=noted("reading test images", progress))
+        check_answer(model, test.spec, name=str(file.checkpoint.path), output=answer)
+        before = measure(model, test, attack, output=answer, progress=noted("measuring before", progress))
     if isinstance(method, DataFree):
         given: tuple[Any, ...] | None = None
     else:
-        given = method_images(str(data), clean, seed, attack, poisoned, data_dir, download=download)
-        check_answer(model, given[0].spec, name=str(file.checkpoint.path))
-    outcome, seconds = timed(lambda: _call(method, model, file.graph, given, seed, progress))
+        given = method_images(str(data), clean, seed, attack, poisoned, data_dir, download=download, progress=progress)
+        check_answer(model, given[0].spec, name=str(file.checkpoint.path), output=answer)
+    outcome, seconds = timed(lambda: _call(method, model, file.graph, given, seed, answer, progress))
     report = with_source(outcome.report, file)
     if given is not None and report.data is not None:
         report = dataclasses.replace(report, data=_drawn(report.data, clean, seed))
     if test is not None:
-        after = measure(outcome.model, test, attack)
+        after = measure(outcome.model, test, attack, output=answer, progress=noted("measuring after", progress))
     if output is not None:
         if report.gap is not None and not partial:
             raise IncompleteError(
@@ -202,6 +207,7 @@ def _call(
     graph: LayerGraph,
     given: tuple[LabelledImages, int] | None,
     seed: int,
+    answer: str | None,
     progress: Callable[[int, int, str], None],
 ) -> Outcome:
     from unbackdoor.defences.data_based import DataBased
@@ -213,7 +219,14 @@ def _call(
     images, _ = given
     generator = torch.Generator().manual_seed(seed)
     return method(
-        model, images.images, images.labels, generator=generator, spec=images.spec, graph=graph, progress=progress
+        model,
+        images.images,
+        images.labels,
+        generator=generator,
+        spec=images.spec,
+        graph=graph,
+        output=answer,
+        progress=progress,
     )
 
 
@@ -226,11 +239,12 @@ def method_images(
     data_dir: str | Path | None,
     *,
     download: bool,
+    progress: Callable[[int, int, str], None],
 ) -> tuple[LabelledImages, int]:
     """The method's images, and how many of them carry a trigger."""
     from unbackdoor.data import clean_subset
 
-    train = _load(data, "train", data_dir, download=download)
+    train = _load(data, "train", data_dir, download=download, progress=noted("reading training images", progress))
     if not math.isfinite(clean) or (clean > 1 and clean != int(clean)):
         raise SettingError(f"clean: expected a share up to 1, or a whole number of images, got {clean}")
     subset = (
@@ -267,7 +281,19 @@ def _drawn(report: DataReport, clean: float, seed: int) -> DataReport:
     return dataclasses.replace(report, share=clean if clean <= 1 else None, seed=seed)
 
 
-def _load(data: str, split: str, data_dir: str | Path | None, *, download: bool) -> LabelledImages:
+def noted(note: str, progress: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
+    """The same, of a step that says nothing itself beside its numbers."""
+    return lambda done, total: progress(done, total, note)
+
+
+def _load(
+    data: str,
+    split: str,
+    data_dir: str | Path | None,
+    *,
+    download: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> LabelledImages:
     from unbackdoor.data import load_dataset
 
-    return load_dataset(data, split, data_dir, download=download)
+    return load_dataset(data, split, data_dir, download=download, progress=progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +30,8 @@ def detect(
     poisoned: float = 0.0,
     arch: str | Arch | None = None,
     key: str | None = None,
+    example: Any = None,
+    output: str | None = None,
     data_dir: str | Path | None = None,
     download: bool = False,
     device: str = "cpu",
@@ -47,6 +49,8 @@ def detect(
         poisoned: share of the images given that are poisoned.
         arch: as behind `--arch`, for a file that does not name its network itself.
         key: which entry of a torch file to read, where there are several.
+        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
+        output: which part of what the network returns is its logits: a key, a number or a field's name.
         data_dir: folder of the data sets; else $UNBACKDOOR_DATA, else ./data.
         download: whether to fetch a known data set that is not there.
         device: where to run.
@@ -67,10 +71,19 @@ def detect(
         )
     check_seed(seed)
     check_device(device)
-    file = open_model(source, arch=arch, key=key)
+    file = open_model(source, arch=arch, key=key, example=example)
     model = network_of(file).to(device)
-    given, _ = method_images(data, images, seed, attack, poisoned, data_dir, download=download)
-    check_answer(model, given.spec, name=str(file.checkpoint.path))
+    given, _ = method_images(data, images, seed, attack, poisoned, data_dir, download=download, progress=progress)
+    check_answer(model, given.spec, name=str(file.checkpoint.path), output=output)
     generator = torch.Generator().manual_seed(seed)
-    found = detector(model, given.images, given.labels, generator=generator, spec=given.spec, progress=progress)
+    found = detector(
+        model,
+        given.images,
+        given.labels,
+        generator=generator,
+        spec=given.spec,
+        graph=file.graph,
+        output=output,
+        progress=progress,
+    )
     return dataclasses.replace(found, source=str(source))

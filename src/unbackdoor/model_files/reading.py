@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -22,6 +23,7 @@ from unbackdoor.checkpoint import ARCH_KEY, MODEL_NAME, NUM_CLASSES, Checkpoint
 from unbackdoor.errors import ArchitectureError, CheckpointError, SettingError
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.graph.names import of_tensors
+from unbackdoor.model_files.example import placed, refuse_example
 from unbackdoor.models import Arch, parse_arch
 from unbackdoor.report import Remark, Report
 
@@ -49,7 +51,9 @@ class ModelFile:
     source: nn.Module | Mapping[str, Tensor]
 
 
-def open_model(path: str | Path, *, arch: str | Arch | None = None, key: str | None = None) -> ModelFile:
+def open_model(
+    path: str | Path, *, arch: str | Arch | None = None, key: str | None = None, example: Any = None
+) -> ModelFile:
     """Read a model file and find its layers.
 
     Args:
@@ -57,10 +61,12 @@ def open_model(path: str | Path, *, arch: str | Arch | None = None, key: str | N
         arch: as behind `--arch`; without it, the name that `unbackdoor train` or BackdoorBench left in the file, else
             names and order.
         key: which entry of a torch file to read, where there are several.
+        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
 
     Raises:
         CheckpointError: the file cannot be read.
         ArchitectureError: the network is unknown, or is not the one in the file.
+        SettingError: an example was given, and no network to run it on.
     """
     found = checkpoint.load(path, key=key)
     network = parse_arch(arch) if isinstance(arch, str) else arch
@@ -68,13 +74,14 @@ def open_model(path: str | Path, *, arch: str | Arch | None = None, key: str | N
     if network is None:
         network, hint = _recorded_arch(found)
     if network is None:
+        refuse_example(path, example)
         graph = _with_ties(of_tensors(found.tensors, ordered=found.ordered), found.tensors)
         if hint is not None:
             graph = dataclasses.replace(graph, aside=(hint, *graph.aside))
         return ModelFile(found, None, _with_passed_over(graph, found), found.tensors)
     model = network.build(device="meta")
     _check_fit(model, found, network)
-    graph = layer_graph(model)
+    graph = layer_graph(model, None if example is None else placed(example, model))
     graph = dataclasses.replace(graph, layers=tuple(dataclasses.replace(layer, rule="arch") for layer in graph.layers))
     source: nn.Module | Mapping[str, Tensor] = found.tensors
     if any(layer.parametrization == "other" for layer in graph.layers):

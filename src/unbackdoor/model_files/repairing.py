@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -27,6 +28,7 @@ def repair(
     method: DataFree | None = None,
     arch: str | Arch | None = None,
     key: str | None = None,
+    example: Any = None,
     overwrite: bool = False,
     partial: bool = False,
     dry_run: bool = False,
@@ -39,6 +41,7 @@ def repair(
         method: LPP with its defaults if None.
         arch: as behind `--arch`.
         key: which entry of a torch file to read, where there are several.
+        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
         overwrite: whether an existing output may be replaced.
         partial: whether to write although part of the network could not be read or paired, or nothing was scored.
         dry_run: report only, and write nothing.
@@ -54,7 +57,7 @@ def repair(
         checkpoint.check_output(output, overwrite=overwrite, inputs=[source])
     elif not dry_run:
         raise SettingError("repair: expected an output, or dry_run=True")
-    file = open_model(source, arch=arch, key=key)
+    file = open_model(source, arch=arch, key=key, example=example)
     plan = (method or LPP()).plan(file.source, graph=file.graph)
     report = with_source(plan.report(action="repair"), file)
     if dry_run or output is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -19,6 +20,7 @@ def scan(
     arch: str | Arch | None = None,
     method: DataFree | None = None,
     key: str | None = None,
+    example: Any = None,
 ) -> Report:
     """Outlier channels, layer by layer; changes nothing.
 
@@ -27,6 +29,7 @@ def scan(
         arch: as behind `--arch`, for a file.
         method: scores and cuts; LPP with its defaults if None.
         key: which entry of a torch file to read, where there are several.
+        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
 
     Raises:
         CheckpointError, ArchitectureError: the file cannot be read, or is not that network's.
@@ -34,7 +37,7 @@ def scan(
     """
     method = method or LPP()
     if isinstance(source, nn.Module):
-        return method.plan(source).report(action="scan")
-    file = open_model(source, arch=arch, key=key)
+        return method.plan(source, example=example).report(action="scan")
+    file = open_model(source, arch=arch, key=key, example=example)
     report = method.plan(file.source, graph=file.graph).report(action="scan")
     return with_source(report, file)

@@ -180,11 +180,11 @@ def _reach(selection: Selection, settings: Mapping[str, Any]) -> tuple[str, ...]
     # One outlier among n equal others lies sqrt(n - 1) population deviations out, (n - 1) / sqrt(n) sample ones.
     highest = (n - 1) / np.sqrt(n) if settings.get("correction") == 1 else np.sqrt(n - 1)
     notes = []
-    upper, lower = settings.get("upper", np.inf), settings.get("lower", -np.inf)
-    if np.isfinite(upper) and upper >= highest:
+    # The cut as `select` computes it, so that a limit of just `highest` deviations is not lost to rounding.
+    if np.isfinite(selection.upper) and selection.upper >= selection.mean + highest * selection.std:
         notes.append(
             f"the upper cut cannot fire: among {n} channels none can lie more than {highest:.2f} deviations out"
         )
-    if np.isfinite(lower) and selection.lower <= selection.least:
+    if np.isfinite(selection.lower) and selection.lower <= selection.least:
         notes.append("the lower cut cannot fire: it lies at or below zero")
     return tuple(notes)

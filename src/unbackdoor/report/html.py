@@ -107,6 +107,7 @@ def report_sections(report: Report, *, prefix: str = "layer", level: int = 2) ->
     """
     sections = [
         not_covered_section(report, level=level),
+        unusual_section(report, level=level),
         totals_section(report, level=level),
         overview_section(report, prefix=prefix, level=level),
         layers_section(report, prefix=prefix, level=level),
@@ -126,6 +127,16 @@ def not_covered_section(report: Report, *, level: int = 2) -> Html:
     return Html(
         f'<section class="alarm"><h{level}><span aria-hidden="true">!</span> Incomplete</h{level}>'
         f"<p>{html(summary.not_covered(report))}</p>{groups}</section>"
+    )
+
+
+def unusual_section(report: Report, *, level: int = 2) -> Html:
+    """That more is pruned than in any network that was measured; empty where it is not."""
+    if report.unusual is None:
+        return NOTHING
+    return Html(
+        f'<section class="alarm"><h{level}><span aria-hidden="true">!</span> Out of the ordinary</h{level}>'
+        f"<p>{html(report.unusual)}</p></section>"
     )
 
 

@@ -195,6 +195,13 @@ class Report:
         return self.action in ("repair", "defend")
 
     @property
+    def unusual(self) -> str | None:
+        """What to say where more is pruned than in any network that was measured."""
+        from unbackdoor.report.ordinary import unusual
+
+        return unusual(self)
+
+    @property
     def channels(self) -> int:
         """How many channels were scored."""
         return sum(len(layer.scores) for layer in self.layers)
@@ -227,7 +234,7 @@ class Report:
         }
         fields = {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
         fields["settings"] = _settings(self.settings)
-        return {"schema_version": fields.pop("schema_version"), "totals": totals, **fields}
+        return {"schema_version": fields.pop("schema_version"), "totals": totals, "unusual": self.unusual, **fields}
 
     def to_json(self) -> str:
         """`to_dict` as JSON; equal reports give equal bytes."""

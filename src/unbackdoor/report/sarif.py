@@ -1,5 +1,8 @@
 """The report as SARIF 2.1.0 (OASIS Standard, 2020), the exchange format of code scanners.
 
+What could not be read is said twice: as a result, which viewers list, and as a notification of the tool, beside an
+`executionSuccessful` that is false. A file that could not be read at all gets a run that holds nothing but that.
+
 A model file has no lines, so a finding's place is its layer and channel (a logical location) in the file (an artifact).
 Consumers that insist on a line get line 1, and tell findings apart by their fingerprints.
 """
@@ -21,6 +24,7 @@ from unbackdoor.report.record import LayerReport, Remark, Report
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json"
 NAME_LIMIT = 400
+LISTED = 12
 NO_FILE = "model"
 
 RULES: tuple[tuple[str, str, str, str], ...] = (
@@ -57,6 +61,11 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
         "The report is incomplete: that no outlier was found there says nothing.",
     ),
 )
+NOTIFICATIONS: tuple[tuple[str, str], ...] = (
+    ("not-read", "A file could not be read, so nothing is known of it."),
+    ("not-covered", "A part of the model could not be read or paired, or no layer was scored."),
+    ("unusual-cut", "More would be pruned than in the networks that were measured."),
+)
 _INDEX = {rule[0]: index for index, rule in enumerate(RULES)}
 
 
@@ -66,28 +75,77 @@ def render(report: Report) -> str:
     Equal reports give equal bytes (of one version of the package), all of them ASCII.
     """
     uri = file_uri(report.source) if report.source else NO_FILE
+    properties = {
+        "summary": summary.headline(report) if report.complete else summary.not_covered(report),
+        "complete": report.complete,
+        "action": short(report.action, NAME_LIMIT),
+        "architecture": short(report.arch, NAME_LIMIT) if report.arch else None,
+        "method": short(report.method, NAME_LIMIT),
+        "settings": {short(k, NAME_LIMIT): short(v, NAME_LIMIT) for k, v in summary.settings(report.settings).items()},
+    }
+    results = [_result(uri, *finding) for finding in _findings(report)]
+    return _document(uri, list(_notifications(report)), results, properties, report.digest, success=report.gap is None)
+
+
+def render_unread(source: str, reason: str, *, action: str = "scan") -> str:
+    """SARIF of a file that could not be read at all.
+
+    Args:
+        source: the file.
+        reason: what the error said.
+        action: what was to be done with it.
+    """
+    properties = {"summary": "The file could not be read.", "complete": False, "action": short(action, NAME_LIMIT)}
+    notification = ("not-read", "error", short(reason, 4 * NAME_LIMIT))
+    return _document(file_uri(source), [notification], [], properties, None, success=False)
+
+
+def _document(
+    uri: str,
+    notifications: list[tuple[str, str, str]],
+    results: list[dict[str, Any]],
+    properties: dict[str, Any],
+    digest: str | None,
+    *,
+    success: bool,
+) -> str:
     artifact: dict[str, Any] = {"location": {"uri": uri}, "roles": ["analysisTarget"]}
-    if report.digest:
-        artifact["hashes"] = {"sha-256": short(report.digest, 128)}
+    if digest:
+        artifact["hashes"] = {"sha-256": short(digest, 128)}
+    invocation: dict[str, Any] = {"executionSuccessful": success}
+    if notifications:
+        invocation["toolExecutionNotifications"] = [
+            {
+                "descriptor": {"id": name},
+                "level": level,
+                "message": {"text": text},
+                "locations": [{"physicalLocation": {"artifactLocation": {"uri": uri, "index": 0}}}],
+            }
+            for name, level, text in notifications
+        ]
     run = {
         "tool": {"driver": _driver()},
-        "invocations": [{"executionSuccessful": True}],
+        "invocations": [invocation],
         "artifacts": [artifact],
-        "results": [_result(uri, *finding) for finding in _findings(report)],
+        "results": results,
         "columnKind": "unicodeCodePoints",
-        "properties": {
-            "summary": summary.headline(report) if report.complete else summary.not_covered(report),
-            "complete": report.complete,
-            "action": short(report.action, NAME_LIMIT),
-            "architecture": short(report.arch, NAME_LIMIT) if report.arch else None,
-            "method": short(report.method, NAME_LIMIT),
-            "settings": {
-                short(k, NAME_LIMIT): short(v, NAME_LIMIT) for k, v in summary.settings(report.settings).items()
-            },
-        },
+        "properties": properties,
     }
     document = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
     return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=True) + "\n"
+
+
+def _notifications(report: Report) -> Iterator[tuple[str, str, str]]:
+    """(descriptor, level, text) of what is not known, and of a cut that is out of the ordinary."""
+    for group in summary.group(report.not_covered):
+        paths = ", ".join(short(path, NAME_LIMIT // 4) for path in group.paths[:LISTED])
+        more = f" and {len(group.paths) - LISTED:,} more" if len(group.paths) > LISTED else ""
+        kind = f"{short(group.kind, NAME_LIMIT)} " if group.kind else ""
+        yield "not-covered", "warning", f"Not covered: {kind}{paths}{more}: {short(group.reason, NAME_LIMIT)}"
+    if report.complete and report.gap is not None:
+        yield "not-covered", "warning", summary.headline(report)
+    if report.unusual is not None:
+        yield "unusual-cut", "warning", report.unusual
 
 
 def file_uri(path: str) -> str:
@@ -125,6 +183,7 @@ def _driver() -> dict[str, Any]:
         }
         for name, level, brief, full in RULES
     ]
+    driver["notifications"] = [{"id": name, "shortDescription": {"text": brief}} for name, brief in NOTIFICATIONS]
     return driver
 
 

@@ -22,6 +22,7 @@ def render(report: Report) -> str:
         _heading(report),
         _not_covered(report),
         _findings(report),
+        _unusual(report),
         [line for stage in report.stages for line in _wrap(summary.stage(stage), first="", rest="  ")],
         _table(report),
         _channels(report),
@@ -80,6 +81,10 @@ def _findings(report: Report) -> list[str]:
     if report.score:
         parts.append(f"scores are {report.score}")
     return lines + _wrap("; ".join(parts) + f". {done}")
+
+
+def _unusual(report: Report) -> list[str]:
+    return _wrap(f"OUT OF THE ORDINARY: {report.unusual}", rest="  ") if report.unusual else []
 
 
 def _table(report: Report) -> list[str]:

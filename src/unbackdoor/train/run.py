@@ -305,7 +305,7 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
         what = "a clean training" if run.attack is None else f"attack {run.attack.name}"
         raise SettingError(f"{what} needs no clean network; leave out --surrogate")
     if run.attack is not None:
-        run.attack.check(num_classes=spec.num_classes, size=spec.size)
+        run.attack.check_data(spec)
         if run.attack.needs_classifier and run.surrogate is None:
             raise SettingError(
                 f"attack {run.attack.name} needs a clean network of {spec.title} first: train one without --attack, "
@@ -346,20 +346,25 @@ def measure(
     test: LabelledImages,
     attack: Attack | None,
     *,
+    output: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """ACC, ASR and RA of a network on a data set; half-precision weights are used in float32.
+
+    Args:
+        output: which part of what the network returns is its logits (see `unbackdoor.answer`).
+        progress: called with (images done, images in all).
 
     Raises:
         ArchitectureError: the network cannot see the images, or has another number of classes.
         SettingError: the attack does not fit the data set.
     """
     if attack is not None:
-        attack.check(num_classes=test.spec.num_classes, size=test.spec.size)
+        attack.check_data(test.spec)
         attack.stamp(test.images[:1])
     dtype = next(model.parameters()).dtype
     try:
-        check_answer(model.float(), test.spec)
+        check_answer(model.float(), test.spec, output=output)
         return evaluate_model(
             model,
             test.images,
@@ -367,6 +372,7 @@ def measure(
             prepare=lambda batch: normalise(batch, test.spec),
             attack=attack,
             num_classes=test.spec.num_classes,
+            output=output,
             progress=progress,
         )
     finally:

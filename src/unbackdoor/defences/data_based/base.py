@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from unbackdoor.answer import answering
 from unbackdoor.data import DatasetSpec
 from unbackdoor.defences.base import Defence, Needs, Outcome, check_count, check_number
 from unbackdoor.defences.clean_data import DefenderData, defender_data
@@ -85,17 +86,22 @@ class DataBased(Defence):
         generator: torch.Generator,
         spec: DatasetSpec | None = None,
         graph: LayerGraph | None = None,
+        example: Any = None,
+        output: str | None = None,
         progress: Progress = silent,
     ) -> Outcome:
         """A repaired copy; the network itself is never changed.
 
         Args:
-            model: a network that answers (N, classes) logits.
-            images: (N, 3, H, W) uint8 beside a `spec`; else (N, ...) floating point, as the network takes them.
+            model: a network that answers (N, classes) logits, or a dict, tuple or dataclass that holds them.
+            images: (N, C, H, W) uint8 beside a `spec`; else (N, ...) floating point, as the network takes them.
             labels: (N,) int64.
             generator: of everything that is drawn, on the CPU: the same one gives the same result.
             spec: the data set whose normalisation the network expects (`data.DATASETS["cifar10"]`).
             graph: the network's layer graph, if it has been read already.
+            example: what the network takes, where its layers cannot be read without (see `layer_graph`); not looked at
+                beside a `graph`.
+            output: which part of what the network returns is its logits: a key, a number or a field's name.
             progress: called with (done, total, a note).
 
         Raises:
@@ -103,9 +109,8 @@ class DataBased(Defence):
             SettingError: images or labels are of a wrong type, shape or range.
             MethodError: the method cannot work on this network, or training diverged.
         """
-        graph = graph or layer_graph(model)
-        with seeded(generator, self.name):
-            work = working_copy(model, self.name)
+        graph = graph or layer_graph(model, example)
+        with seeded(generator, self.name), answering(work := working_copy(model, self.name), output):
             data = defender_data(images, labels, spec, work, self.name)
             findings = self.repair(Patient(work, graph, data, generator, progress))
         report = Report(

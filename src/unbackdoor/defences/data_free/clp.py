@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -61,9 +61,11 @@ class CLP(DataFree):
         """The authors' formula: no eps, BatchNormed convolutions only."""
         return cls(norm_factor="no_eps", only_with_norm=True)
 
-    def plan(self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None) -> Plan:
+    def plan(
+        self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None, example: Any = None
+    ) -> Plan:
         """Score by sigma, prune above the cut."""
-        tensors, graph = read_model(model, graph)
+        tensors, graph = read_model(model, graph, example)
         editor = Editor(tensors, graph, "gamma")
         layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
         scores = scores_of(tensors, layers, graph, norm="spectral", factor=self.norm_factor)
@@ -80,7 +82,7 @@ class CLP(DataFree):
         selections = [editor.layer(selection) for selection in selections]
         return Plan(
             method=self.name,
-            settings={**self.settings(), "upper": self.u},
+            settings=self.settings(),
             graph=graph,
             selections=tuple(selections),
             classifier=None,

@@ -30,7 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -109,9 +109,11 @@ class LPP(DataFree):
         """Outliers by the filter's length or by its spectral norm, and no band."""
         return cls(norm="either", band=0.0)
 
-    def plan(self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None) -> Plan:
+    def plan(
+        self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None, example: Any = None
+    ) -> Plan:
         """Algorithm 1, up to the point where weights would change."""
-        tensors, graph = read_model(model, graph)
+        tensors, graph = read_model(model, graph, example)
         editor = Editor(tensors, graph, self.scale)
         layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
         selections = [editor.layer(selection) for selection in self._select(tensors, layers, graph)]
