@@ -2,7 +2,7 @@
 
 from unbackdoor.checkpoint.attack_result import MODEL_NAME, NUM_CLASSES
 from unbackdoor.checkpoint.checkpoint import ARCH_KEY, Checkpoint, Contents
-from unbackdoor.checkpoint.files import check_output, holds, load, lost, read, save
+from unbackdoor.checkpoint.files import check_output, holds, kept, load, lost, read, save
 from unbackdoor.checkpoint.fit import fit, folded
 from unbackdoor.checkpoint.places import choose
 
@@ -17,6 +17,7 @@ __all__ = [
     "fit",
     "folded",
     "holds",
+    "kept",
     "load",
     "lost",
     "read",

@@ -128,11 +128,25 @@ def lost(path: str | Path, like: Checkpoint) -> tuple[str, ...]:
     if like.format != "torch" or _SUFFIXES.get(Path(path).suffix.lower()) != "safetensors":
         return ()
     inside = tuple(name for name, value in like.state.items() if not isinstance(value, Tensor))
-    container, around = like.container, []
-    for step in like.place:
-        around += [str(name) for name in container if name != step] if isinstance(container, dict) else []
+    return (*_around(like), *inside)
+
+
+def kept(path: str | Path, like: Checkpoint) -> tuple[str, ...]:
+    """What of a torch file besides the state dict goes into an output of that name as it is."""
+    if like.format != "torch" or _SUFFIXES.get(Path(path).suffix.lower()) == "safetensors":
+        return ()
+    return _around(like)
+
+
+def _around(like: Checkpoint) -> tuple[str, ...]:
+    """The entries beside a state dict and beside what holds it."""
+    container, found = like.container, []
+    for number, step in enumerate(like.place):
+        head = like.place[:number]
+        names = list(container) if isinstance(container, dict) else range(len(container))
+        found += [".".join(map(str, (*head, name))) for name in names if name != step]
         container = container[step]
-    return (*around, *inside)
+    return tuple(found)
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ _LIBRARY = sys.stdlib_module_names | IMPORT_MAPPING.keys()
 _DATA_TYPES = re.compile(
     r"_codecs\.encode|(copy_reg|copyreg)\._reconstructor|(collections|datetime|pathlib)\.\w+"
     r"|argparse\.Namespace|types\.SimpleNamespace|functools\.partial|uuid\.UUID|decimal\.Decimal|fractions\.Fraction"
-    r"|(__builtin__|builtins)\.(object|set|frozenset|complex|slice|range|xrange|bytearray)"
+    r"|(__builtin__|builtins)\.(object|set|frozenset|complex|slice|range|xrange|list|dict|tuple|int|long|float|bool|str|unicode|bytes)"
 )
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray, torch.Size, torch.dtype, torch.device)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -123,14 +124,31 @@ def load_weights(model: nn.Module, found: Checkpoint, arch: Arch) -> nn.Module:
         CheckpointError: a weight is stored as whole numbers.
     """
     _check_fit(model, found, arch)
-    state = model.state_dict()
+    state: Mapping[str, Tensor] = model.state_dict()
     for name, tensor in found.tensors.items():
         if state[name].is_floating_point() and not tensor.is_floating_point():
             raise CheckpointError(f"{found.path}: {name!r}: expected floating-point numbers, got {dtype_name(tensor)}")
-    # Older files lack the batch counters, which nothing here reads; nothing else can be missing after the check.
-    own = {name: tensor for name, tensor in state.items() if name.endswith("num_batches_tracked")}
-    model.load_state_dict({**own, **found.tensors}, assign=True)
+    # Older files lack the batch counters, which nothing here reads; nothing else can be missing after the check but
+    # what a module keeps besides tensors.
+    own = {name: value for name, value in state.items() if name not in found.tensors}
+    model.load_state_dict(_tied({**own, **found.tensors}, model), assign=True)
     return model.eval()
+
+
+def _tied(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The same tensors; what is one parameter of the network under several names, and equal, is one again."""
+    result = dict(tensors)
+    first: dict[int, str] = {}
+    for name, own in _own_tensors(model).items():
+        twin = first.setdefault(id(own), name)
+        one, other = result[name], result[twin]
+        if twin == name or not isinstance(own, nn.Parameter) or one.dtype != other.dtype:
+            continue
+        if torch.equal(one, other):
+            if not isinstance(result[twin], nn.Parameter):
+                result[twin] = nn.Parameter(result[twin], requires_grad=own.requires_grad)
+            result[name] = result[twin]
+    return result
 
 
 def with_source(report: Report, file: ModelFile) -> Report:
@@ -148,9 +166,15 @@ def _fitted(contents: Contents, key: str | None, model: nn.Module, arch: Arch) -
     Raises:
         ArchitectureError: they are not there.
     """
-    found = checkpoint.fit(contents, model.state_dict(keep_vars=True), key)
+    found = checkpoint.fit(contents, _own_tensors(model), key)
     _check_fit(model, found, arch)
     return found
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a network keeps in files, by name; a parameter under several names is one object."""
+    state: Mapping[str, object] = model.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _recorded_arch(contents: Contents, key: str | None) -> tuple[Arch | None, Remark | None]:
@@ -215,7 +239,7 @@ def _no_larger_than(found: Checkpoint) -> Iterator[None]:
 
 def _check_fit(model: nn.Module, found: Checkpoint, arch: Arch) -> None:
     """Keys and shapes must match in full."""
-    wanted, tensors = model.state_dict(), found.tensors
+    wanted, tensors = _own_tensors(model), found.tensors
     missing = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]
     extra = [name for name in tensors if name not in wanted]
     wrong = [name for name in wanted if name in tensors and wanted[name].shape != tensors[name].shape]

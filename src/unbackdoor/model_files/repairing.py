@@ -93,6 +93,10 @@ def write_repaired(
         Remark(name, "entry", "not kept: a safetensors file holds the weights only")
         for name in checkpoint.lost(output, file.checkpoint)
     )
+    kept = checkpoint.kept(output, file.checkpoint)
+    if kept:
+        reason = "kept as they were; what an optimizer remembers belongs to the weights before the repair"
+        lost = (*lost, Remark(", ".join(kept[:12]) + (", ..." if len(kept) > 12 else ""), "entries", reason))
     return dataclasses.replace(report, output=str(output), left_alone=(*report.left_alone, *lost))
 
 
