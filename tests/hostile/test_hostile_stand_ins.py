@@ -19,23 +19,41 @@ import torch
 from test_hostile_torch_files import GUARDED, Calls
 
 from unbackdoor import checkpoint
+from unbackdoor.checkpoint import torch_file
+from unbackdoor.checkpoint.stand_ins import StandIn
 from unbackdoor.errors import CheckpointError
 
 STATE = OrderedDict([("a.weight", torch.arange(6.0).view(2, 3)), ("a.bias", torch.ones(2))])
 
 
-def _load_guarded(path: Path) -> list[str]:
-    """What a child with an audit hook says: the message of a refusal, seconds and megabytes."""
-    script = GUARDED.replace("print(time.monotonic()", "pass\nprint(time.monotonic()").replace(
-        "    pass\nprint", "print"
-    )
-    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=120)
+# As `GUARDED`, for many files: a process of its own costs seconds.
+MANY = (
+    GUARDED.partition("before = ")[0]
+    + """
+for path in sys.argv[1:]:
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    message = ""
+    try:
+        checkpoint.load(path)
+    except UnbackdoorError as error:
+        message = str(error)
+    print(time.monotonic() - started, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, message)
+"""
+)
+
+
+def _load_guarded(*paths: Path) -> list[str]:
+    """What a child with an audit hook says to each file: the message of a refusal, or nothing where it was read."""
+    done = subprocess.run([sys.executable, "-c", MANY, *paths], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    *message, figures = done.stdout.splitlines()
-    seconds, megabytes = map(float, figures.split())
-    assert seconds < 8
-    assert megabytes < 200
-    return message
+    messages = []
+    for line in done.stdout.splitlines():
+        seconds, megabytes, message = line.split(" ", 2)
+        assert float(seconds) < 5, message
+        assert float(megabytes) < 200, message
+        messages.append(message)
+    assert len(messages) == len(paths)
+    return messages
 
 
 def _check_plain(path: Path) -> None:
@@ -108,30 +126,34 @@ HARMLESS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("what", list(HARMLESS))
-def test_it_is_passed_over(tmp_path: Path, what: str, zipped: bool) -> None:
-    path = tmp_path / "m.pt"
-    torch.save({"net": STATE, "extra": HARMLESS[what]()}, path, _use_new_zipfile_serialization=zipped)
-    assert _load_guarded(path) == []
-    _check_plain(path)
+def test_they_are_passed_over(tmp_path: Path) -> None:
+    paths = []
+    for number, what in enumerate(HARMLESS):
+        for zipped in (True, False):
+            path = tmp_path / f"{number}{zipped}.pt"
+            torch.save({"net": STATE, "extra": HARMLESS[what]()}, path, _use_new_zipfile_serialization=zipped)
+            paths.append(path)
+    assert _load_guarded(*paths) == [""] * len(paths)
+    for path in paths:
+        _check_plain(path)
 
 
-@pytest.mark.parametrize("where", ["arguments", "state", "element", "key", "among the weights"])
-def test_a_call_of_the_system_is_refused_wherever_it_is(tmp_path: Path, where: str) -> None:
+def test_a_call_of_the_system_is_refused_wherever_it_is(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     evil = Calls(os.system, f"touch '{canary}'")
-    content = {
-        "arguments": {"net": STATE, "args": Calls(Built, [evil])},
-        "state": {"net": STATE, "args": Built({"a": evil})},
-        "element": {"net": STATE, "args": Namespace(a=[{"b": (evil,)}])},
-        "key": {"net": STATE, "args": {Calls(Built, 1): evil}},
-        "among the weights": {**STATE, "_extra_state": evil},
-    }[where]
-    torch.save(content, tmp_path / "m.pt")
-    (message,) = _load_guarded(tmp_path / "m.pt")
-    assert "refused: it holds pickled objects besides tensors" in message
-    assert f"{os.name}.system" in message
+    contents = [
+        {"net": STATE, "args": Calls(Built, [evil])},
+        {"net": STATE, "args": Built({"a": evil})},
+        {"net": STATE, "args": Namespace(a=[{"b": (evil,)}])},
+        {"net": STATE, "args": {Calls(Built, 1): evil}},
+        {**STATE, "_extra_state": evil},
+    ]
+    paths = [tmp_path / f"{number}.pt" for number in range(len(contents))]
+    for content, path in zip(contents, paths, strict=True):
+        torch.save(content, path)
+    for message in _load_guarded(*paths):
+        assert "refused: it holds pickled objects besides tensors" in message
+        assert f"{os.name}.system" in message
     assert not canary.exists()
 
 
@@ -155,73 +177,72 @@ def _with_pickle(path: Path, program: bytes) -> None:
             new.writestr(entry, program if entry.endswith("/data.pkl") else old.read(entry))
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        b"\x80\x02cforeign\nThing\n)\x81}(X\x01\x00\x00\x00ak\x01ub.",  # an odd stack
-        b"\x80\x02cforeign\nThing\n}X\x01\x00\x00\x00aK\x01sb.",  # BUILD on the class itself
-        b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb.",  # BUILD on a class of torch's list
-        b"\x80\x02}cforeign\nThing\n}X\x01\x00\x00\x00aK\x01sb.",  # and on a dict
-        b"\x80\x02h\x05.",  # a memo that was never filled
-        b"\x80\x02cforeign\nThing\nq\x00h\x00h\x00\x86R.",  # the class as its own argument
-        b"\x80\x02cforeign\nThing\n" + b"h\x00" * 3 + b".",
-        b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(cforeign\nThing\ncforeign\nThing\n)}tR.",
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(cforeign\nThing\nK\x00)))tR.",
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x02ls\x85R.",
-        b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
-        b"\x80\x02(" + b"(" * 100_000 + b"t" * 100_000 + b"t.",
-    ],
-)
-def test_programs_that_no_pickler_writes(tmp_path: Path, program: bytes) -> None:
-    _with_pickle(tmp_path / "m.pt", program)
-    (message,) = _load_guarded(tmp_path / "m.pt")
-    assert message.startswith(f"{tmp_path / 'm.pt'}: ")
+PROGRAMS = [
+    b"\x80\x02cforeign\nThing\n)\x81}(X\x01\x00\x00\x00ak\x01ub.",  # an odd stack
+    b"\x80\x02cforeign\nThing\n}X\x01\x00\x00\x00aK\x01sb.",  # BUILD on the class itself
+    b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb.",  # BUILD on a class of torch's list
+    b"\x80\x02}cforeign\nThing\n}X\x01\x00\x00\x00aK\x01sb.",  # and on a dict
+    b"\x80\x02h\x05.",  # a memo that was never filled
+    b"\x80\x02cforeign\nThing\nq\x00h\x00h\x00\x86R.",  # the class as its own argument
+    b"\x80\x02cforeign\nThing\n" + b"h\x00" * 3 + b".",
+    b"\x80\x02ctorch._tensor\n_rebuild_from_type_v2\n(cforeign\nThing\ncforeign\nThing\n)}tR.",
+    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(cforeign\nThing\nK\x00)))tR.",
+    b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x02ls\x85R.",
+    b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".",
+    b"\x80\x02(" + b"(" * 100_000 + b"t" * 100_000 + b"t.",
+    b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"x.",  # a number and a string that claim a length
+    b"\x80\x02X" + struct.pack("<I", 2**32 - 1) + b"x.",
+    b"\x80\x02}(X\x08\x00\x00\x00a.weightcforeign\nThing\n" + b"\x85" * 50_000 + b"u.",
+]
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_calls_that_take_any_amount_of_memory(tmp_path: Path, zipped: bool) -> None:
-    call = Calls(bytearray, 2**36)
-    torch.save({"net": STATE, "extra": call}, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
-    (message,) = _load_guarded(tmp_path / "m.pt")
-    assert "its pickle calls bytearray, which may take any amount of memory" in message
+def _with_pickle(path: Path, program: bytes) -> None:
+    """A PyTorch file whose pickle is this program."""
+    stream = io.BytesIO()
+    torch.save({"a": 1}, stream)
+    with zipfile.ZipFile(stream) as old, zipfile.ZipFile(path, "w") as new:
+        for entry in old.namelist():
+            new.writestr(entry, program if entry.endswith("/data.pkl") else old.read(entry))
 
 
-def test_a_number_of_any_size(tmp_path: Path) -> None:
-    """LONG4 and long strings claim a length; the file ends before."""
-    for opcode in (b"\x8b" + struct.pack("<i", 2**31 - 1), b"X" + struct.pack("<I", 2**32 - 1)):
-        _with_pickle(tmp_path / "m.pt", b"\x80\x02" + opcode + b"x.")
-        (message,) = _load_guarded(tmp_path / "m.pt")
-        assert "not a readable PyTorch file" in message
+def test_programs_that_no_pickler_writes(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.pt" for number in range(len(PROGRAMS))]
+    for path, program in zip(paths, PROGRAMS, strict=True):
+        _with_pickle(path, program)
+    for path, message in zip(paths, _load_guarded(*paths), strict=True):
+        assert message.startswith(f"{path}: ")
 
 
-def test_the_depth_of_what_is_cleaned(tmp_path: Path) -> None:
-    deep: Any = Namespace(a=1)
-    limit = sys.getrecursionlimit()
-    program = b"\x80\x02}(X\x08\x00\x00\x00a.weight" + b"cforeign\nThing\n" + b"\x85" * (10 * limit) + b"u."
-    _with_pickle(tmp_path / "m.pt", program)
-    (message,) = _load_guarded(tmp_path / "m.pt")
-    assert "refused" in message
-    assert deep is not None
+def test_calls_that_take_any_amount_of_memory(tmp_path: Path) -> None:
+    for zipped in (True, False):
+        call = Calls(bytearray, 2**36)
+        torch.save({"net": STATE, "extra": call}, tmp_path / f"{zipped}.pt", _use_new_zipfile_serialization=zipped)
+    for message in _load_guarded(tmp_path / "True.pt", tmp_path / "False.pt"):
+        assert "its pickle calls bytearray, which may take any amount of memory" in message
 
 
-def test_many_ways_to_one_state_dict(tmp_path: Path) -> None:
-    """Dicts of dicts by reference: each is looked through once."""
+def test_what_is_nested_too_deeply_to_be_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep: Any = []
+    for _ in range(10 * sys.getrecursionlimit()):
+        deep = [deep]
+    torch.save({"net": STATE}, tmp_path / "m.pt")
+    monkeypatch.setattr(torch_file, "_content", lambda _path: ({"net": STATE, "deep": deep}, ("foreign.Thing",)))
+    with pytest.raises(CheckpointError, match="refused: nested too deeply"):
+        checkpoint.load(tmp_path / "m.pt")
+
+
+def test_many_ways_to_one_state_dict_and_a_bomb_under_a_mask(tmp_path: Path) -> None:
     inner: dict[str, Any] = {f"k{n}": 1 for n in range(2000)}
-    for _ in range(4):
+    for _ in range(4):  # dicts of dicts by reference: each is looked through once
         inner = {f"k{n}": inner for n in range(2000)}
-    torch.save({"net": STATE, "more": inner}, tmp_path / "m.pt")
-    assert _load_guarded(tmp_path / "m.pt") == []
-
-
-def test_a_weight_that_is_a_bomb_is_never_multiplied_with_its_mask(tmp_path: Path) -> None:
+    torch.save({"net": STATE, "more": inner}, tmp_path / "many.pt")
     huge = torch.ones(1).expand(10**6, 10**6)
-    torch.save({"a.weight_orig": huge, "a.weight_mask": huge}, tmp_path / "m.pt")
-    (message,) = _load_guarded(tmp_path / "m.pt")
-    assert "claims 1000000000000 elements, the file holds 1" in message
+    torch.save({"a.weight_orig": huge, "a.weight_mask": huge}, tmp_path / "bomb.pt")
+    first, second = _load_guarded(tmp_path / "many.pt", tmp_path / "bomb.pt")
+    assert first == ""
+    assert "claims 1000000000000 elements, the file holds 1" in second
 
 
 def test_a_stand_in_is_never_written() -> None:
-    from unbackdoor.checkpoint.stand_ins import StandIn
-
     with pytest.raises(TypeError, match="a stand-in is never written"):
         pickle.dumps(StandIn())
