@@ -285,15 +285,20 @@ def test_a_call_of_pythons_own_is_refused_and_never_made(tmp_path: Path, what: s
     assert not (tmp_path / "out.pt").exists()
 
 
-@pytest.mark.parametrize("entry", ["model", "model_name", "num_classes"])
-def test_the_network_itself_holds_no_objects(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: str, preact: OrderedDict[str, Tensor]
-) -> None:
-    odd = np.int64(10) if entry == "num_classes" else np.array("net")
-    for value in (odd, {"w": torch.ones(1), "x": odd}):
-        torch.save(result(PREACT, preact, **{entry: value}), tmp_path / "m.pt")
+def test_the_network_itself_holds_no_objects(tmp_path: Path) -> None:
+    for value in (np.array("net"), {"w": torch.ones(1), "x": np.array("net")}):
+        torch.save(result(PREACT, value), tmp_path / "m.pt")
         with pytest.raises(CheckpointError, match="refused: it holds pickled objects besides tensors"):
             checkpoint.load(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("entry", ["model_name", "num_classes"])
+def test_what_names_the_network_is_no_object(tmp_path: Path, entry: str, preact: OrderedDict[str, Tensor]) -> None:
+    """The weights are plain, and are read as any file's; the name is passed over, and not believed."""
+    torch.save(result(PREACT, preact, **{entry: np.int64(10)}), tmp_path / "m.pt")
+    file = open_model(tmp_path / "m.pt")
+    assert (file.arch, file.checkpoint.key) == (None, "model")
+    assert entry in file.checkpoint.passed_over
 
 
 def test_more_classes_than_any_data_need(tmp_path: Path) -> None:

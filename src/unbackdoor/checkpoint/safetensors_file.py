@@ -13,14 +13,14 @@ from safetensors.torch import save as _to_bytes
 from torch import Tensor
 
 from unbackdoor.atomic import atomic_write
-from unbackdoor.checkpoint.checkpoint import Checkpoint, strip_prefix
+from unbackdoor.checkpoint.checkpoint import Contents
 from unbackdoor.errors import CheckpointError, OutputError
 
 #: Bytes; the header of a network of ten thousand tensors has about one million.
 MAX_HEADER = 16 * 1024 * 1024
 
 
-def load(path: Path) -> Checkpoint:
+def read(path: Path) -> Contents:
     """Read a file.
 
     Raises:
@@ -33,8 +33,7 @@ def load(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
-    names, prefix = strip_prefix(tensors)
-    return Checkpoint(path, "safetensors", names, prefix=prefix, metadata=metadata)
+    return Contents(path, "safetensors", tensors, {"": ()}, metadata=metadata)
 
 
 def _check_header(path: Path) -> None:

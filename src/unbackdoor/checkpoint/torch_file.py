@@ -2,116 +2,115 @@
 
 from __future__ import annotations
 
-import copy
+import mmap
 import pickle
 import pickletools
 import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
 
 from unbackdoor.atomic import atomic_write
-from unbackdoor.checkpoint.attack_result import network_part, read_around_objects
-from unbackdoor.checkpoint.checkpoint import Checkpoint, strip_prefix
+from unbackdoor.checkpoint import foreign
+from unbackdoor.checkpoint.attack_result import network_part
+from unbackdoor.checkpoint.checkpoint import Contents, follow
+from unbackdoor.checkpoint.places import describe, state_dicts
+from unbackdoor.checkpoint.stand_ins import is_stand_in, read_around_objects, without_stand_ins
 from unbackdoor.errors import CheckpointError
 
 #: What the pickle of a plain state dict names; `torch.load` decides, this only keeps them out of a message.
 _PLAIN = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.(\w*Storage|Size|device|\w*\d+)")
 
+_NUMPY = re.compile(r"_codecs\.encode|(numpy|ndarray)\..*")
+
+#: Never how to open it elsewhere: whoever made it can, a reader who does not trust it must not.
+_ASK_AUTHOR = "ask whoever made it for a file of model.state_dict() alone"
+
+#: As they stand in a pickle; torch's reader knows no other way to name them.
+_HUNGRY = (b"\nbytearray\n", b"\n_rebuild_device_tensor_from_")
+
 #: MS-DOS's mark of a folder among a zip entry's attributes; torch's reader returns memory it never filled for one.
 _FOLDER = 0x10
 
 
-def load(path: Path, key: str | None = None) -> Checkpoint:
+def read(path: Path) -> Contents:
     """Read a file.
 
-    Args:
-        path: a file that `torch.save` wrote.
-        key: which entry holds the state dict, where the file holds more than one.
-
     Raises:
-        CheckpointError: it is damaged, holds pickled code, or holds no state dict, or several.
+        CheckpointError: it is damaged, is another kind of file, holds no state dict, or pickled objects in one.
     """
     _check_archive(path)
+    _check_hunger(path)
     content, objects = _content(path)
     network = network_part(content)
     passed_over = () if network is None else tuple(str(name) for name in content if name not in network)
     content = content if network is None else network
-    found = _state_dicts(content)
-    if key is not None:
-        if key not in found:
-            raise CheckpointError(f"{path}: holds no state dict under {key!r}; found {_list(found)}")
-    elif len(found) == 1:
-        key = next(iter(found))
-    elif found:
-        raise CheckpointError(f"{path}: holds several state dicts: {_list(found)}; choose one with --key")
-    else:
+    places = state_dicts(content)
+    if not places and objects:
+        raise CheckpointError(_refusal(path, objects))
+    if not places:
         raise CheckpointError(
-            f"{path}: expected a state dict (names and tensors), at the top or one level below; "
-            f"got {_describe(content)}"
+            f"{path}: expected a state dict (names and tensors), at the top or up to three levels below; "
+            f"got {describe(content)}"
         )
-    for name, tensor in found[key].items():
-        _check_tensor(path, name, tensor)
-    names, prefix = strip_prefix(found[key])
-    return Checkpoint(
-        path,
-        "torch",
-        names,
-        prefix=prefix,
-        key=key or None,
-        container=content,
-        ordered=True,
-        passed_over=passed_over,
-        objects=objects,
-    )
+    if objects:
+        for place in places.values():
+            _check_whole(path, follow(content, place))
+        try:
+            content, taken = without_stand_ins(content)
+        except RecursionError as error:
+            raise CheckpointError(f"{path}: refused: nested too deeply") from error
+        passed_over = (*passed_over, *taken)
+    return Contents(path, "torch", content, places, ordered=True, passed_over=passed_over, objects=objects)
+
+
+def _check_whole(path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse a state dict that has an object in the place of a tensor, whose name has a dot."""
+    for name, value in state.items():
+        if is_stand_in(value) and "." in name and not name.endswith("_extra_state"):
+            raise CheckpointError(f"{path}: refused: {name!r} is a pickled object, not a tensor; {_ASK_AUTHOR}")
 
 
 def _content(path: Path) -> tuple[Any, tuple[str, ...]]:
-    """What a file holds, and the names of the pickled objects that were passed over in it."""
+    """What a file holds, and the names of the pickled objects in it, for which it has stand-ins."""
     try:
         # From a stream, since of a path torch.load believes the suffix.
         with path.open("rb") as stream, warnings.catch_warnings(action="ignore"):
             return torch.load(stream, map_location="cpu", weights_only=True), ()
     except Exception as error:
-        calls = named_callables(path)
+        calls = tuple(named_callables(path))
         if calls:
             content = read_around_objects(path, calls)
-            if content is not None:
-                return content, tuple(calls)
-            some = ", ".join(calls[:12]) + (f" and {len(calls) - 12} more" if len(calls) > 12 else "")
-            raise CheckpointError(
-                f"{path}: refused: it holds pickled objects besides tensors ({some}), and opening it would run "
-                "their code; in the environment it came from, save model.state_dict() instead"
-            ) from error
+            if content is None and all(_NUMPY.fullmatch(name) for name in calls) and not zipfile.is_zipfile(path):
+                raise CheckpointError(
+                    f"{path}: refused: a pickle of NumPy arrays, which torch.save did not write; {_ASK_AUTHOR}"
+                ) from error
+            if content is None:
+                raise CheckpointError(_refusal(path, calls)) from error
+            return content, calls
         what = (
             "its pickle is damaged" if isinstance(error, pickle.UnpicklingError | LookupError) else _first_line(error)
         )
         raise CheckpointError(f"{path}: not a readable PyTorch file: {what}") from error
 
 
+def _refusal(path: Path, names: Sequence[str]) -> str:
+    some = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return (
+        f"{path}: refused: it holds pickled objects besides tensors ({some}), and opening it would run their code; "
+        f"{_ASK_AUTHOR}"
+    )
+
+
 def save(path: Path, content: Any, *, overwrite: bool) -> None:
     """Write a file, whole or not at all."""
     with atomic_write(path, overwrite=overwrite) as stream:
         torch.save(content, stream)
-
-
-def rebuild(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> Any:
-    """The file's content with other weights: same wrapper, same prefix, everything else as it was."""
-    old = checkpoint.container if checkpoint.key is None else checkpoint.container[checkpoint.key]
-    new = copy.copy(old)  # unlike its own copy(), keeps an OrderedDict's _metadata
-    for name, tensor in tensors.items():
-        new[checkpoint.prefix + name] = tensor
-    if checkpoint.key is None:
-        return new
-    content = copy.copy(checkpoint.container)
-    content[checkpoint.key] = new
-    return content
 
 
 def named_callables(path: Path) -> list[str]:
@@ -158,10 +157,9 @@ def _check_archive(path: Path) -> None:
             entries = archive.infolist()
             names = {entry.filename for entry in entries}
             if any(name.endswith("/constants.pkl") for name in names):
-                raise CheckpointError(
-                    f"{path}: refused: a TorchScript program; in the environment it came from, "
-                    "save model.state_dict() instead"
-                )
+                raise CheckpointError(f"{path}: refused: a TorchScript program, which is code; {_ASK_AUTHOR}")
+            if names and not any(name.endswith("/data.pkl") for name in names):
+                raise CheckpointError(f"{path}: {foreign.archive(names)}")
             for entry in entries:
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                     raise CheckpointError(f"{path}: refused: its entry {entry.filename!r} is compressed or encrypted")
@@ -176,42 +174,20 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError(f"{path}: damaged: the checksum of its entry {damaged!r} is wrong")
 
 
-def _check_tensor(path: Path, name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that has no memory of its own, or claims more elements than its memory holds."""
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-        raise CheckpointError(f"{path}: {name!r}: expected a dense tensor, got {tensor.layout} on {tensor.device}")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+def _check_hunger(path: Path) -> None:
+    """Refuse what torch's reader would call, and what then takes any amount of memory, named in the pickle."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [archive.read(entry) for entry in archive.namelist() if entry.endswith(".pkl")]
+            found = next((name for name in _HUNGRY for content in pickles if name in content), None)
+    except (zipfile.BadZipFile, NotImplementedError):
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found = next((name for name in _HUNGRY if content.find(name) >= 0), None)
+    if found is not None:
         raise CheckpointError(
-            f"{path}: {name!r}: claims {tensor.numel()} elements, the file holds "
-            f"{tensor.untyped_storage().nbytes() // tensor.element_size()}"
+            f"{path}: refused: its pickle calls {found.decode().strip()}, which may take any amount of memory; "
+            f"{_ASK_AUTHOR}"
         )
-
-
-def _state_dicts(content: Any) -> dict[str, Mapping[str, Tensor]]:
-    """The state dicts in a file: the whole of it (under ""), or its entries."""
-    if _is_state_dict(content):
-        return {"": content}
-    if not isinstance(content, Mapping):
-        return {}
-    return {name: value for name, value in content.items() if isinstance(name, str) and _is_state_dict(value)}
-
-
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
-    )
-
-
-def _describe(content: Any) -> str:
-    if isinstance(content, Mapping):
-        return "a dict with the entries " + (", ".join(map(repr, list(content)[:8])) or "(none)")
-    return type(content).__name__
-
-
-def _list(names: Mapping[str, Any]) -> str:
-    return ", ".join(repr(name) for name in names) or "none"
 
 
 def _first_line(error: BaseException) -> str:

@@ -67,7 +67,8 @@ def _lines(file: ModelFile, *, with_tensors: bool) -> list[str]:
     if found.key:
         lines.append(f"state dict under {visible(found.key)!r}")
     if found.prefix:
-        lines.append(f"every name begins with {found.prefix!r}, left out here")
+        which = "every name" if not found.unread else "every name of the network"
+        lines.append(f"{which} begins with {visible(found.prefix)!r}, left out here")
     if with_tensors:
         lines.append("")
         lines += [

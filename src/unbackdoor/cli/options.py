@@ -29,7 +29,11 @@ arch_option = click.option(
     help="The network: resnet18:width=16, torchvision:resnet18, timm:resnet50, or path/to/file.py:function "
     "(runs that file). Without it, what the file says of itself, else names and order.",
 )
-key_option = click.option("--key", help="Which entry of a .pt file to read, where it holds several state dicts.")
+key_option = click.option(
+    "--key",
+    help="Which part of a file to read, where it holds several networks: an entry (state_dict_ema), a way down through "
+    "entries (model.state_dict), or what the names of its tensors begin with.",
+)
 input_option = click.option(
     "--input",
     "example",

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from unbackdoor import checkpoint
-from unbackdoor.checkpoint import ARCH_KEY, MODEL_NAME, NUM_CLASSES, Checkpoint
+from unbackdoor.checkpoint import ARCH_KEY, MODEL_NAME, NUM_CLASSES, Checkpoint, Contents
 from unbackdoor.errors import ArchitectureError, CheckpointError, SettingError
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.graph.names import of_tensors
@@ -68,25 +69,26 @@ def open_model(
         ArchitectureError: the network is unknown, or is not the one in the file.
         SettingError: an example was given, and no network to run it on.
     """
-    found = checkpoint.load(path, key=key)
+    contents = checkpoint.read(path)
     network = parse_arch(arch) if isinstance(arch, str) else arch
     hint: Remark | None = None
     if network is None:
-        network, hint = _recorded_arch(found)
+        network, hint = _recorded_arch(contents, key)
     if network is None:
         refuse_example(path, example)
+        found = checkpoint.folded(checkpoint.choose(contents, key))
         graph = _with_ties(of_tensors(found.tensors, ordered=found.ordered), found.tensors)
         if hint is not None:
             graph = dataclasses.replace(graph, aside=(hint, *graph.aside))
-        return ModelFile(found, None, _with_passed_over(graph, found), found.tensors)
+        return ModelFile(found, None, _with_remarks(graph, found), found.tensors)
     model = network.build(device="meta")
-    _check_fit(model, found, network)
+    found = _fitted(contents, key, model, network)
     graph = layer_graph(model, None if example is None else placed(example, model))
     graph = dataclasses.replace(graph, layers=tuple(dataclasses.replace(layer, rule="arch") for layer in graph.layers))
     source: nn.Module | Mapping[str, Tensor] = found.tensors
     if any(layer.parametrization == "other" for layer in graph.layers):
         source = load_weights(network.build(), found, network)
-    return ModelFile(found, network, _with_passed_over(graph, found), source)
+    return ModelFile(found, network, _with_remarks(graph, found), source)
 
 
 def load_model(path: str | Path, *, arch: str | Arch | None = None, key: str | None = None) -> nn.Module:
@@ -96,14 +98,15 @@ def load_model(path: str | Path, *, arch: str | Arch | None = None, key: str | N
         CheckpointError: the file cannot be read.
         ArchitectureError: no network is named, or it is not the one in the file.
     """
-    found = checkpoint.load(path, key=key)
+    contents = checkpoint.read(path)
     network = parse_arch(arch) if isinstance(arch, str) else arch
     if network is None:
-        network, hint = _recorded_arch(found)
+        network, hint = _recorded_arch(contents, key)
         if network is None:
             what = "the file does not say which network it is" if hint is None else f"its {hint.path} {hint.reason}"
             raise ArchitectureError(f"{path}: {what}; give --arch (arch=...)")
-    return load_weights(network.build(), found, network)
+    model = network.build()
+    return load_weights(model, _fitted(contents, key, model, network), network)
 
 
 def network_of(file: ModelFile) -> nn.Module:
@@ -128,14 +131,31 @@ def load_weights(model: nn.Module, found: Checkpoint, arch: Arch) -> nn.Module:
         CheckpointError: a weight is stored as whole numbers.
     """
     _check_fit(model, found, arch)
-    state = model.state_dict()
+    state: Mapping[str, Tensor] = model.state_dict()
     for name, tensor in found.tensors.items():
         if state[name].is_floating_point() and not tensor.is_floating_point():
             raise CheckpointError(f"{found.path}: {name!r}: expected floating-point numbers, got {dtype_name(tensor)}")
-    # Older files lack the batch counters, which nothing here reads; nothing else can be missing after the check.
-    own = {name: tensor for name, tensor in state.items() if name.endswith("num_batches_tracked")}
-    model.load_state_dict({**own, **found.tensors}, assign=True)
+    # Older files lack the batch counters, which nothing here reads; nothing else can be missing after the check but
+    # what a module keeps besides tensors.
+    own = {name: value for name, value in state.items() if name not in found.tensors}
+    model.load_state_dict(_tied({**own, **found.tensors}, model), assign=True)
     return model.eval()
+
+
+def _tied(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The same tensors; what is one parameter of the network under several names, and equal, is one again."""
+    result = dict(tensors)
+    first: dict[int, str] = {}
+    for name, own in _own_tensors(model).items():
+        twin = first.setdefault(id(own), name)
+        one, other = result[name], result[twin]
+        if twin == name or not isinstance(own, nn.Parameter) or one.dtype != other.dtype:
+            continue
+        if torch.equal(one, other):
+            if not isinstance(result[twin], nn.Parameter):
+                result[twin] = nn.Parameter(result[twin], requires_grad=own.requires_grad)
+            result[name] = result[twin]
+    return result
 
 
 def with_source(report: Report, file: ModelFile) -> Report:
@@ -147,44 +167,62 @@ def with_source(report: Report, file: ModelFile) -> Report:
     )
 
 
-def _recorded_arch(found: Checkpoint) -> tuple[Arch | None, Remark | None]:
+def _fitted(contents: Contents, key: str | None, model: nn.Module, arch: Arch) -> Checkpoint:
+    """The tensors of a file that are a network's, in full.
+
+    Raises:
+        ArchitectureError: they are not there.
+    """
+    found = checkpoint.fit(contents, _own_tensors(model), key)
+    _check_fit(model, found, arch)
+    return found
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a network keeps in files, by name; a parameter under several names is one object."""
+    state: Mapping[str, object] = model.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _recorded_arch(contents: Contents, key: str | None) -> tuple[Arch | None, Remark | None]:
     """The network that the file names, if it is one of the package's own and fits: a file must not make code run."""
-    text = found.metadata.get(ARCH_KEY)
+    text = contents.metadata.get(ARCH_KEY)
     if text is None:
-        return _backdoorbench_arch(found)
+        return _backdoorbench_arch(contents, key)
     if len(text) > MAX_ARCH:
         return None, Remark(ARCH_KEY, _NAME, f"is longer than {MAX_ARCH} characters: not used")
     try:
         arch = parse_arch(text)
         if arch.source != "own":
             return None, Remark(ARCH_KEY, _NAME, "names a network that is not the package's own: not used")
-        _check_recorded(arch, found)
+        _check_recorded(arch, contents, key)
     except ArchitectureError:
         return None, Remark(ARCH_KEY, _NAME, "names a network that the file does not hold: not used")
     return arch, None
 
 
-def _backdoorbench_arch(found: Checkpoint) -> tuple[Arch | None, Remark | None]:
+def _backdoorbench_arch(contents: Contents, key: str | None) -> tuple[Arch | None, Remark | None]:
     """The network behind `model_name` and `num_classes`: of the package's own and torchvision's the one that fits."""
-    entries = found.container if found.key is not None else {}
+    entries = contents.content if contents.format == "torch" and isinstance(contents.content, dict) else {}
     name, classes = entries.get(MODEL_NAME), entries.get(NUM_CLASSES)
     if not isinstance(name, str) or type(classes) is not int:
         return None, None
+    found = checkpoint.choose(contents, key)
     has_rows = any(tensor.ndim and len(tensor) == classes for tensor in found.tensors.values())
     if has_rows and re.fullmatch(r"[a-z][a-z0-9_]{1,40}", name):
         for source in ("own", "torchvision"):
             arch = Arch(source, name, {"num_classes": classes})
             with contextlib.suppress(ArchitectureError, SettingError):
-                _check_recorded(arch, found)
+                _check_recorded(arch, contents, key)
                 return arch, None
     return None, Remark(MODEL_NAME, _NAME, f"{name[:40]!r} is no network known here that fits the file: not used")
 
 
-def _check_recorded(arch: Arch, found: Checkpoint) -> None:
+def _check_recorded(arch: Arch, contents: Contents, key: str | None) -> None:
     """ArchitectureError unless a network that a stranger named is the one in the file."""
-    with _no_larger_than(found):
+    with _no_larger_than(checkpoint.choose(contents, key)):
         model = arch.build(device="meta")
-    _check_fit(model, found, arch)
+    _fitted(contents, key, model, arch)
 
 
 @contextlib.contextmanager
@@ -208,7 +246,7 @@ def _no_larger_than(found: Checkpoint) -> Iterator[None]:
 
 def _check_fit(model: nn.Module, found: Checkpoint, arch: Arch) -> None:
     """Keys and shapes must match in full."""
-    wanted, tensors = model.state_dict(), found.tensors
+    wanted, tensors = _own_tensors(model), found.tensors
     missing = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]
     extra = [name for name in tensors if name not in wanted]
     wrong = [name for name in wanted if name in tensors and wanted[name].shape != tensors[name].shape]
@@ -265,15 +303,36 @@ def _with_ties(graph: LayerGraph, tensors: Mapping[str, Tensor]) -> LayerGraph:
     return dataclasses.replace(graph, layers=layers, aliases=aliases)
 
 
-def _with_passed_over(graph: LayerGraph, found: Checkpoint) -> LayerGraph:
-    """The same graph, with a remark on the entries of the file that nobody looked at."""
-    if not found.passed_over:
-        return graph
-    reason = "not read, and not kept by a repair"
-    if found.objects:
-        reason += f"; pickled objects in them, whose code runs where others open this file: {_first(found.objects, 12)}"
-    remark = Remark(_first(found.passed_over, 12), "entries", reason)
-    return dataclasses.replace(graph, aside=(*graph.aside, remark))
+def _with_remarks(graph: LayerGraph, found: Checkpoint) -> LayerGraph:
+    """The same graph, with remarks on what nobody looked at in the file, and on what it holds otherwise."""
+    matrices = [name for name in found.unread if found.state[name].ndim > 1]
+    others = [name for name in found.unread if found.state[name].ndim < 2]
+    uncovered = [Remark(_first(matrices, 4), "tensors", _outside(found))] if matrices else []
+    aside = [Remark(_first(others, 4), "tensors", _outside(found))] if others else []
+    if found.passed_over:
+        reason = "not read, and not kept by a repair"
+        if found.objects:
+            objects = _first(found.objects, 12)
+            reason += f"; pickled objects in them, whose code runs where others open this file: {objects}"
+        aside.append(Remark(_first(found.passed_over, 12), "entries", reason))
+    if found.copies:
+        reason = f"not read: only {found.key or 'the whole'!r} is; a repair leaves what is in them as it is"
+        aside.append(Remark(_first(found.copies, 12), "state dicts", reason))
+    renamed, left_out, folds = found.renamed(), found.left_out(), found.folded()
+    if renamed:
+        name, other = next(iter(renamed.items()))
+        reason = f"called otherwise in the file ({other}), and written back under these names"
+        aside.append(Remark(name, f"{len(renamed)} of the names", reason))
+    if left_out:
+        aside.append(Remark(_first(left_out, 4), "tied tensors", "in the file under their other name, and so written"))
+    for name, parts in folds.items():
+        kind = found.stored[name].fold
+        aside.append(Remark(name, kind, f"made of {' and '.join(parts)}; a repair writes these, so that they give it"))
+    return dataclasses.replace(graph, uncovered=(*graph.uncovered, *uncovered), aside=(*graph.aside, *aside))
+
+
+def _outside(found: Checkpoint) -> str:
+    return f"outside of the network, whose names begin with {found.prefix!r}: not read, and kept as it is by a repair"
 
 
 def memory_of(tensor: Tensor) -> tuple[object, ...]:

@@ -15,7 +15,6 @@ from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.data_free import LPP
 from unbackdoor.errors import CheckpointError, IncompleteError, SettingError
 from unbackdoor.graph import LayerGraph
-from unbackdoor.model_files.differences import different_rows
 from unbackdoor.model_files.reading import ModelFile, memory_of, open_model, with_source
 from unbackdoor.models import Arch
 from unbackdoor.report import Remark, Report
@@ -93,7 +92,14 @@ def write_repaired(
         overwrite=overwrite,
     )
     _read_back(output, tensors, file.checkpoint)
-    lost = _not_kept(file.checkpoint, output)
+    lost = tuple(
+        Remark(name, "entry", "not kept: a safetensors file holds the weights only")
+        for name in checkpoint.lost(output, file.checkpoint)
+    )
+    kept = checkpoint.kept(output, file.checkpoint)
+    if kept:
+        reason = "kept as they were; what an optimizer remembers belongs to the weights before the repair"
+        lost = (*lost, Remark(", ".join(kept[:12]) + (", ..." if len(kept) > 12 else ""), "entries", reason))
     return dataclasses.replace(report, output=str(output), left_alone=(*report.left_alone, *lost))
 
 
@@ -113,20 +119,7 @@ def _copy_edited(tensors: Mapping[str, Tensor], edited: set[str], graph: LayerGr
     return result
 
 
-def _not_kept(found: Checkpoint, output: Path) -> tuple[Remark, ...]:
-    """What a torch file held besides the weights, where the output can hold tensors only."""
-    if output.suffix.lower() != ".safetensors" or found.key is None:
-        return ()
-    others = [str(name) for name in found.container if name != found.key]
-    return tuple(Remark(name, "entry", "not kept: a safetensors file holds the weights only") for name in others)
-
-
 def _read_back(output: Path, tensors: Mapping[str, Tensor], like: Checkpoint) -> None:
     """Compare what is on the disk with what was meant to be there."""
-    written = checkpoint.load(output, key=like.key if output.suffix.lower() != ".safetensors" else None).tensors
-    same = written.keys() == tensors.keys() and all(
-        written[name].dtype == tensors[name].dtype and not different_rows(written[name], tensors[name])
-        for name in tensors
-    )
-    if not same:
+    if not checkpoint.holds(output, tensors, like):
         raise CheckpointError(f"{output}: what was read back is not what was written; do not use this file")

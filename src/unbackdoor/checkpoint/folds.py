@@ -1,0 +1,105 @@
+"""Weights that a file keeps in several tensors: pruning masks and weight normalisation, made one and taken apart.
+
+Taking apart is the exact inverse wherever nothing was changed; what was changed is stored so that the network computes
+the new weight.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Parts = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How several tensors become one, and back.
+
+    Attributes:
+        first: the name of the first of them, and `whole` that of the one as a template of it.
+        rest: what the last group of the first's name is in the others.
+        fits: whether tensors under such names are what they seem.
+        join: the one that they stand for.
+        split: (the old parts, the one as it should be) -> the new parts.
+    """
+
+    first: re.Pattern[str]
+    whole: str
+    rest: tuple[str, ...]
+    fits: Callable[[Parts], bool]
+    join: Callable[[Parts], Tensor]
+    split: Callable[[Parts, Tensor], Parts]
+
+
+def _is_mask(parts: Parts) -> bool:
+    original, mask = parts
+    return original.shape == mask.shape and original.is_floating_point() and bool(((mask == 0) | (mask == 1)).all())
+
+
+def _masked(parts: Parts) -> Tensor:
+    original, mask = parts
+    return original * mask.to(original.dtype)
+
+
+def _unmasked(parts: Parts, new: Tensor) -> Parts:
+    """A masked weight that is not zero now leaves the mask; a filter that became zero is zero beneath it too."""
+    original, mask = parts
+    old = _masked(parts)
+    result = torch.where(_same(old, new), original, new)
+    for dim in range(min(new.ndim, 2)):
+        emptied = (_rest(new, dim) == 0).all(1) & (_rest(old, dim) != 0).any(1)
+        result.transpose(0, dim)[emptied] = 0
+    return result, torch.where(new != 0, torch.ones_like(mask), mask)
+
+
+def _is_weight_norm(parts: Parts) -> bool:
+    length, direction = parts
+    one_a_row = (*direction.shape[:1], *(1,) * (direction.ndim - 1))
+    return direction.ndim > 1 and direction.is_floating_point() and length.shape == one_a_row
+
+
+def _normed(parts: Parts) -> Tensor:
+    length, direction = parts
+    wide = torch.promote_types(direction.dtype, torch.float32)
+    return torch._weight_norm(direction.to(wide), length.to(wide), 0).to(direction.dtype)
+
+
+def _unnormed(parts: Parts, new: Tensor) -> Parts:
+    """A row that changed is its own direction; one that became zero keeps a direction and has length zero."""
+    length, direction = (part.clone() for part in parts)
+    changed = ~_rest(_same(_normed(parts), new), 0).all(1)
+    norms = torch.linalg.vector_norm(_rest(new, 0).double(), dim=1)
+    length[changed] = norms[changed].to(length.dtype).view(-1, *(1,) * (length.ndim - 1))
+    turned = changed & (norms != 0)
+    direction[turned] = new[turned].to(direction.dtype)
+    lost = changed & (norms == 0) & ~(_rest(direction, 0).isfinite().all(1) & (_rest(direction, 0) != 0).any(1))
+    direction[lost] = 1  # v / |v| must be a number
+    return length, direction
+
+
+def _same(old: Tensor, new: Tensor) -> Tensor:
+    return (old == new) | (old.isnan() & new.isnan())
+
+
+def _rest(tensor: Tensor, dim: int) -> Tensor:
+    """(size of that dimension, everything else)."""
+    return tensor.transpose(0, dim).reshape(tensor.shape[dim], -1)
+
+
+#: Over the names of `spell_parametrizations`.
+FOLDS = {
+    "pruning mask": Fold(re.compile(r"(.+)(_orig)"), r"\1", ("_mask",), _is_mask, _masked, _unmasked),
+    "weight normalisation": Fold(
+        re.compile(r"((?:.+\.)?)parametrizations\.(\w+)\.(original0)"),
+        r"\1\2",
+        ("original1",),
+        _is_weight_norm,
+        _normed,
+        _unnormed,
+    ),
+}
