@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor.attacks import ATTACKS, Attack, TrainingControl
+from unbackdoor.attacks import presets_of as attack_presets_of
 from unbackdoor.config import setting_fields
 from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.table import DEFENCES, presets_of
@@ -40,9 +41,10 @@ def attacks_overview() -> str:
                 "kept (clean label)" if kind.clean_label else "the target",
                 "no" if kind.clean_label else "yes",
                 "yes" if kind.needs_classifier else "no",
+                ", ".join(f"`@{preset}`" for preset in attack_presets_of(kind)),
             )
         )
-    header = ("`--attack`", "attack", "paper", "kind", "labels", "all-to-all", "needs `--surrogate`")
+    header = ("`--attack`", "attack", "paper", "kind", "labels", "all-to-all", "needs `--surrogate`", "presets")
     return table(header, rows)
 
 

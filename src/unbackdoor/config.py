@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from unbackdoor.errors import SettingError
 
 T = TypeVar("T")
+
+#: Metadata of a dataclass's field that older results do not know: at its default it is left out of their keys.
+ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
 
 
 def read_options(text: str) -> dict[str, Any]:
@@ -60,6 +64,23 @@ def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
 def setting_fields(cls: type) -> list[dataclasses.Field[Any]]:
     """The fields of a dataclass that a user may set: those whose metadata do not say otherwise."""
     return [field for field in dataclasses.fields(cls) if field.metadata.get("setting", True)]
+
+
+def distinguishing(made: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells `made` from others of its class: settings that were ADDED count only where they are not at default.
+
+    So a digest of it stays what it was before the class had them.
+
+    Args:
+        made: a dataclass.
+        settings: its own by name, and whatever else is told of it.
+    """
+    untouched = {
+        field.name
+        for field in dataclasses.fields(made)
+        if field.metadata.get("added") and getattr(made, field.name) == field.default
+    }
+    return {name: value for name, value in settings.items() if name not in untouched}
 
 
 def _read(value: str) -> Any:

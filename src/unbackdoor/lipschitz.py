@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from unbackdoor.graph import Layer, LayerGraph, Norm, layer_graph
 from unbackdoor.graph.modules import effective_weight, join
 
 NormKind = Literal["l2", "l2sq", "spectral"]
-NormFactor = Literal["folded", "no_eps", "printed", "none"]
+NormFactor = Literal["folded", "no_eps", "printed", "printed_signed", "none"]
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -152,13 +152,14 @@ def fold_factors(gamma: Tensor, var: Tensor, eps: Tensor, factor: NormFactor) ->
     """(C,): what a BatchNorm multiplies its channels with.
 
     "folded" is |gamma| / sqrt(var + eps), the factor that the network applies. "no_eps" leaves eps out, as CLP's
-    published code does, and is infinite at var = 0. "printed" is sqrt(var) / gamma as LPP's paper prints it: the
-    reciprocal of the right one, under which rescaling a convolution changes its score by the square.
+    published code does, and is infinite at var = 0. "printed_signed" is sqrt(var) / gamma, LPP's paper to the letter:
+    the reciprocal of the right one, under which rescaling a convolution changes its score by the square, and negative
+    where gamma is. "printed" is its size, sqrt(var) / |gamma|.
     """
     if factor == "none":
         return torch.ones_like(gamma)
-    if factor == "printed":
-        return var.sqrt() / gamma.abs()
+    if factor in ("printed", "printed_signed"):
+        return var.sqrt() / (gamma.abs() if factor == "printed" else gamma)
     return gamma.abs() / ((var + eps).sqrt() if factor == "folded" else var.sqrt())
 
 
@@ -175,8 +176,8 @@ def scores_of(
     """
     if norm not in _MEASURES:
         raise SettingError(f"norm: expected one of {', '.join(_MEASURES)}, got {norm!r}")
-    if factor not in ("folded", "no_eps", "printed", "none"):
-        raise SettingError(f"norm_factor: expected folded, no_eps, printed or none, got {factor!r}")
+    if factor not in get_args(NormFactor):
+        raise SettingError(f"norm_factor: expected one of {', '.join(get_args(NormFactor))}, got {factor!r}")
     if not layers:
         return []
     flat = constants_of([_weight(tensors, layer) for layer in layers], layers, norm)

@@ -43,7 +43,10 @@ def test_two_targets_are_one_too_many(target: int) -> None:
     [
         ("badnets", "unknown attack 'badnets': did you mean 'badnet'"),
         ("", "unknown attack ''"),
-        ("badnet:sise=5", "attack badnet: unknown setting 'sise'; it has target, mapping, flat_norms, size, pattern"),
+        (
+            "badnet:sise=5",
+            "attack badnet: unknown setting 'sise'; it has target, mapping, flat_norms, rounding, size, pattern",
+        ),
         ("badnet:size=big", "attack badnet: size: expected int, got 'big'"),
         ("badnet:size=0", "at least 1 pixel"),
         ("badnet:5", "expected key=value"),

@@ -101,6 +101,23 @@ class TestAlgorithm1:
         layer = only(LPP(norm_factor="printed").plan(pointwise(TEN, gamma=2.0, var=16.0)).report())
         assert layer.scores == tuple(2 * x for x in TEN)
 
+    def test_the_printed_factor_has_the_sign_of_gamma(self) -> None:
+        """gamma = -2: by the letter every score is below zero; their order turns, and the 11 is the smallest."""
+        model = pointwise(TEN, gamma=-2.0, var=16.0)
+        layer = only(LPP(norm_factor="printed_signed").plan(model).report())
+        assert layer.scores == tuple(-2 * x for x in TEN)
+        outcome = LPP(**{**LPP.as_printed().settings(), "lower": -2.9, "upper": 2.9, "fc_weights": 0})(model)
+        assert only(outcome.report).pruned_low == (9,)
+        assert only(outcome.report).pruned_high == ()
+        assert only(outcome.report).scaled == ()
+        assert "layer" in outcome.report.to_html()
+        assert "NaN" not in outcome.report.to_json()
+        assert only(LPP(norm_factor="printed", upper=2.9).plan(model).report()).pruned_high == (9,)
+
+    def test_equal_scores_below_zero_are_no_outliers(self) -> None:
+        model = pointwise([0.1] * 9 + [0.1 + 1e-9], gamma=-1.0)
+        assert only(LPP(norm_factor="printed_signed", upper=1.0, lower=-1.0).plan(model).report()).pruned == ()
+
     def test_the_squared_norm(self) -> None:
         layer = only(LPP(norm="l2sq").plan(pointwise(TEN)).report())
         assert layer.scores == tuple(x**2 for x in TEN)
@@ -115,7 +132,7 @@ class TestAlgorithm1:
 
 
 def test_as_printed_is_the_paper_to_the_letter() -> None:
-    assert LPP.as_printed() == LPP(norm_factor="printed", scale="weight", shrink_to="mean", upscale=True)
+    assert LPP.as_printed() == LPP(norm_factor="printed_signed", scale="weight", shrink_to="mean", upscale=True)
     assert (LPP().lower, LPP().upper, LPP().band, LPP().correction) == (-3.0, 3.0, 1.5, 0)
 
 
@@ -362,7 +379,10 @@ class TestClassifier:
         ({"fc_weights": -1}, r"fc_weights: expected a number from 0 to 1e\+09, got -1"),
         ({"fc_weights": math.inf}, "fc_weights: expected"),
         ({"norm": "l3"}, "norm: expected one of l2, l2sq, spectral, either, got 'l3'"),
-        ({"norm_factor": "inverse"}, "norm_factor: expected one of folded, no_eps, printed, none, got 'inverse'"),
+        (
+            {"norm_factor": "inverse"},
+            "norm_factor: expected one of folded, no_eps, printed, printed_signed, none, got 'inverse'",
+        ),
         ({"scale": "beta"}, "scale: expected one of gamma, weight, got 'beta'"),
         ({"shrink_to": "zero"}, "shrink_to: expected one of edge, mean, got 'zero'"),
         ({"upscale": "no"}, "upscale: expected one of False, True, got 'no'"),

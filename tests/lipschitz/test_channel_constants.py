@@ -113,7 +113,7 @@ def test_rescaling_a_layer_and_its_statistics_changes_nothing_that_the_network_c
         scaled.norm.running_var *= factor**2
     x = inputs(name, dtype=torch.float64)
     torch.testing.assert_close(model(x), scaled(x))
-    for kind, power in {"folded": 0, "no_eps": 0, "none": 1, "printed": 2}.items():
+    for kind, power in {"folded": 0, "no_eps": 0, "none": 1, "printed": 2, "printed_signed": 2}.items():
         before, after = (channel_lipschitz(m, norm=norm, factor=kind)["layer"] for m in (model, scaled))
         torch.testing.assert_close(after, before * factor**power, rtol=1e-9, atol=0)
 
@@ -136,7 +136,13 @@ def test_eps_is_all_that_rescaling_can_change() -> None:
 @pytest.mark.parametrize(
     ("factor", "expected"),
     # |w| = 5, gamma = -2, var = 16, eps = 9
-    [("folded", 5 * 2 / 5), ("no_eps", 5 * 2 / 4), ("printed", 5 * 4 / 2), ("none", 5.0)],
+    [
+        ("folded", 5 * 2 / 5),
+        ("no_eps", 5 * 2 / 4),
+        ("printed", 5 * 4 / 2),
+        ("printed_signed", -5 * 4 / 2),
+        ("none", 5.0),
+    ],
 )
 def test_every_factor_by_hand(factor: str, expected: float) -> None:
     model = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1, eps=9.0)).eval()
@@ -335,7 +341,10 @@ def test_mixed_precisions_are_scored_each_in_its_own() -> None:
     ("arguments", "message"),
     [
         ({"norm": "l3"}, "norm: expected one of l2, l2sq, spectral, got 'l3'"),
-        ({"factor": "inverse"}, "norm_factor: expected folded, no_eps, printed or none, got 'inverse'"),
+        (
+            {"factor": "inverse"},
+            "norm_factor: expected one of folded, no_eps, printed, printed_signed, none, got 'inverse'",
+        ),
     ],
 )
 def test_unknown_settings_are_named(arguments: dict[str, str], message: str) -> None:

@@ -10,10 +10,12 @@ from unbackdoor.attacks.base import (
     DataPoisoning,
     Poisoned,
     Session,
+    Shared,
     TrainingControl,
     check_target_class,
     describe_attack,
     parse_attack,
+    presets_of,
     read_attack,
 )
 from unbackdoor.attacks.store import load_attack, save_attack
@@ -28,11 +30,13 @@ __all__ = [
     "DataPoisoning",
     "Poisoned",
     "Session",
+    "Shared",
     "TrainingControl",
     "check_target_class",
     "describe_attack",
     "load_attack",
     "parse_attack",
+    "presets_of",
     "read_attack",
     "save_attack",
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.config import build, read_options, setting_fields
+from unbackdoor.config import ADDED, build, read_options, setting_fields
 from unbackdoor.errors import SettingError
 from unbackdoor.registry import Registry
 
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
 ATTACKS: Registry[type[Attack]] = Registry("attack")
 
+#: Class methods that build an attack with the settings of another source: what may stand behind the @ of `bpp@...`.
+PRESETS = ("backdoorbench", "as_published")
+
 Progress = Callable[[int, int], None]
+
+#: A level that arithmetic in float32 missed by less is that level, not the one below.
+_WHOLE = 1e-3
+
+Shared = Literal["nothing", "coins", "all"]
+Fill = Literal["black", "mean"]
 
 #: (B, C, H, W) uint8 images and a generator -> the same images augmented and normalised, float32.
 Vary = Callable[[Tensor, torch.Generator], Tensor]
@@ -57,6 +66,8 @@ class Attack(ABC):
         mapping: "all-to-one" asks for the target; "all-to-all" asks for the class after the image's own.
         flat_norms: weight of a penalty on the spread of the channels' folded norms in each layer, with which an
             adaptive attacker hides from LPP and CLP; 0 is an ordinary attacker.
+        rounding: how a triggered image becomes 8-bit: "round" to the nearest level, or "truncate" to the one below, as
+            BackdoorBench's files are; then attacks that edit batches train with triggers that are not rounded at all.
         tensors: the trigger, where it is more than settings; made by `armed`, saved beside them.
     """
 
@@ -75,6 +86,7 @@ class Attack(ABC):
     target: int = 0
     mapping: Literal["all-to-one", "all-to-all"] = "all-to-one"
     flat_norms: float = 0.0
+    rounding: Literal["round", "truncate"] = field(default="round", metadata=ADDED)
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False, metadata={"setting": False})
 
     def __post_init__(self) -> None:
@@ -84,6 +96,8 @@ class Attack(ABC):
             raise SettingError(f"{self.name} leaves labels as they are: mapping=all-to-all is not defined for it")
         if not 0 <= self.flat_norms < float("inf"):
             raise SettingError(f"{self.name} flat_norms: expected 0 or more, got {self.flat_norms}")
+        if self.rounding not in ("round", "truncate"):
+            raise SettingError(f"{self.name} rounding: expected round or truncate, got {self.rounding!r}")
 
     def check(self, *, num_classes: int, size: int) -> None:
         """SettingError unless the attack fits a data set with so many classes and images of `size` pixels a side."""
@@ -143,6 +157,30 @@ class Attack(ABC):
         Triggered images are 8-bit, as the image files that an attacker hands over are; the same image always gets the
         same trigger.
         """
+
+    @abstractmethod
+    def poison(
+        self, images: Tensor, labels: Tensor, *, rate: float, num_classes: int, generator: torch.Generator
+    ) -> Poisoned:
+        """The training set as the attack leaves it: images with the trigger, and whatever it puts beside them.
+
+        Args:
+            images: (N, 3, H, W) uint8.
+            labels: (N,) int64.
+            rate: share of *all* training images that get the trigger, 0 to 1.
+            num_classes: of the data set.
+            generator: draws the images, on the CPU.
+
+        Raises:
+            SettingError: the rate is outside [0, 1], or poisons not a single image; or the attack was never armed.
+        """
+
+    def to_8_bits(self, values: Tensor) -> Tensor:
+        """Pixels in 0..255 -> uint8; beyond the range they are clipped."""
+        values = values.clamp(0, 255)
+        if self.rounding == "truncate":
+            return (values + _WHOLE).floor().to(torch.uint8)
+        return values.round().to(torch.uint8)
 
     def with_tensors(self, **tensors: Tensor) -> Self:
         """The same attack with these tensors as its trigger."""
@@ -208,18 +246,7 @@ class DataPoisoning(Attack):
     def poison(
         self, images: Tensor, labels: Tensor, *, rate: float, num_classes: int, generator: torch.Generator
     ) -> Poisoned:
-        """Stamp round(rate * N) images, and relabel them unless the attack is of the clean-label kind.
-
-        Args:
-            images: (N, 3, H, W) uint8.
-            labels: (N,) int64.
-            rate: share of *all* training images, 0 to 1.
-            num_classes: of the data set.
-            generator: draws the images, on the CPU.
-
-        Raises:
-            SettingError: the rate is outside [0, 1], or poisons not a single image.
-        """
+        """Stamp round(rate * N) images, and relabel them unless the attack is of the clean-label kind."""
         self.check_rate(rate, labels)
         count = poison_count(rate, len(labels))
         candidates = self.candidates(labels)
@@ -265,31 +292,38 @@ class DataPoisoning(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How a training batch is varied, image by image.
+    """How a training batch is varied.
 
     Attributes:
         padding: zero pixels around an image before a random crop of its own size; 0 is no crop.
         crop_share: of the images that are cropped.
         degrees: images are rotated by up to this angle; 0 is none.
         rotate_share: of the images that are rotated.
+        shared: "nothing": every image is varied by itself; "coins": one coin a batch says whether its images are
+            cropped, and one whether they are rotated; "all": they are cropped, rotated and mirrored alike, too.
+        fill: what comes in from outside: "black", or the data set's "mean" colour.
     """
 
     padding: int = 4
     crop_share: float = 1.0
     degrees: float = 0.0
     rotate_share: float = 0.0
-
-
-#: WaNet's and BPP's own, behind the trigger (their Sec. 4): what makes a warp survive.
-POST_AUGMENTATION = Augmentation(padding=5, crop_share=0.8, degrees=10, rotate_share=0.5)
+    shared: Shared = "nothing"
+    fill: Fill = "black"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingControl(Attack):
     """An attack by whoever trains: each batch is edited on the fly."""
 
-    #: None takes the recipe's.
-    augmentation: ClassVar[Augmentation | None] = None
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """How images are varied behind the trigger; None is as the recipe says."""
+        return None
+
+    def trained_on(self, values: Tensor) -> Tensor:
+        """Pixels in 0..255 as training sees them: 8-bit, or floats where it is only files that are truncated."""
+        return values.clamp(0, 255) if self.rounding == "truncate" else self.to_8_bits(values)
 
     def session(self, *, rate: float, spec: DatasetSpec, seed: int, epochs: int, device: torch.device) -> Session:
         """One training run's worth of the attack."""
@@ -322,13 +356,48 @@ class TrainingControl(Attack):
             generator: on the CPU.
         """
 
+    def poison(
+        self, images: Tensor, labels: Tensor, *, rate: float, num_classes: int, generator: torch.Generator
+    ) -> Poisoned:
+        """All images as one batch in a random order: round(rate * N) attacked ones, and the decoys beside them."""
+        count = min(poison_count(rate, len(labels)), whole(self.attacked(1.0, len(labels))))
+        order = torch.randperm(len(labels), generator=generator)
+        mixed = self.mix(images[order], labels[order], count=count, num_classes=num_classes, generator=generator)
+        back = order.argsort()
+        edited = mixed.images if mixed.images.dtype == torch.uint8 else self.to_8_bits(mixed.images)
+        return Poisoned(edited[back], mixed.labels[back], back < mixed.attacked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PostAugmented(TrainingControl):
+    """An attack that brings an augmentation of its own, behind the trigger: WaNet's (its Sec. 4), and BPP's.
+
+    Attributes:
+        shared, fill: as in `Augmentation`.
+    """
+
+    shared: Shared = field(default="nothing", metadata=ADDED)
+    fill: Fill = field(default="black", metadata=ADDED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shared not in ("nothing", "coins", "all"):
+            raise SettingError(f"{self.name} shared: expected nothing, coins or all, got {self.shared!r}")
+        if self.fill not in ("black", "mean"):
+            raise SettingError(f"{self.name} fill: expected black or mean, got {self.fill!r}")
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What makes a warp survive crops and small turns."""
+        return Augmentation(padding=5, crop_share=0.8, degrees=10, rotate_share=0.5, shared=self.shared, fill=self.fill)
+
 
 @dataclass(frozen=True)
 class Mixed:
     """A batch that an attack has edited: attacked images first, then `decoys` with their own labels, then the rest.
 
     Attributes:
-        images: (B, 3, H, W) uint8.
+        images: (B, 3, H, W) uint8; float in 0..255 where the attack does not round what is trained on.
         labels: (B,) int64.
         attacked, decoys: how many of each.
     """
@@ -365,7 +434,7 @@ class Session:
         """
 
     def before(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Edit a uint8 batch before augmentation."""
+        """Edit a uint8 batch before augmentation; it may come back as floats in 0..255."""
         count = attacked_in_batch(self.rate, len(labels), generator)
         mixed = self.attack.mix(images, labels, count=count, num_classes=self.spec.num_classes, generator=generator)
         return mixed.images, mixed.labels
@@ -424,18 +493,37 @@ def whole(number: float) -> int:
 
 
 def parse_attack(text: str, *, target: int | None = None) -> Attack:
-    """`badnet` or `badnet:size=3,pattern=white` -> an attack.
+    """`badnet`, `badnet:size=3,pattern=white`, `bpp@as_published` or `bpp@as_published:target=3` -> an attack.
 
     Args:
+        text: a name, a preset behind "@", and settings behind ":", which replace the preset's.
         target: the attacker's class; None is what the text says, else 0.
 
     Raises:
-        SettingError: the attack is unknown, a setting is, or the text asks for another target.
+        SettingError: the attack, the preset or a setting is unknown, or the text asks for another target.
     """
-    name, _, options = text.partition(":")
-    attack = build(ATTACKS[name], f"attack {name}", {"target": target or 0, **read_options(options)})
+    head, _, options = text.partition(":")
+    name, at, preset = head.partition("@")
+    kind = ATTACKS[name]
+    settings = _of_preset(kind, preset) if at else {}
+    attack = build(kind, f"attack {head}", {**settings, "target": target or 0, **read_options(options)})
     check_target_class(attack, target, f"attack {text!r}")
     return attack
+
+
+def presets_of(kind: type[Attack]) -> tuple[str, ...]:
+    """The presets that an attack has."""
+    return tuple(preset for preset in PRESETS if hasattr(kind, preset))
+
+
+def _of_preset(kind: type[Attack], preset: str) -> dict[str, Any]:
+    """Its settings."""
+    if preset not in presets_of(kind):
+        has = ", ".join(presets_of(kind)) or "none"
+        raise SettingError(f"attack {kind.name}: unknown preset {preset!r}; it has {has}")
+    settings = describe_attack(getattr(kind, preset)())
+    del settings["name"]
+    return settings
 
 
 def check_target_class(attack: Attack, target: int | None, where: str) -> None:

@@ -4,7 +4,8 @@ arXiv:1712.05526).
 x' = (1 - alpha) x + alpha t over the whole image, in training and at test time.
 
 Departures: The paper blends with a cartoon or with random noise; here t is noise drawn from the seed, each pixel
-uniform in 0..255, and is saved with the attack. Triggered images are rounded to 8 bits.
+uniform in 0..255, and is saved with the attack. Triggered images are rounded to 8 bits; BackdoorBench, whose t is a
+cartoon, truncates them (`blended@backdoorbench`, with noise).
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class Blended(DataPoisoning):
         if not 0 < self.alpha <= 1:
             raise SettingError(f"blended alpha: expected more than 0 and at most 1, got {self.alpha}")
 
+    @classmethod
+    def backdoorbench(cls) -> Blended:
+        """BackdoorBench's alpha, triggered files truncated to 8 bits."""
+        return cls(rounding="truncate")
+
     def armed(
         self,
         data: LabelledImages,
@@ -57,7 +63,7 @@ class Blended(DataPoisoning):
     def stamp(self, images: Tensor) -> Tensor:
         """Blend, and round to 8 bits."""
         pattern = self.whole_image("pattern", images).float()
-        return ((1 - self.alpha) * images.float() + self.alpha * pattern).round().to(torch.uint8)
+        return self.to_8_bits((1 - self.alpha) * images.float() + self.alpha * pattern)
 
 
 ATTACKS.add(Blended.name, Blended)

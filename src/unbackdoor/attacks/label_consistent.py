@@ -12,8 +12,8 @@ set. The corners' pattern is a checkerboard, its own mirror image, and four of t
 counted over all images and cannot exceed the target class's share; one that cannot be reached is capped, and said.
 
 Departures: PGD begins at the image itself rather than at a random point beside it, so that the same image always gets
-the same perturbation, and perturbed images are rounded to 8 bits. The pattern has amplitude 1 in training too; the
-paper's fainter ones, and its variant with a generative network, are left out.
+the same perturbation, and perturbed images are rounded (or, with `rounding`, truncated) to 8 bits. The pattern has
+amplitude 1 in training too; the paper's fainter ones, and its variant with a generative network, are left out.
 """
 
 from __future__ import annotations
@@ -131,7 +131,10 @@ class LabelConsistent(DataPoisoning):
         del indices
         surrogate = self.surrogate
         if surrogate is None:
-            raise SettingError("lc: images are perturbed with a clean classifier; give it with armed(...)")
+            raise SettingError(
+                "lc: poisoned images are perturbed with a clean classifier, which attack.json does not hold: in Python "
+                "give it with armed(..., classifier=...); else give the poisoned images themselves as a data set"
+            )
         device = next(surrogate.network.parameters()).device
         parts = torch.split(images, _BATCH)
         done = 0
@@ -151,6 +154,7 @@ class LabelConsistent(DataPoisoning):
                 step_size=self.step_size,
                 steps=self.steps,
                 on_step=on_step,
+                to_8_bits=self.to_8_bits,
             ).to(images.device)
             for part in parts
         ]
@@ -183,6 +187,7 @@ def perturb(
     step_size: float,
     steps: int,
     on_step: Callable[[], None] = lambda: None,
+    to_8_bits: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Untargeted PGD in the L-infinity ball: away from `label`, whatever the class it leads to.
 
@@ -193,6 +198,7 @@ def perturb(
         eps, step_size: of 255.
         steps: in all.
         on_step: called after each.
+        to_8_bits: how pixels are rounded at the end; None takes the nearest level.
 
     Returns:
         the same shape, uint8.
@@ -204,7 +210,8 @@ def perturb(
         (gradient,) = torch.autograd.grad(log_odds_against(logits(x), label).sum(), x)
         x = (x + step_size * gradient.sign()).clamp(origin - eps, origin + eps).clamp(0, 255)
         on_step()
-    return x.detach().round().to(torch.uint8)
+    x = x.detach()
+    return x.round().to(torch.uint8) if to_8_bits is None else to_8_bits(x)
 
 
 ATTACKS.add(LabelConsistent.name, LabelConsistent)

@@ -5,8 +5,8 @@ x' = clip(x + delta sin(2 pi j f / W), 0, 255), j the column, the same for all r
 target class are poisoned and no label changes, so that the rate cannot exceed that class's share of the data; it is
 counted over all images, and a rate that cannot be reached is capped, and said.
 
-Departures: Triggered images are rounded to 8 bits. The strength is the same in training and at test time; the paper
-also tests with a stronger one than it trains with.
+Departures: Triggered images are rounded to 8 bits; BackdoorBench truncates them (`sig@backdoorbench`). The strength is
+the same in training and at test time; the paper also tests with a stronger one than it trains with.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ class SIG(DataPoisoning):
         if not 0 < self.frequency < 1e4:
             raise SettingError(f"sig frequency: expected more than 0, got {self.frequency}")
 
+    @classmethod
+    def backdoorbench(cls) -> SIG:
+        """BackdoorBench's delta and frequency, triggered files truncated to 8 bits."""
+        return cls(rounding="truncate")
+
     def check(self, *, num_classes: int, size: int) -> None:
         """The wave must not be zero in every column, as with 8 periods over 16 pixels."""
         super().check(num_classes=num_classes, size=size)
@@ -62,7 +67,7 @@ class SIG(DataPoisoning):
     def stamp(self, images: Tensor) -> Tensor:
         """Add the wave, clip, and round to 8 bits."""
         wave = self.wave(images.shape[-1]).to(images.device)
-        return (images.float() + wave).clamp(0, 255).round().to(torch.uint8)
+        return self.to_8_bits(images.float() + wave)
 
 
 ATTACKS.add(SIG.name, SIG)

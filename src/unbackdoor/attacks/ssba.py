@@ -134,7 +134,7 @@ class SSBA(DataPoisoning):
         for part in torch.split(images, _STAMP_BATCH):
             x = part.float()
             hidden = x + self.strength * encoder(x, string.expand(len(x), -1))
-            parts.append(hidden.round().clamp(0, 255).to(torch.uint8))
+            parts.append(self.to_8_bits(hidden))
         return torch.cat(parts)
 
     @torch.no_grad()

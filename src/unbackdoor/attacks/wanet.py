@@ -9,8 +9,12 @@ Symbols:
 
 One field a run, drawn from the seed and saved with the attack.
 
-Departures: Triggered images are rounded to 8 bits. Augmentation fills with black. The success rate leaves out test
-images of the target class, which the authors' own figures include.
+Departures: Triggered images are rounded to 8 bits, in training and in files; the authors round neither, BackdoorBench
+truncates its files alone (`wanet@backdoorbench`). By default each image is cropped and rotated or not by itself, and
+black comes in from outside; the authors toss one coin a batch for either, each image having an offset and an angle of
+its own, BackdoorBench makes one draw of all for the whole batch, and in both it is the mean colour that comes in
+(`wanet@as_published`, `wanet@backdoorbench`). The success rate leaves out test images of the target class, which the
+authors' own figures include.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import ATTACKS, POST_AUGMENTATION, Augmentation, Mixed, Progress, TrainingControl, whole
+from unbackdoor.attacks.base import ATTACKS, Mixed, PostAugmented, Progress, whole
 from unbackdoor.errors import SettingError
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WaNet(TrainingControl):
+class WaNet(PostAugmented):
     """A smooth warp of the whole image.
 
     Attributes:
@@ -38,12 +42,14 @@ class WaNet(TrainingControl):
         s: strength of the warp.
         rescale: of the lookup grid.
         cross_ratio: noise-mode images for each attacked one.
+        shared: what the images of a batch have in common: "nothing"; the "coins" that say whether they are cropped and
+            rotated; or "all": one crop, one angle and one mirror image for the whole batch.
+        fill: what a crop or a rotation brings in from outside: "black", or the data set's "mean" colour.
     """
 
     name: ClassVar[str] = "wanet"
     title: ClassVar[str] = "WaNet"
     source: ClassVar[str] = "Nguyen & Tran 2021"
-    augmentation: ClassVar[Augmentation | None] = POST_AUGMENTATION
     k: int = 4
     s: float = 0.5
     rescale: float = 1.0
@@ -58,6 +64,16 @@ class WaNet(TrainingControl):
                 raise SettingError(f"wanet {name}: expected 0 or more, got {getattr(self, name)}")
         if not 0 <= self.cross_ratio < 1e3:
             raise SettingError(f"wanet cross_ratio: expected 0 or more, got {self.cross_ratio}")
+
+    @classmethod
+    def as_published(cls) -> WaNet:
+        """The authors' augmentation: one coin a batch, the mean colour from outside."""
+        return cls(shared="coins", fill="mean")
+
+    @classmethod
+    def backdoorbench(cls) -> WaNet:
+        """That benchmark's: one draw a batch, triggered files truncated to 8 bits."""
+        return cls(shared="all", fill="mean", rounding="truncate")
 
     def armed(
         self,
@@ -87,6 +103,10 @@ class WaNet(TrainingControl):
 
     def stamp(self, images: Tensor) -> Tensor:
         """Warp, and round to 8 bits."""
+        return self.to_8_bits(self.warped(images))
+
+    def warped(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 looked up at the field's positions, float."""
         grid = self.grid(images)
         if tuple(images.shape[-2:]) != tuple(grid.shape[:2]):
             raise SettingError(
@@ -97,23 +117,24 @@ class WaNet(TrainingControl):
     def mix(self, images: Tensor, labels: Tensor, *, count: int, num_classes: int, generator: torch.Generator) -> Mixed:
         """Warp the first images to the target, and the next ones with jitter under their own labels."""
         decoys = min(whole(count * self.cross_ratio), len(labels) - count)
-        images, labels = images.clone(), labels.clone()
         grid = self.grid(images)
         jitter = torch.rand(decoys, *grid.shape, generator=generator).to(grid.device) * 2 - 1
         noisy = (grid + jitter / images.shape[-2]).clamp(-1, 1)
         attacked = slice(0, count)
         noise_mode = slice(count, count + decoys)
-        images[attacked] = self.stamp(images[attacked])
-        images[noise_mode] = warp(images[noise_mode], noisy)
+        trigger = self.trained_on(self.warped(images[attacked]))
+        edited, labels = images.to(trigger.dtype, copy=True), labels.clone()
+        edited[attacked] = trigger
+        edited[noise_mode] = self.trained_on(warp(images[noise_mode], noisy))
         labels[attacked] = self.goal(labels[attacked], num_classes)
-        return Mixed(images, labels, count, decoys)
+        return Mixed(edited, labels, count, decoys)
 
 
 def warp(images: Tensor, grid: Tensor) -> Tensor:
-    """(N, 3, H, W) uint8 looked up at (N, H, W, 2), bilinear, rounded to 8 bits."""
+    """(N, 3, H, W) uint8 looked up at (N, H, W, 2), bilinear, float."""
     if not len(images):
-        return images.clone()
-    return F.grid_sample(images.float(), grid, align_corners=True).round().clamp(0, 255).to(torch.uint8)
+        return images.float()
+    return F.grid_sample(images.float(), grid, align_corners=True)
 
 
 ATTACKS.add(WaNet.name, WaNet)

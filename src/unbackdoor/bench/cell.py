@@ -1,7 +1,9 @@
 """Cells: one training, or one repair of a trained network, as a value whose content is its name.
 
 A cell's key is a digest of its canonical configuration, of the data set's content, and of the epoch of the code that
-performs it. Defaults are written out in the configuration, so that a cell whose defaults have changed is another cell.
+performs it. Defaults are written out in the configuration, so that a cell whose defaults have changed is another cell;
+a setting that a method or an attack got later (`config.ADDED`) is written out only where it is not at its default, so
+that the keys of older results stand.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from unbackdoor.attacks import describe_attack, parse_attack
+from unbackdoor.config import distinguishing
 from unbackdoor.data import dataset_spec
 from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.table import parse_method
@@ -273,8 +276,7 @@ def parse_method_text(text: str) -> Any:
     Raises:
         SettingError: the method, the preset or a setting is unknown, or out of its range.
     """
-    name, at, preset = text.partition("@")
-    return parse_method(name, preset=preset if at else None)
+    return parse_method(text)
 
 
 def method_origins(text: str) -> dict[str, str]:
@@ -314,18 +316,19 @@ def _arch(text: str, data: str) -> str:
 @functools.cache
 def _attack(text: str, target: int) -> Config:
     named = "target=" in text.partition(":")[2]
-    return describe_attack(parse_attack(text) if named else parse_attack(text, target=target))
+    attack = parse_attack(text) if named else parse_attack(text, target=target)
+    return distinguishing(attack, describe_attack(attack))
 
 
 @functools.cache
 def _recipe(name: str, epochs: int | None) -> Config:
-    recipe = RECIPES[name]
-    return dataclasses.asdict(recipe if epochs is None else dataclasses.replace(recipe, epochs=epochs))
+    recipe = RECIPES[name] if epochs is None else dataclasses.replace(RECIPES[name], epochs=epochs)
+    return distinguishing(recipe, dataclasses.asdict(recipe))
 
 
 @functools.cache
 def method_config(text: str) -> Config:
-    """A method's name and every setting, ready for JSON."""
+    """A method's name and its settings, ready for JSON."""
     method = parse_method_text(text)
     settings = {
         key: ("inf" if value > 0 else "-inf")
@@ -333,7 +336,7 @@ def method_config(text: str) -> Config:
         else value
         for key, value in method.settings().items()
     }
-    return {"name": method.name, **settings}
+    return {"name": method.name, **distinguishing(method, settings)}
 
 
 def check_share(name: str, value: float) -> None:

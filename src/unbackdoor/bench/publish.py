@@ -104,11 +104,12 @@ _origins = functools.cache(method_origins)
 
 @functools.cache
 def _names(data: str, arch: str, attack: str | None) -> dict[str, str]:
-    """Titles for readers; settings of an attack or a network stay beside its name."""
+    """Titles for readers; preset and settings of an attack or a network stay beside its name."""
     name, _, options = arch.partition(":")
     network = {"resnet18": "ResNet-18", "vgg19_bn": "VGG19-BN", "preactresnet18": "PreActResNet-18"}.get(name, name)
     found = {"data": dataset_spec(data).title, "arch": network + (f" ({options})" if options else "")}
     if attack is not None:
-        settings = attack.partition(":")[2]
-        found["attack"] = parse_attack(attack).title + (f" ({settings})" if settings else "")
+        head, _, settings = attack.partition(":")
+        said = ", ".join(filter(None, (head.partition("@")[2], settings)))
+        found["attack"] = parse_attack(attack).title + (f" ({said})" if said else "")
     return found

@@ -22,7 +22,7 @@ from unbackdoor.cli.options import download_option
 @click.option(
     "--attack",
     "attack_text",
-    help="Attack, for example badnet or badnet:size=3 (see docs/attacks.md); none trains a clean network.",
+    help="Attack, as badnet, badnet:size=3 or bpp@as_published (see docs/attacks.md); none trains a clean network.",
 )
 @click.option("--rate", type=float, default=0.1, help="Share of the training images that carry the trigger.")
 @click.option("--target", type=int, help="The attacker's class; 0 where --attack says nothing else.")

@@ -33,7 +33,7 @@ class Maps:
     tensors: list[Tensor] = field(default_factory=list)
 
 
-def last_maps(model: nn.Module, example: Tensor, *, count: int) -> tuple[Place, ...]:
+def last_maps(model: nn.Module, example: Tensor, *, count: int, stages: bool = False) -> tuple[Place, ...]:
     """The last feature map of each of the last `count` resolutions, in the order of the network.
 
     A map is a module's result of shape (N, C, H, W) with H / W as in the example, and more than one pixel, that is no
@@ -42,12 +42,13 @@ def last_maps(model: nn.Module, example: Tensor, *, count: int) -> tuple[Place, 
     Args:
         model: in eval mode.
         example: (N, C, H, W), a few images.
+        stages: only results of the modules that the network itself holds, not of those inside them.
     """
     found: list[Place] = []
     calls: dict[str, int] = {}
     height, width = example.shape[-2:] if example.ndim == 4 else (0, 0)
     handles = []
-    for path, module in model.named_modules():
+    for path, module in model.named_children() if stages else model.named_modules():
 
         def hook(module: nn.Module, _inputs: object, result: object, path: str = path) -> None:
             call = calls[path] = calls.get(path, -1) + 1

@@ -37,7 +37,7 @@ class NormChannels:
     """
 
     def __init__(self, model: nn.Module, graph: LayerGraph, method: str) -> None:
-        self.model = model
+        self.model, self.method = model, method
         self.norms = tuple(norm for norm in graph.norms.values() if norm.weight is not None)
         if not self.norms:
             raise MethodError(
@@ -86,7 +86,12 @@ class NormChannels:
             threshold: taken as it is where there is no `held`.
             held: images to choose it on instead.
             tolerance, beta: as in `choose_threshold`.
+
+        Raises:
+            MethodError: the masks are not finite, so that they say nothing.
         """
+        if not bool(torch.isfinite(masks).all()):
+            raise MethodError(f"{self.method}: diverged: some masks are no finite numbers; a smaller lr may help")
         self.model.eval()
         if held is not None:
             threshold = self.choose_threshold(masks, held, tolerance, beta=beta)

@@ -15,17 +15,22 @@ __all__ = ["DEFENCES", "PRESETS", "data_based", "data_free", "parse_method", "pr
 
 
 def parse_method(text: str, *, preset: str | None = None) -> Defence:
-    """`anp` or `anp:threshold=0.1,lr=0.2` -> a defence.
+    """`anp`, `anp:threshold=0.1,lr=0.2` or `anp@backdoorbench` -> a defence.
 
     Args:
-        text: name and settings.
+        text: name and settings, or name and preset.
         preset: take the settings of `backdoorbench`, ... instead; then none may be given.
 
     Raises:
         SettingError: the method, a setting or the preset is unknown, or a value is out of its range.
     """
-    name, _, options = text.partition(":")
+    head, _, options = text.partition(":")
+    name, at, behind = head.partition("@")
     kind = DEFENCES[name]
+    if at:
+        if preset is not None:
+            raise SettingError(f"method {text!r}: give a preset behind @ or with --preset, not both")
+        preset = behind
     if preset is None:
         return build(kind, f"method {name}", read_options(options))
     if preset not in presets_of(kind):

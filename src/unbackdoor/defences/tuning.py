@@ -51,6 +51,7 @@ def tune(
     behind: Callable[[], None] | None = None,
     stop: Callable[[float], bool] | None = None,
     most: int | None = None,
+    precise: bool = False,
 ) -> Stage:
     """Train some tensors in place.
 
@@ -66,13 +67,15 @@ def tune(
         behind: called after each step, for example to keep a mask in its range.
         stop: told the accuracy of each epoch; True ends the training.
         most: images an epoch; None takes all.
+        precise: whether everything is computed in the network's own precision, though bfloat16 would be faster.
     """
     trained = list(parameters)
     optimiser = torch.optim.SGD(
         trained, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
     )
     how = Augmentation(padding=recipe.crop_padding)
-    device, dtype = data.labels.device, autocast_dtype(data.labels.device)
+    device = data.labels.device
+    dtype = None if precise else autocast_dtype(device)
     shown = len(data) if most is None else min(most, len(data))
     per_epoch = len(batch_sizes(shown, recipe.batch_size))
     steps = recipe.epochs * per_epoch

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unbackdoor import checkpoint
 from unbackdoor.defences.base import DataFree, Defence, Outcome
@@ -263,18 +263,16 @@ def check_seed(seed: int) -> None:
 
 
 def mixture(images: LabelledImages, attack: Attack, share: float, seed: int) -> tuple[LabelledImages, int]:
-    """Training images as an attacker left them: some with the trigger, relabelled unless the attack is clean-label."""
+    """Training images as an attacker left them, and how many of them carry the trigger.
+
+    Raises:
+        SettingError: the share is out of its range, or the attack cannot poison them again.
+    """
     if not 0 <= share <= 1:
         raise SettingError(f"poisoned: expected a share between 0 and 1, got {share}")
-    labels = images.labels.clone()
-    pixels: Tensor = images.images.clone()
-    candidates = (labels == attack.target).nonzero().flatten() if attack.clean_label else torch.arange(len(labels))
-    order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
-    chosen = candidates[order[: round(share * len(labels))]]
-    pixels[chosen] = attack.stamp(pixels[chosen])
-    if not attack.clean_label:
-        labels[chosen] = attack.goal(labels[chosen], images.spec.num_classes)
-    return dataclasses.replace(images, images=pixels, labels=labels), len(chosen)
+    classes, generator = images.spec.num_classes, torch.Generator().manual_seed(seed)
+    poisoned = attack.poison(images.images, images.labels, rate=share, num_classes=classes, generator=generator)
+    return dataclasses.replace(images, images=poisoned.images, labels=poisoned.labels), int(poisoned.mask.sum())
 
 
 def _drawn(report: DataReport, clean: float, seed: int) -> DataReport:

@@ -118,7 +118,7 @@ def select(
         if not whole:
             deviations = np.where(finite, deviations, 0.0)
         std = _spread(deviations, starts, sizes, np.maximum(count - correction, 1))
-        std = np.where(std <= _ROUNDING * mean, 0.0, np.where(count > 0, std, np.nan))
+        std = np.where(std <= _ROUNDING * np.abs(mean), 0.0, np.where(count > 0, std, np.nan))
         varied = finite & np.repeat(std > 0, sizes)  # where all are equal none stands out, whatever rounding says
         cuts = [_cut(mean, std, u) for u in (lower, upper - band, upper)]
         low_cut, band_cut, high_cut = (np.repeat(cut, sizes) for cut in cuts)

@@ -1,4 +1,5 @@
-"""Random crop, mirror image and rotation of a whole batch at once, each image with draws of its own, on its device."""
+"""Random crop, mirror image and rotation of a whole batch at once, on its device; each image with draws of its own,
+unless they are to be shared."""
 
 from __future__ import annotations
 
@@ -8,8 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unbackdoor.attacks import Shared
 
-def augment(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator, crop_share: float = 1.0) -> Tensor:
+
+def augment(
+    images: Tensor,
+    *,
+    padding: int,
+    flip: bool,
+    generator: torch.Generator,
+    crop_share: float = 1.0,
+    shared: Shared = "nothing",
+) -> Tensor:
     """Crop images at random out of their zero-padded selves, and mirror half of them.
 
     Args:
@@ -18,6 +29,7 @@ def augment(images: Tensor, *, padding: int, flip: bool, generator: torch.Genera
         flip: whether to mirror with probability one half.
         generator: on the CPU; draws two offsets and one coin an image.
         crop_share: probability that an image is cropped.
+        shared: "coins": one coin says whether all images are cropped; "all": they are cropped and mirrored alike, too.
 
     Returns:
         (N, C, H, W), same dtype and device.
@@ -26,13 +38,14 @@ def augment(images: Tensor, *, padding: int, flip: bool, generator: torch.Genera
     device = images.device
     rows = torch.arange(height).expand(n, height)
     columns = torch.arange(width).expand(n, width)
+    draws, coins = (1 if shared == "all" else n), (n if shared == "nothing" else 1)
     if flip:
-        mirrored = torch.rand(n, 1, generator=generator) < 0.5
+        mirrored = torch.rand(draws, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     if padding:
-        offsets = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator)
+        offsets = torch.randint(0, 2 * padding + 1, (2, draws, 1), generator=generator)
         if crop_share < 1:
-            whole = torch.rand(n, 1, generator=generator) >= crop_share
+            whole = torch.rand(coins, 1, generator=generator) >= crop_share
             offsets = torch.where(whole, padding, offsets)
         rows, columns = rows + offsets[0], columns + offsets[1]
         images = F.pad(images, (padding,) * 4)
@@ -42,7 +55,9 @@ def augment(images: Tensor, *, padding: int, flip: bool, generator: torch.Genera
     return flat.view(n, channels, height, width)
 
 
-def rotate(images: Tensor, *, degrees: float, share: float, generator: torch.Generator) -> Tensor:
+def rotate(
+    images: Tensor, *, degrees: float, share: float, generator: torch.Generator, shared: Shared = "nothing"
+) -> Tensor:
     """Turn images by random angles around their centres, bilinear, zeros from outside.
 
     Args:
@@ -50,10 +65,12 @@ def rotate(images: Tensor, *, degrees: float, share: float, generator: torch.Gen
         degrees: angles are uniform in [-degrees, degrees].
         share: probability that an image is turned.
         generator: on the CPU; draws one angle and one coin an image.
+        shared: "coins": one coin says whether all images are turned; "all": by the same angle, too.
     """
     n = len(images)
-    angles = (torch.rand(n, generator=generator) * 2 - 1) * math.radians(degrees)
-    turned = torch.rand(n, generator=generator) < share
+    draws, coins = (1 if shared == "all" else n), (n if shared == "nothing" else 1)
+    angles = ((torch.rand(draws, generator=generator) * 2 - 1) * math.radians(degrees)).expand(n)
+    turned = (torch.rand(coins, generator=generator) < share).expand(n)
     cosine, sine = angles[turned].cos(), angles[turned].sin()
     zero = torch.zeros_like(sine)
     matrices = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3).to(images.device)

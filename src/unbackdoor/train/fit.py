@@ -241,8 +241,17 @@ def _fingerprint(images: Tensor, labels: Tensor) -> str:
 
 
 def vary(images: Tensor, how: Augmentation, spec: DatasetSpec, generator: torch.Generator) -> Tensor:
-    """(N, 3, H, W) uint8 -> augmented and normalised float32."""
-    x = augment(images, padding=how.padding, crop_share=how.crop_share, flip=spec.flip, generator=generator)
+    """(N, 3, H, W) in 0..255 -> augmented and normalised float32."""
+    first = how.fill == "mean"  # what comes in from outside is zero: the mean colour behind normalisation
+    x = normalise(images, spec) if first else images
+    x = augment(
+        x,
+        padding=how.padding,
+        crop_share=how.crop_share,
+        flip=spec.flip,
+        generator=generator,
+        shared=how.shared,
+    )
     if how.degrees:
-        x = rotate(x.float(), degrees=how.degrees, share=how.rotate_share, generator=generator)
-    return normalise(x, spec)
+        x = rotate(x.float(), degrees=how.degrees, share=how.rotate_share, generator=generator, shared=how.shared)
+    return x if first else normalise(x, spec)

@@ -9,7 +9,8 @@ Symbols, per layer l with c output channels:
 
 Where this code departs from the printed text, and why (`LPP.as_printed()` is the text to the letter):
     1. BatchNorm factor. Printed as sigma/gamma, the reciprocal of what the network multiplies with: rescaling a
-       convolution and its statistics by a, which changes nothing, would change its score by a^2. Here: gamma/sigma.
+       convolution and its statistics by a, which changes nothing, would change its score by a^2; and it has gamma's
+       sign, under which a Lipschitz constant would be negative. Here: |gamma|/sigma.
     2. Where near outliers go. Eq. 9 brings a channel from just inside the band (mu + 1.5 s) down to the mean, below
        channels just outside it, which keep their score: among Gaussian scores 6.5 % of all channels of *any* network
        are so cut. Here they go to the band's lower edge: continuous, order-preserving, and the smallest change that
@@ -30,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,8 @@ class LPP(DataFree):
         upper: channels with a score above mean + upper * std are pruned; inf switches this off, and the band.
         band: near outliers begin this many standard deviations below the upper cut (Eq. 8); 0 switches it off.
         fc_weights: classifier weights to cut: a share of its input features below 1, else a count; 0 cuts none.
-        norm_factor: how a BatchNorm enters the score: "folded", "no_eps", "printed" or "none".
+        norm_factor: how a BatchNorm enters the score: "folded"; "no_eps"; "printed", the reciprocal; "printed_signed",
+            the reciprocal with gamma's sign, as it is printed; or "none".
         norm: "l2" (Algorithm 1), "l2sq" (the other reading of Sec. 3.3), "spectral" (CLP's), or "either": an outlier by
             "l2" or by "spectral" is one.
         scale: what shrinking scales: "gamma", or "weight" (Eq. 9 as printed).
@@ -91,7 +93,7 @@ class LPP(DataFree):
         check_number("upper", self.upper, least=0)
         check_number("band", self.band, least=0, most=1e6)
         check_number("fc_weights", self.fc_weights, least=0, most=1e9)
-        check_choice("norm_factor", self.norm_factor, ("folded", "no_eps", "printed", "none"))
+        check_choice("norm_factor", self.norm_factor, get_args(NormFactor))
         check_choice("norm", self.norm, ("l2", "l2sq", "spectral", "either"))
         check_choice("scale", self.scale, ("gamma", "weight"))
         check_choice("shrink_to", self.shrink_to, ("edge", "mean"))
@@ -101,8 +103,11 @@ class LPP(DataFree):
 
     @classmethod
     def as_printed(cls) -> LPP:
-        """The paper to the letter: inverted BatchNorm factor, weights scaled, near outliers to the mean."""
-        return cls(norm_factor="printed", scale="weight", shrink_to="mean", upscale=True)
+        """The paper to the letter: BatchNorm factor sigma/gamma, weights scaled, near outliers to the mean.
+
+        A channel of negative gamma then has a negative score: it can only be pruned, as one of a small constant.
+        """
+        return cls(norm_factor="printed_signed", scale="weight", shrink_to="mean", upscale=True)
 
     @classmethod
     def either_norm(cls) -> LPP:
