@@ -67,7 +67,8 @@ trained to the end and stored in bfloat16, {zoo}.
 
 A right pair that is not taken is listed as not covered; a wrong one that is taken would be edited. Limits that remain:
 a layer whose output something else reads besides its norm has statistics that fit; so has one behind whose norm the
-channels are a gate, unless its name says so; and an InstanceNorm with running statistics, which has the keys of a
+channels are a gate, unless its name says so; an activation whose inputs are so small that it is nearly linear counts as
+no activation; and an InstanceNorm with running statistics, which has the keys of a
 BatchNorm, is taken for one, as it computes the same at test time.
 
 Not counted as extra: {merging}, where a Linear's (N, L, C) is flattened to (N L, C) before the

@@ -253,7 +253,8 @@ def blocks(order: str, seed: int = 0, **options: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Blocks(order, **options)
-        with torch.no_grad():  # as after some training
+        with torch.no_grad():  # as after some training: large enough that no activation is nearly linear
+            model.stem.weight.mul_(10)
             for name, parameter in model.named_parameters():
                 if name.startswith("bn"):
                     parameter.add_(0.3 * torch.randn_like(parameter))
