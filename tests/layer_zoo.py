@@ -138,6 +138,27 @@ def randomise(norm: nn.Module) -> None:
             norm.weight[1] *= -1  # the sign of gamma says nothing
 
 
+def calibrate(model: nn.Module, batch: Tensor, *, keep_var: bool = False) -> nn.Module:
+    """Give the norms of a network the statistics of a batch, as training does; in eval mode afterwards.
+
+    Args:
+        model: any network.
+        batch: of inputs whose mean is not zero, or its first layer's statistics say nothing.
+        keep_var: whether the running variances stay what they were.
+    """
+    norms = [m for m in model.modules() if isinstance(getattr(m, "running_var", None), Tensor)]
+    before = [(norm.momentum, norm.running_var.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(batch)
+        for norm, (momentum, var) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if keep_var:
+                norm.running_var.copy_(var)
+    return model.eval()
+
+
 def rescale(layer: nn.Module, channel: int, factor: float) -> None:
     """Multiply one output channel's filter."""
     with torch.no_grad():

@@ -270,7 +270,7 @@ def read_model(
         _check(tensors, layer.bias, size=layer.out_channels)
         _check(tensors, layer.gain, size=None)
     for norm in graph.norms.values():
-        for name in (norm.weight, norm.bias, norm.mean, norm.var):
+        for name in (norm.weight, norm.bias, norm.mean, norm.var, norm.gain):
             _check(tensors, name, size=norm.channels)
     return tensors, graph
 
@@ -339,4 +339,5 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
 def _gamma(tensors: Tensors, norm: Norm) -> Tensor:
     if norm.weight is None:
         return torch.ones_like(tensors[norm.var])
-    return tensors[norm.weight].detach()
+    gamma = tensors[norm.weight].detach()
+    return gamma if norm.gain is None else gamma * tensors[norm.gain].detach()

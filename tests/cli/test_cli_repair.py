@@ -79,32 +79,42 @@ def test_a_dry_run_refuses_the_output_that_a_run_would_refuse(source: Path, tmp_
     assert "expected a name that ends in" in refuse("repair", source, "-o", tmp_path / "out.txt", "--dry-run")
 
 
-def test_what_could_not_be_paired_is_not_written_without_partial(preact: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out.safetensors"
-    done = run("repair", preact, "-o", output)
+def test_what_could_not_be_paired_is_not_written_without_partial(source: Path, tmp_path: Path) -> None:
+    state = dict(checkpoint.load(source).tensors)
+    checkpoint.save(source, {**state, "attention.in_proj_weight": torch.rand(12, 4)}, overwrite=True)
+    output = tmp_path / "out.pt"
+    done = run("repair", source, "-o", output)
     assert done.code == 3
     (line,) = done.err.splitlines()
     assert "could not be read or paired (the first is" in line
     assert "nothing was written" in line
     assert "INCOMPLETE" in done.out
-    assert _names(tmp_path) == {preact.name}
-    assert run("repair", preact, "--dry-run").code == 3
-    assert run("repair", preact, "--dry-run", "--partial").code == 0
-    assert run("repair", preact, "-o", output, "--arch", "preactresnet18:width=4").code == 0
-    done = run("repair", preact, "-o", output, "--partial", "--force")
-    assert done.code == 0
+    assert _names(tmp_path) == {source.name}
+    assert run("repair", source, "--dry-run").code == 3
+    assert run("repair", source, "--dry-run", "--partial").code == 0
+    done = run("repair", source, "-o", output, "--partial")
+    assert (done.code, done.err) == (0, f"{output}: written and read back\n")
     assert "INCOMPLETE" in done.out
-    assert output.exists()
+    assert run("diff", source, output).out.splitlines()[0] == "bn1.weight: 1 of 16 channels: 3"
 
 
-def test_a_file_of_which_nothing_was_scored_is_not_written_without_partial(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "in.pt", {"a": torch.ones(4)})
-    done = run("repair", tmp_path / "in.pt", "-o", tmp_path / "out.pt")
-    assert done.code == 3
-    assert "no layer of it was scored; nothing was written" in done.err
-    assert _names(tmp_path) == {"in.pt"}
-    assert run("repair", tmp_path / "in.pt", "--dry-run").code == 3
-    assert run("repair", tmp_path / "in.pt", "-o", tmp_path / "out.pt", "--partial").code == 0
+def test_where_nothing_can_be_edited_partial_writes_nothing(preact: Path, tmp_path: Path) -> None:
+    """A network whose layers cannot be paired, one without norms, and a file of other things."""
+    plain, other = tmp_path / "plain.pt", tmp_path / "other.pt"
+    checkpoint.save(plain, parse_arch("vgg19:width=4").build().state_dict())
+    checkpoint.save(other, {"a": torch.ones(1)})
+    before = _names(tmp_path)
+    for source in (preact, plain, other):
+        for words in (["-o", tmp_path / "out.pt"], ["-o", tmp_path / "out.pt", "--partial"]):
+            done = run("repair", source, *words)
+            assert done.code == 3
+            assert "nothing was written; nothing was read that may be edited" in done.err
+            assert "written and read back" not in done.err
+        assert run("repair", source, "--dry-run", "--partial").code == 3
+    assert "no layer of it was scored" in run("repair", other, "-o", tmp_path / "out.pt").err
+    assert _names(tmp_path) == before
+    done = run("repair", preact, "-o", tmp_path / "out.safetensors", "--arch", "preactresnet18:width=4")
+    assert done.code == 0
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "complex64"])

@@ -18,6 +18,24 @@ Build = Callable[..., nn.Module]
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX links, pipes or devices")
 
 
+TIED = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(16, 16, 1, bias=False), nn.Conv2d(16, 16, 1, bias=False)
+        self.b.weight = self.a.weight
+        self.fc = nn.Linear(16, 4, bias=False)
+
+    def forward(self, x):
+        return self.fc(self.b(self.a(x)).mean((2, 3)))
+
+def build():
+    return Net()
+"""
+
+
 @pytest.fixture
 def plain(tiny_net: Build, tmp_path: Path) -> Path:
     """A small file in which no channel stands out."""
@@ -66,10 +84,13 @@ def test_outliers_that_cannot_be_cut_are_findings_too(tmp_path: Path) -> None:
     weight = torch.rand(16, 16, 1, 1) + 1
     weight[3] *= 50
     torch.save({"a.weight": weight, "b.weight": weight, "fc.weight": torch.rand(4, 16)}, tmp_path / "tied.pt")
-    done = run("scan", tmp_path / "tied.pt", "--format", "json")
+    builder = tmp_path / "tied.py"
+    builder.write_text(TIED)
+    words = ["scan", tmp_path / "tied.pt", "--arch", f"{builder}:build", "--quiet"]
+    done = run(*words, "--format", "json")
     assert done.code == 1
     assert json.loads(done.out)["totals"]["immutable"] == 1
-    text = run("scan", tmp_path / "tied.pt").out
+    text = run(*words).out
     assert "1 outlier channel in 1 of 1 layer; 1 cannot be cut." in text
     assert "No outlier channels were found" not in text
 
@@ -107,16 +128,49 @@ def test_what_cannot_be_paired_is_incomplete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_vgg19_without_norms_is_read_in_full(tmp_path: Path, suffix: str) -> None:
+def test_vgg19_without_norms_is_scored_and_what_is_not_known_is_said(tmp_path: Path, suffix: str) -> None:
+    """Any of its layers may make the answers, for all that names say."""
     path = tmp_path / f"m.{suffix}"
     checkpoint.save(path, parse_arch("vgg19:width=4").build().state_dict())
     done = run("scan", path, "--format", "json")
-    assert done.code in (0, 1)
-    assert len(json.loads(done.out)["layers"]) == 16
+    assert done.code == 3
+    record = json.loads(done.out)
+    assert len(record["layers"]) == len(record["not_covered"]) == 16
+    assert "not known whether it makes the answers" in record["not_covered"][0]["reason"]
+    assert run("scan", path, "--arch", "vgg19:width=4").code in (0, 1)
+
+
+def test_the_rows_of_a_convolution_that_makes_the_answers_are_not_cut(tmp_path: Path) -> None:
+    """A file of a network whose last layer is a convolution, one of its classes with larger weights."""
+    state = parse_arch("torchvision:squeezenet1_1:num_classes=43").build().state_dict()
+    state["classifier.1.weight"][7] *= 3
+    checkpoint.save(tmp_path / "in.pt", state)
+    assert run("scan", tmp_path / "in.pt").code == 3
+    for words in ([], ["--partial"]):
+        done = run("repair", tmp_path / "in.pt", "-o", tmp_path / "out.pt", *words)
+        assert done.code == 3
+        assert "nothing was written" in done.err
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_vectors_of_unknown_meaning_are_said(tmp_path: Path) -> None:
+    state = {"conv.weight": torch.rand(32, 3, 3, 3), "gamma": torch.ones(32), "head.weight": torch.rand(10, 32)}
+    checkpoint.save(tmp_path / "m.pt", state)
+    done = run("scan", tmp_path / "m.pt")
+    assert done.code == 3
+    assert "may multiply channels" in " ".join(done.out.split()).replace("!! ", "")
+    assert "gamma" in done.out
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("600.5", "a whole number of weights"), ("100000", "expected at most 128, the input features")]
+)
+def test_a_count_of_classifier_weights_is_a_whole_number_of_what_there_is(value: str, said: str) -> None:
+    assert said in refuse("scan", PACKAGED, "--fc-weights", value)
 
 
 def test_weights_that_are_not_numbers_are_findings(tiny_net: Build, tmp_path: Path) -> None:
-    state = tiny_net().state_dict()
+    state = tiny_net(channels=16).state_dict()
     state["conv2.weight"][5, 0, 0, 0] = float("nan")
     state["bn1.weight"][2] = float("-inf")
     checkpoint.save(tmp_path / "nan.pt", state)
@@ -367,7 +421,7 @@ HOSTILE_NAME = "\x1b[2J<script>alert(1)</script>\n[red]=cmd()\u202e"
 def test_hostile_names_are_escaped(tmp_path: Path, form: str) -> None:
     checkpoint.save(tmp_path / "m.pt", {f"{HOSTILE_NAME}.weight": torch.rand(8, 8, 1, 1)})
     done = run("scan", tmp_path / "m.pt", "--format", form)
-    assert done.code in (0, 1)
+    assert done.code == 3
     assert "\x1b" not in done.out
     assert "\u202e" not in done.out
     if form == "html":

@@ -249,7 +249,7 @@ class TestClassifier:
             (2, (1, 3)),
             (3, (1, 3, 0)),
             (4, (1, 3, 0, 2)),  # signed: -2 comes last, not second
-            (400, (1, 3, 0, 2)),
+            (4.0, (1, 3, 0, 2)),
             (0.5, (1, 3)),  # a share of four features
             (0.01, (1,)),  # never less than one
             (0.999, (1, 3, 0, 2)),
@@ -267,6 +267,25 @@ class TestClassifier:
         expected[0, list(cut)] = 0
         assert torch.equal(outcome.model[1].weight, expected)
         assert torch.equal(outcome.model[1].bias, model[1].bias)
+
+    @pytest.mark.parametrize("count", [5, 400])
+    def test_more_weights_than_there_are_features_are_refused(self, count: int) -> None:
+        with pytest.raises(SettingError, match=f"fc_weights: expected at most 4, the input features of 1, got {count}"):
+            LPP(fc_weights=count).plan(classifier())
+
+    def test_a_fixed_basis_is_no_classifier(self) -> None:
+        """Numbers that a network holds as a buffer were laid down, not learnt."""
+
+        class Inverse(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.body = nn.Linear(4, 4)
+                self.register_buffer("basis", torch.rand(6, 4))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return nn.functional.linear(torch.relu(self.body(x)), self.basis)
+
+        assert self.said(Inverse().eval()).endswith("its weight is a buffer, not a parameter: a fixed basis")
 
     def test_zero_switches_it_off(self) -> None:
         plan = LPP(fc_weights=0).plan(classifier())
@@ -326,7 +345,7 @@ class TestClassifier:
 
     def test_no_head(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-        assert self.said(model).endswith("no single layer makes the output")
+        assert self.said(model).endswith("no single layer is known to make the answers")
 
     @pytest.mark.parametrize(
         ("model", "reason"),
@@ -378,6 +397,8 @@ class TestClassifier:
         ({"band": math.inf}, "band: expected"),
         ({"fc_weights": -1}, r"fc_weights: expected a number from 0 to 1e\+09, got -1"),
         ({"fc_weights": math.inf}, "fc_weights: expected"),
+        ({"fc_weights": 600.5}, "fc_weights: expected a share below 1 or a whole number of weights, got 600.5"),
+        ({"fc_weights": 1.5}, "fc_weights: expected a share below 1 or a whole number of weights, got 1.5"),
         ({"norm": "l3"}, "norm: expected one of l2, l2sq, spectral, either, got 'l3'"),
         (
             {"norm_factor": "inverse"},

@@ -18,6 +18,7 @@ from unbackdoor.model_files import ARCH_KEY, diff, load_model, open_model, repai
 from unbackdoor.models import parse_arch
 
 Build = Callable[..., nn.Module]
+TINY_NET = Path(__file__).parents[1] / "conftest.py"
 
 # Reads a file in a process of its own, where any sign of foreign code or of the network ends the process at once.
 GUARDED = """
@@ -199,6 +200,35 @@ def test_a_torch_file_keeps_everything_else(tiny_net: Build, tmp_path: Path, wra
     assert any(not torch.equal(out[name], weights[name]) for name in out)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("bn1.running_var", torch.nan), ("conv2.weight", torch.nan), ("bn2.weight", torch.inf), ("bn1.running_var", -1.0)],
+)
+def test_a_file_that_is_broken_as_a_whole_is_not_repaired(
+    tiny_net: Build, tmp_path: Path, name: str, value: float
+) -> None:
+    state = tiny_net(channels=16).state_dict()
+    state[name].fill_(value)
+    torch.save(state, tmp_path / "in.pt")
+    for arch in (None, f"{TINY_NET}:TinyNet:channels=16"):
+        with pytest.raises((CheckpointError, IncompleteError), match="damaged" if arch else "") as caught:
+            repair(tmp_path / "in.pt", tmp_path / "out.pt", arch=arch, partial=arch is not None)
+        assert "nothing was written" in str(caught.value)
+        if isinstance(caught.value, CheckpointError):
+            assert name in str(caught.value)
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_one_broken_channel_is_cut_and_said(tiny_net: Build, tmp_path: Path) -> None:
+    state = tiny_net(channels=16).state_dict()
+    state["bn1.running_var"][3] = torch.nan
+    torch.save(state, tmp_path / "in.pt")
+    report = repair(tmp_path / "in.pt", tmp_path / "out.pt")
+    assert report.layers[0].not_finite == (3,)
+    written = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in written.values())
+
+
 class Tied(nn.Module):
     """Two convolutions with one weight; the classifier is under two names."""
 
@@ -221,7 +251,8 @@ def test_tied_tensors_are_scored_once_and_stay_tied(tmp_path: Path) -> None:
     state["stem.weight"][3] *= 50
     state["a.weight"][5] *= 50
     torch.save(state, tmp_path / "in.pt")
-    report = repair(tmp_path / "in.pt", tmp_path / "out.pt", partial=True)
+    arch = f"{__file__}:Tied"
+    report = repair(tmp_path / "in.pt", tmp_path / "out.pt", arch=arch)
     assert [layer.path for layer in report.layers] == ["stem", "a"]
     assert report.layers[0].pruned_high == (3,)
     assert (report.layers[1].pruned_high, report.layers[1].immutable) == ((), (5,))
@@ -230,7 +261,7 @@ def test_tied_tensors_are_scored_once_and_stay_tied(tmp_path: Path) -> None:
     assert torch.equal(out["a.weight"], state["a.weight"])
     for one, other in (("a.weight", "b.weight"), ("fc.weight", "head.weight"), ("fc.bias", "head.bias")):
         assert out[one].data_ptr() == out[other].data_ptr()
-    repair(tmp_path / "in.pt", tmp_path / "out.safetensors", partial=True)
+    repair(tmp_path / "in.pt", tmp_path / "out.safetensors", arch=arch)
     assert diff(tmp_path / "out.pt", tmp_path / "out.safetensors") == []
 
 

@@ -26,7 +26,7 @@ from unbackdoor.report.sarif import render_unread
 
 @click.command(
     epilog="Exit codes: 0 written and read back (with --dry-run: would be); 2 error, or refused; 3 part of the model "
-    "could not be read or paired, or no layer was scored, and nothing was written without --partial."
+    "could not be read or paired, and nothing was written without --partial, or at all where nothing could be edited."
 )
 @click.argument("source", metavar="IN")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
@@ -81,7 +81,7 @@ def command(
             partial=partial,
             dry_run=dry_run,
         )
-        if dry_run and report.gap is not None and not partial:
+        if dry_run and report.gap is not None and not (partial and report.editable):
             code = 3
     except IncompleteError as error:
         say(str(error))

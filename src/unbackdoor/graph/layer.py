@@ -67,6 +67,7 @@ class Norm:
         weight, bias: names of gamma and beta; None without affine parameters.
         mean, var: names of the running statistics.
         eps: added to the variance.
+        gain: name of a further factor on gamma, as ANP's networks keep one.
     """
 
     path: str
@@ -76,6 +77,7 @@ class Norm:
     mean: str
     var: str
     eps: float
+    gain: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,25 @@
-"""Pairs from names and order alone, for a file without an architecture: accepted only where the two agree.
+"""Layers and pairs without a dataflow graph: a file without an architecture, or a network that no tracer follows.
 
-Measured over 163 networks (docs/pairing.md), order alone pairs 65 of 6,692 norms wrongly and names alone 328; where
-they agree none is wrong and 1,882 are missed. What is missed is listed as not covered.
+A pair takes three witnesses: names and order that agree, and statistics that the layer before can have produced
+(evidence.py; docs/pairing.md has the measurements). Of a layer without a norm nobody says whether it makes the answers
+or a gate: it is scored, never edited, and listed as not covered. Nothing here is guessed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from unbackdoor.graph.evidence import Verdict, is_plain, judge
 from unbackdoor.graph.layer import Layer, LayerGraph, Norm
 from unbackdoor.graph.modules import (
     is_batch_norm,
+    is_frozen,
     is_layer,
     is_unreadable,
     join,
@@ -30,7 +35,21 @@ _KINDS = {2: "Linear", 3: "Conv1d", 4: "Conv2d", 5: "Conv3d"}
 _EPS = 1e-5
 #: Transposed convolutions keep their output channels in the second place, which a square weight does not betray.
 _UPWARDS = re.compile(r"deconv|transpose|convt(?![a-z])|upconv|up_?sample|(?<![a-z])up\d*(?![a-z])", re.IGNORECASE)
+#: Numbers that are looked up or laid down, not those of a layer.
+_FIXED = re.compile(r"(?<![a-z])(i?stft|mel|dct|fbank)(?![a-z])|filter_?bank|basis|fourier|embed[a-z]*$", re.IGNORECASE)
+#: What multiplies other channels may have a norm of its own.
+_GATE = re.compile(
+    r"(?<![a-z])(se|gates?|gating|psi|cbam|bam|attn|attention)(?![a-z])|squeeze|excit|(spatial|channel)_?att",
+    re.IGNORECASE,
+)
+#: What a layer that makes class scores is called.
+_CLASSIFIER = re.compile(r"(?<![a-z])(fc|linear|classifier|head|logits?|cls|out|output)(?![a-z])", re.IGNORECASE)
+#: ANP's norms carry a factor on gamma (`neuron_mask`), and noise that plays no part at test time.
+_MASK, _NOISE = "neuron_mask", ("neuron_noise", "neuron_noise_bias")
+#: What is added to channels makes none of them larger.
+_ADDED = re.compile(r"(?:^|[._])bias(?:_[a-z0-9]+)*$")
 _ASK = "give the architecture with --arch (arch=...)"
+_MAY_MULTIPLY = "its part in the network is not known; it may multiply channels"
 
 
 @dataclass(frozen=True)
@@ -59,7 +78,9 @@ def of_module(owners: Owners, failure: str) -> LayerGraph:
             entries.append(_Entry(path, layer=read_layer(module, path, "names"), refusal=refusal))
         elif is_batch_norm(module):
             norm = read_norm(module, path)
-            if norm is not None and any(x is not None and x not in owners.tensors for x in (norm.weight, norm.bias)):
+            if norm is not None and not (is_frozen(module) or runs_torch_forward(module)):
+                entries.append(_Entry(path, refusal="its forward pass is its own and could not be traced"))
+            elif norm is not None and any(x is not None and x not in owners.tensors for x in (norm.weight, norm.bias)):
                 entries.append(_Entry(path, refusal="its weight or bias is computed by a parametrization"))
             elif norm is not None:
                 entries.append(_Entry(path, norm=norm))
@@ -71,11 +92,11 @@ def of_module(owners: Owners, failure: str) -> LayerGraph:
         inside = any(".".join(parts[:end]) in known for end in range(1, len(parts) + 1))
         kind = type(owners.modules.get(".".join(parts)))
         own = kind is nn.Module or not kind.__module__.startswith("torch.nn.modules.")
-        if isinstance(tensor, nn.Parameter) and tensor.ndim >= 2 and own and not inside:
-            refused.append(Remark(name, "parameter", "its part in the network is not known: it could not be traced"))
+        if isinstance(tensor, nn.Parameter) and tensor.numel() > 1 and own and not inside:
+            refused.append(Remark(name, "parameter", f"{_MAY_MULTIPLY}: it could not be traced"))
     reason = f"the network could not be traced ({failure})"
     aside = (Remark("*", "network", f"read by names and order alone: {reason}"),)
-    return _graph(entries, refused, owners.aliases, ordered=True, reason=reason, aside=aside)
+    return _graph(entries, refused, owners.tensors, owners.aliases, ordered=True, reason=reason, aside=aside)
 
 
 def of_tensors(tensors: Mapping[str, Tensor], *, ordered: bool) -> LayerGraph:
@@ -86,38 +107,24 @@ def of_tensors(tensors: Mapping[str, Tensor], *, ordered: bool) -> LayerGraph:
         ordered: whether their order is that of the modules.
     """
     entries, refused = [], []
+    known: set[str] = set()  # what a layer or norm was read from
     for name, tensor in tensors.items():
         path, _, attribute = name.rpartition(".")
-        mean, var = (tensors.get(join(path, x)) for x in ("running_mean", "running_var"))
-        if mean is not None and var is not None:
+        if join(path, "running_mean") in tensors and join(path, "running_var") in tensors:
             if attribute == "running_mean":
-                has = {x: join(path, x) if join(path, x) in tensors else None for x in ("weight", "bias")}
-                others = [tensors[x] for x in has.values() if x]
-                if mean.ndim != 1 or any(x.shape != mean.shape for x in (var, *others)):
-                    entries.append(_Entry(path, refusal="its tensors are not all of one length"))
-                    continue
-                norm = Norm(path=path, channels=len(mean), mean=name, var=join(path, "running_var"), eps=_EPS, **has)
-                entries.append(_Entry(path, norm=norm))
-        elif attribute == "weight" and tensor.ndim in _KINDS and "embed" not in path.rpartition(".")[2]:
-            bias = join(path, "bias")
-            upwards = bias in tensors and tensors[bias].shape != tensor.shape[:1]
-            upwards = upwards or (tensor.ndim > 2 and _UPWARDS.search(path) is not None)
-            entries.append(
-                _Entry(
-                    path,
-                    layer=Layer(
-                        path=path,
-                        kind=_KINDS[tensor.ndim],
-                        out_channels=len(tensor),
-                        rule="names",
-                        weight=name,
-                        bias=bias if bias in tensors else None,
-                    ),
-                    refusal=f"probably transposed, of how many groups is not known; {_ASK}" if upwards else "",
-                )
-            )
+                entries.append(_norm_entry(path, tensors))
+            if attribute in ("weight", "bias", "running_mean", "running_var", _MASK, *_NOISE):
+                known.add(name)
+        elif tensor.ndim >= 2 and _FIXED.search(path):
+            refused.append(Remark(name, "tensor", f"by its name an embedding or a fixed basis, and no layer; {_ASK}"))
+        elif attribute == "weight" and tensor.ndim in _KINDS:
+            entries.append(_layer_entry(path, tensors))
+            known |= {name, join(path, "bias")}
         elif tensor.ndim >= 2:
             refused.append(Remark(name, "tensor", f"its part in the network is not known; {_ASK}"))
+    for name, tensor in tensors.items():
+        if name not in known and tensor.ndim == 1 and tensor.numel() > 1 and not _ADDED.search(name):
+            refused.append(Remark(name, "tensor", f"{_MAY_MULTIPLY}; {_ASK}"))
     aside = []
     if any(entry.norm for entry in entries):
         aside.append(Remark("*", "BatchNorm", f"a state dict does not hold eps: {_EPS} is assumed"))
@@ -125,7 +132,50 @@ def of_tensors(tensors: Mapping[str, Tensor], *, ordered: bool) -> LayerGraph:
         aside.append(
             Remark("*", "convolution", "a state dict does not say which are transposed: none is assumed to be")
         )
-    return _graph(entries, refused, {}, ordered=ordered, reason=_ASK, aside=tuple(aside))
+    return _graph(entries, refused, tensors, {}, ordered=ordered, reason=_ASK, aside=tuple(aside))
+
+
+def _norm_entry(path: str, tensors: Mapping[str, Tensor]) -> _Entry:
+    """A norm of a state dict."""
+    mean, var, mask = (join(path, name) for name in ("running_mean", "running_var", _MASK))
+    weight, bias, gain = (x if x in tensors else None for x in (join(path, "weight"), join(path, "bias"), mask))
+    others = [tensors[name] for name in (var, weight, bias, gain) if name is not None]
+    if tensors[mean].ndim != 1 or any(x.shape != tensors[mean].shape for x in others):
+        return _Entry(path, refusal="its tensors are not all of one length")
+    if gain is not None and (weight is None or not _is_finite(tensors[gain])):
+        return _Entry(path, refusal=f"its {_MASK} has nothing to multiply, or is not finite")
+    norm = Norm(
+        path=path,
+        channels=len(tensors[mean]),
+        weight=weight,
+        bias=bias,
+        mean=mean,
+        var=var,
+        eps=_EPS,
+        gain=gain,
+    )
+    return _Entry(path, norm=norm)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return is_plain(tensor) and bool(torch.isfinite(tensor).all())
+
+
+def _layer_entry(path: str, tensors: Mapping[str, Tensor]) -> _Entry:
+    """A layer of a state dict."""
+    weight, bias = tensors[join(path, "weight")], join(path, "bias")
+    upwards = bias in tensors and tensors[bias].shape != weight.shape[:1]
+    upwards = upwards or (weight.ndim > 2 and _UPWARDS.search(path) is not None)
+    layer = Layer(
+        path=path,
+        kind=_KINDS[weight.ndim],
+        out_channels=len(weight),
+        rule="names",
+        weight=join(path, "weight"),
+        bias=bias if bias in tensors else None,
+    )
+    refusal = f"probably transposed, of how many groups is not known; {_ASK}" if upwards else ""
+    return _Entry(path, layer=layer, refusal=refusal)
 
 
 def agreeing(entries: list[tuple[str, bool]]) -> dict[str, str]:
@@ -162,6 +212,7 @@ def partners(norm: str) -> set[str]:
 def _graph(
     entries: list[_Entry],
     refused: list[Remark],
+    tensors: Mapping[str, Tensor],
     aliases: Mapping[str, tuple[str, ...]],
     *,
     ordered: bool,
@@ -171,7 +222,18 @@ def _graph(
     norms = {entry.path: entry.norm for entry in entries if entry.norm is not None}
     found = agreeing([(entry.path, entry.layer is None) for entry in entries]) if ordered else {}
     by_layer = {layer: norm for norm, layer in found.items()}
-    certain = len(found) == len([entry for entry in entries if entry.layer is None])  # then no other layer has a norm
+    proposed = {
+        entry.path: (entry.layer, norms[by_layer[entry.path]])
+        for entry in entries
+        if entry.layer is not None and not entry.refusal and by_layer.get(entry.path) in norms
+    }
+    proposed = {path: pair for path, pair in proposed.items() if pair[0].out_channels == pair[1].channels}
+    verdicts = judge(list(proposed.values()), tensors)
+    unpaired = {norm for norm in norms if norm not in found or verdicts.get(found[norm]) == "differs"}
+    # With every norm paired, no other layer has one.
+    certain = not unpaired and len(found) == len([entry for entry in entries if entry.layer is None])
+    last = next((entry.path for entry in reversed(entries) if entry.layer is not None), None)
+    classifier = _classifier(entries, tensors) if ordered else None
     layers, uncovered = [], list(refused)
     for entry in entries:
         layer, norm = entry.layer, by_layer.get(entry.path)
@@ -179,24 +241,56 @@ def _graph(
             uncovered.append(Remark(entry.path, entry.kind, entry.refusal))
         elif layer is None:
             continue
-        elif norm in norms and norms[norm].channels == layer.out_channels:
-            layers.append(Layer(**{**layer.__dict__, "norm": norm}))
+        elif entry.path in proposed and verdicts[entry.path] != "differs":
+            paired = dataclasses.replace(layer, norm=norm)
+            layers.append(_with_part(paired, verdicts[entry.path], reason, last=entry.path == last))
+        elif entry.path in proposed:
+            why = f"names and order pair it with {norm}, whose running means are not what its weights produce"
+            uncovered.append(Remark(layer.path, layer.kind, f"{why}; {reason}"))
+        elif layer.path == classifier:
+            layers.append(dataclasses.replace(layer, part="answer"))
         elif norm is None and certain:
-            layers.append(layer)
+            why = f"it is not known whether it makes the answers, a gate, or hidden channels; {reason}"
+            layers.append(dataclasses.replace(layer, part="unknown", why=why))
         else:
             why = "names and order do not agree on its norm" if ordered else "a file that keeps no order of layers"
             if norm is not None:
                 why = f"{norm} does not fit it"
             uncovered.append(Remark(layer.path, layer.kind, f"{why}; {reason}"))
-    matrices = [layer.path for layer in layers if layer.kind == "Linear"]
-    single = len([entry for entry in entries if entry.layer and entry.layer.kind == "Linear"]) == 1
     return LayerGraph(
         layers=tuple(layers),
         norms=norms,
-        unpaired_norms=tuple(path for path in norms if path not in found),
-        classifier=matrices[0] if single and matrices else None,
-        outputs=tuple(matrices) if single else (),
+        unpaired_norms=tuple(path for path in norms if path in unpaired),
+        classifier=classifier,
+        outputs=() if classifier is None else (classifier,),
         uncovered=tuple(uncovered),
         aside=aside if layers else (),
         aliases=aliases,
     )
+
+
+def _with_part(layer: Layer, verdict: Verdict, reason: str, *, last: bool) -> Layer:
+    """A layer with its norm, hidden where nothing speaks against it."""
+    why = ""
+    if verdict == "silent":
+        why = f"names and order pair it with {layer.norm}, but no statistics bear that out"
+    elif last:
+        why = "the last layer registered: it may make the answers"
+    elif _GATE.search(layer.path):
+        why = "by its name it may make a gate, which zero would not switch off"
+    return dataclasses.replace(layer, part="unknown", why=f"{why}; {reason}") if why else layer
+
+
+def _classifier(entries: list[_Entry], tensors: Mapping[str, Tensor]) -> str | None:
+    """The only Linear, where everything says that it makes the class scores.
+
+    It is the last layer registered, is called so, and reads the channels of the last norm.
+    """
+    linear = [entry for entry in entries if entry.layer is not None and entry.layer.kind == "Linear"]
+    if len(linear) != 1 or linear[0] is not entries[-1] or linear[0].refusal:
+        return None
+    layer = linear[0].layer
+    norm = next((entry.norm for entry in reversed(entries) if entry.norm is not None), None)
+    if layer is None or norm is None or not norm.channels or not _CLASSIFIER.search(layer.path):
+        return None
+    return layer.path if tensors[layer.weight].shape[1] % norm.channels == 0 else None

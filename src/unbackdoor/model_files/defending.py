@@ -175,11 +175,11 @@ def defend(
     if test is not None:
         after = measure(outcome.model, test, attack, output=answer, progress=noted("measuring after", progress))
     if output is not None:
-        if report.gap is not None and not partial:
-            raise IncompleteError(
-                f"{source}: {report.gap}; nothing was written; --partial (partial=True) writes what was repaired",
-                report,
-            )
+        if report.gap is not None and not (partial and report.editable):
+            rest = "--partial (partial=True) writes what was repaired"
+            if not report.editable:
+                rest = "nothing was read that may be edited, so that there is nothing to repair"
+            raise IncompleteError(f"{source}: {report.gap}; nothing was written; {rest}", report)
         state = outcome.model.state_dict()
         tensors = {
             name: state[name].detach().to("cpu", tensor.dtype) for name, tensor in file.checkpoint.tensors.items()

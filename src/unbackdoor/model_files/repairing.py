@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unbackdoor import checkpoint
@@ -17,6 +18,7 @@ from unbackdoor.errors import CheckpointError, IncompleteError, SettingError
 from unbackdoor.graph import LayerGraph
 from unbackdoor.model_files.reading import ModelFile, memory_of, open_model, with_source
 from unbackdoor.models import Arch
+from unbackdoor.prune import Plan
 from unbackdoor.report import Remark, Report
 
 
@@ -42,13 +44,14 @@ def repair(
         key: which entry of a torch file to read, where there are several.
         example: what the network takes, where its layers cannot be read without (see `layer_graph`).
         overwrite: whether an existing output may be replaced.
-        partial: whether to write although part of the network could not be read or paired, or nothing was scored.
+        partial: whether to write although part of the network could not be read or paired.
         dry_run: report only, and write nothing.
 
     Raises:
-        CheckpointError, ArchitectureError: the file cannot be read, or is not that network's.
-        IncompleteError: part of it could not be read or paired, or nothing was scored, and `partial` is false; nothing
-            was written.
+        CheckpointError, ArchitectureError: the file cannot be read, or is not that network's, or a whole tensor or
+            layer of it is broken.
+        IncompleteError: part of it could not be read or paired and `partial` is false, or nothing was read that may be
+            edited; nothing was written.
         OutputError: the output exists, is the input, or cannot be written.
         SettingError: no output was given.
     """
@@ -59,12 +62,15 @@ def repair(
     file = open_model(source, arch=arch, key=key, example=example)
     plan = (method or LPP()).plan(file.source, graph=file.graph)
     report = with_source(plan.report(action="repair"), file)
+    _refuse_damaged(plan, file)
     if dry_run or output is None:
         return dataclasses.replace(report, action="plan")
-    if report.gap is not None and not partial:
+    if report.gap is not None and not (partial and report.editable):
+        rest = "--partial (partial=True) repairs the rest"
+        if not report.editable:
+            rest = "nothing was read that may be edited, so that there is nothing to repair"
         raise IncompleteError(
-            f"{source}: {report.gap}; nothing was written; --partial (partial=True) repairs the rest",
-            dataclasses.replace(report, action="plan"),
+            f"{source}: {report.gap}; nothing was written; {rest}", dataclasses.replace(report, action="plan")
         )
     tensors = _copy_edited(file.checkpoint.tensors, {edit.name for edit in plan.edits}, file.graph)
     plan.apply_(tensors)
@@ -101,6 +107,41 @@ def write_repaired(
         reason = "kept as they were; what an optimizer remembers belongs to the weights before the repair"
         lost = (*lost, Remark(", ".join(kept[:12]) + (", ..." if len(kept) > 12 else ""), "entries", reason))
     return dataclasses.replace(report, output=str(output), left_alone=(*report.left_alone, *lost))
+
+
+def _refuse_damaged(plan: Plan, file: ModelFile) -> None:
+    """CheckpointError where most of a tensor, or of a layer's channels, is no number: nothing sound would be left.
+
+    A broken channel or two are cut and said instead.
+    """
+    path = file.checkpoint.path
+    for name, tensor in file.checkpoint.tensors.items():
+        broken = _share_broken(tensor)
+        if broken > 0.5:
+            raise CheckpointError(
+                f"{path}: {name!r}: expected numbers, got NaN in {broken:.0%} of its places; the file is damaged, and "
+                "nothing was written"
+            )
+    for selection in plan.selections:
+        count, of = int(selection.broken.sum()), len(selection.broken)
+        if count > of / 2:
+            names = [selection.layer.weight, selection.layer.bias]
+            norm = plan.graph.norms.get(selection.layer.norm or "")
+            if norm is not None:
+                names += [norm.weight, norm.bias, norm.mean, norm.var]
+            raise CheckpointError(
+                f"{path}: {selection.path!r}: expected channels with a finite score, got {count} of {of} without one "
+                f"(from {', '.join(name for name in names if name is not None)}); the file is damaged, and nothing was "
+                "written"
+            )
+
+
+def _share_broken(tensor: Tensor) -> float:
+    """Which share of a tensor is NaN; 0 of a kind that cannot be. (Infinity may be meant: masks hold it.)"""
+    computable = tensor.layout == torch.strided and not tensor.is_quantized and tensor.element_size() > 1
+    if not (computable and tensor.is_floating_point() and tensor.numel()):
+        return 0.0
+    return float(torch.isnan(tensor).double().mean())
 
 
 def _copy_edited(tensors: Mapping[str, Tensor], edited: set[str], graph: LayerGraph) -> dict[str, Tensor]:

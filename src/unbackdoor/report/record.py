@@ -147,7 +147,8 @@ class Report:
         score: what a score is; empty where it is a channel's Lipschitz constant.
         layers: every scored layer, in the order of the network.
         classifier: the classifier step, or None where it was off or had nothing to act on (a remark says so).
-        not_covered: what could not be read or paired: nothing is known of it, and it makes the report incomplete.
+        not_covered: what could not be read or paired, or is scored and never edited, since its part in the network is
+            not known; it makes the report incomplete.
         left_alone: what was read, but is not this method's to change.
         unpaired_norms: norms that no single layer feeds.
         stages: how training went, for methods that train.
@@ -188,6 +189,13 @@ class Report:
                 f"{first.path!r}: {first.reason})"
             )
         return None if self.layers or self.stages else "no layer of it was scored"
+
+    @property
+    def editable(self) -> bool:
+        """Whether anything was read that may be edited: a scored layer whose part is known, a classifier, training."""
+        unknown = {remark.path for remark in self.not_covered}
+        known = any(layer.path not in unknown for layer in self.layers)
+        return known or self.classifier is not None or bool(self.stages)
 
     @property
     def changed(self) -> bool:

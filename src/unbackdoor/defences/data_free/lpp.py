@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES, DataFree, check_choice, check_number
+from unbackdoor.errors import SettingError
 from unbackdoor.graph import Layer, LayerGraph
 from unbackdoor.lipschitz import NormFactor, NormKind, Tensors, read_model, readable, scores_of
 from unbackdoor.prune import Editor, Plan, Selection, either, eligible, select
@@ -57,7 +58,8 @@ class LPP(DataFree):
         lower: channels with a score below mean + lower * std are pruned; -inf switches this off.
         upper: channels with a score above mean + upper * std are pruned; inf switches this off, and the band.
         band: near outliers begin this many standard deviations below the upper cut (Eq. 8); 0 switches it off.
-        fc_weights: classifier weights to cut: a share of its input features below 1, else a count; 0 cuts none.
+        fc_weights: classifier weights to cut: a share of its input features below 1, else a whole number of at most
+            all of them; 0 cuts none.
         norm_factor: how a BatchNorm enters the score: "folded"; "no_eps"; "printed", the reciprocal; "printed_signed",
             the reciprocal with gamma's sign, as it is printed; or "none".
         norm: "l2" (Algorithm 1), "l2sq" (the other reading of Sec. 3.3), "spectral" (CLP's), or "either": an outlier by
@@ -93,6 +95,10 @@ class LPP(DataFree):
         check_number("upper", self.upper, least=0)
         check_number("band", self.band, least=0, most=1e6)
         check_number("fc_weights", self.fc_weights, least=0, most=1e9)
+        if self.fc_weights >= 1 and self.fc_weights != int(self.fc_weights):
+            raise SettingError(
+                f"fc_weights: expected a share below 1 or a whole number of weights, got {self.fc_weights!r}"
+            )
         check_choice("norm_factor", self.norm_factor, get_args(NormFactor))
         check_choice("norm", self.norm, ("l2", "l2sq", "spectral", "either"))
         check_choice("scale", self.scale, ("gamma", "weight"))
@@ -171,12 +177,14 @@ class LPP(DataFree):
         if self.fc_weights == 0:
             return None
         if graph.classifier is None:
-            heads = ", ".join(graph.outputs) or "no single layer makes the output"
+            heads = ", ".join(graph.outputs) or "no single layer is known to make the answers"
             editor.left_alone.append(Remark("*", "classifier", f"the classifier step was left out: {heads}"))
             return None
         layer = graph[graph.classifier]
         weight = tensors[layer.weight].detach()
         reason = readable(tensors, layer) or _no_classifier(layer, weight)
+        if reason is None and tensors.module is not None and not isinstance(tensors[layer.weight], nn.Parameter):
+            reason = "its weight is a buffer, not a parameter: a fixed basis"
         if reason is not None:
             editor.left_alone.append(Remark(layer.path, layer.kind, f"the classifier step was left out: {reason}"))
             return None
@@ -185,8 +193,12 @@ class LPP(DataFree):
         means = matrix.mean(1)
         suspect = int(means.argmax())
         gaps = suspicion(matrix, suspect)
-        count = max(1, round(self.fc_weights * features)) if self.fc_weights < 1 else round(self.fc_weights)
-        cut = torch.sort(gaps, descending=True, stable=True).indices[: min(count, features)]
+        count = max(1, round(self.fc_weights * features)) if self.fc_weights < 1 else int(self.fc_weights)
+        if count > features:
+            raise SettingError(
+                f"fc_weights: expected at most {features}, the input features of {layer.path}, got {count}"
+            )
+        cut = torch.sort(gaps, descending=True, stable=True).indices[:count]
         editor.zero(layer.weight, (torch.full_like(cut, suspect), cut))
         return ClassifierReport(
             path=layer.path,
