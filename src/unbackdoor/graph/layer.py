@@ -67,6 +67,7 @@ class Norm:
         weight, bias: names of gamma and beta; None without affine parameters.
         mean, var: names of the running statistics.
         eps: added to the variance.
+        part, why: as of a layer, where the norm's channels are meant: those of an answer or a gate are never pruned.
     """
 
     path: str
@@ -76,6 +77,8 @@ class Norm:
     mean: str
     var: str
     eps: float
+    part: Part = "hidden"
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +89,8 @@ class LayerGraph:
         layers: in the order in which the network calls them.
         norms: every norm with running statistics, by path.
         unpaired_norms: paths of those that no single layer feeds.
-        classifier: path of the layer whose result is the network's output, where there is exactly one.
-        outputs: paths of every such layer: their rows are answers, not hidden channels.
+        classifier: path of the layer whose result is the network's output, where there is exactly one, without a norm.
+        outputs: paths of all layers whose rows are answers: their results reach the network's output past no other.
         uncovered: layers and norms that could not be read or paired, and why.
         aside: what was read and plays no part (parameters outside every layer, modules that eval mode never calls).
         aliases: tensor name -> other names of the same tensor.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -91,7 +92,7 @@ def of_tensors(tensors: Mapping[str, Tensor], *, ordered: bool) -> LayerGraph:
         mean, var = (tensors.get(join(path, x)) for x in ("running_mean", "running_var"))
         if mean is not None and var is not None:
             if attribute == "running_mean":
-                has = {x: join(path, x) if join(path, x) in tensors else None for x in ("weight", "bias")}
+                has: Any = {x: join(path, x) if join(path, x) in tensors else None for x in ("weight", "bias")}
                 others = [tensors[x] for x in has.values() if x]
                 if mean.ndim != 1 or any(x.shape != mean.shape for x in (var, *others)):
                     entries.append(_Entry(path, refusal="its tensors are not all of one length"))

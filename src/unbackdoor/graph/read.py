@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import textwrap
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -25,9 +26,9 @@ def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
     Args:
         model: any module; it is traced in eval mode and without its hooks, which are taken to observe only, and left
             as it was.
-        example: an input, a tuple of inputs or a mapping of inputs by keyword, for networks that torch.fx cannot
-            follow: torch.export needs one, and without it tries the usual image sizes. With it, torch.export is asked
-            first, since shapes are then known.
+        example: an input, a tuple or list of inputs, or a mapping of inputs by keyword, for networks that torch.fx
+            cannot follow: torch.export needs one, and without it tries the usual image sizes. With it, torch.export is
+            asked first, since shapes are then known.
 
     Returns:
         A graph; what could not be read or paired is listed in `uncovered`.
@@ -56,7 +57,17 @@ def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
             best = graph
         if not flow.blind:
             break
-    return best or names.of_module(owners, "; ".join(failures))
+    return best or _unfollowed(names.of_module(owners, "; ".join(failures)))
+
+
+def _unfollowed(graph: LayerGraph) -> LayerGraph:
+    """A graph without dataflow: any layer without a norm may be what makes the network's answers, or a gate."""
+    why = "the network could not be traced: whether its rows are answers, gates or hidden channels is not known"
+    layers = [
+        dataclasses.replace(layer, part="unknown", why=why) if layer.norm is None and layer.part == "hidden" else layer
+        for layer in graph.layers
+    ]
+    return dataclasses.replace(graph, layers=tuple(layers))
 
 
 @contextlib.contextmanager
