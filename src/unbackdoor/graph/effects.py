@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from torch import fx, nn
+from torch import nn
 
 from unbackdoor.graph.places import Place, contracted, moved
 
@@ -124,30 +124,6 @@ def of_module(module: nn.Module, args: Sequence[Any]) -> tuple[str, tuple[Any, .
     return type(module).__name__, (*args, *(getattr(module, name) for name in settings))
 
 
-def values_in(value: Any) -> Iterator[fx.Node]:
-    """The nodes in an argument, nested lists and slices included."""
-    if isinstance(value, fx.Node):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from values_in(item)
-    elif isinstance(value, dict):
-        yield from values_in(tuple(value.values()))
-    elif isinstance(value, slice):
-        yield from values_in((value.start, value.stop, value.step))
-
-
-def viewed(node: fx.Node) -> Iterator[fx.Node]:
-    """What a value is a view of, if it is one: it changes when the view is written into."""
-    while node.op.startswith("call_") and node.args and isinstance(node.args[0], fx.Node):
-        target = getattr(node.target, "overloadpacket", node.target)
-        plain = canonical(target if isinstance(target, str) else getattr(target, "__name__", ""))
-        if plain not in _MOVE and plain not in ("detach", "alias", "contiguous", "expand", "expandas"):
-            return
-        node = node.args[0]
-        yield node
-
-
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
@@ -173,7 +149,7 @@ _POOL = _names(
     " ifft2 ifftn fftrfft2 fftirfft2 reduce"
 )
 #: The first argument's values at other places; another argument with values says which, as an index does.
-_MOVE = _names(
+MOVES = _names(
     "view reshape reshapeas viewas permute transpose t adjoint flatten unflatten ravel squeeze unsqueeze"
     " repeat repeatinterleave tile chunk split splitwithsizes tensorsplit unbind narrow roll flip"
     " fliplr flipud rot90 unfold fold im2col col2im movedim moveaxis swapaxes swapdims pixelshuffle pixelunshuffle"
@@ -330,7 +306,7 @@ _TABLE: dict[str, Callable[[Call], Effect]] = {
     **dict.fromkeys(_POINT, lambda call: call.main("zero", "point")),
     **dict.fromkeys(_OPEN, _open),
     **dict.fromkeys(_POOL, lambda call: call.main("zero", "pool")),
-    **dict.fromkeys(_MOVE, lambda call: call.main("zero")),
+    **dict.fromkeys(MOVES, lambda call: call.main("zero")),
     **dict.fromkeys(_JOIN, lambda call: call.all("zero")),
     **dict.fromkeys(_PLUS, _plus),
     **dict.fromkeys(_TIMES, _times),

@@ -11,10 +11,11 @@ import torch
 from torch import fx, nn
 
 from unbackdoor.graph.dataflow import Dataflow
-from unbackdoor.graph.effects import Call, changes_in_place, effect, values_in, viewed
+from unbackdoor.graph.effects import Call, changes_in_place, effect
 from unbackdoor.graph.examples import examples
 from unbackdoor.graph.modules import join, unwrap
 from unbackdoor.graph.owners import Owners
+from unbackdoor.graph.values import Values
 
 _aten = torch.ops.aten
 _CONVS: dict[Any, bool] = {
@@ -76,8 +77,8 @@ class _Reader:
         signature = program.graph_signature
         stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.stored = {node: join(prefix, tensor) for node, tensor in stored.items()}
-        numbers: dict[fx.Node, int] = {}
-        self.numbers = numbers
+        self.values = Values(self.flow, owners.tensors)
+        numbers = self.values.numbers
         params: dict[fx.Node, frozenset[str]] = {}  # tensors of the network, or computed from them alone
         for node in program.graph.nodes:
             inputs = tuple(numbers[i] for i in node.all_input_nodes if i in numbers)
@@ -95,22 +96,7 @@ class _Reader:
             elif node.op == "call_function":
                 numbers[node] = self._call(node, inputs, used)
                 if changes_in_place(_name(node)):
-                    self._write(node)
-
-    def _data(self, value: Any) -> tuple[int, ...]:
-        """The ops whose values are in an argument."""
-        found = (self.numbers[node] for node in values_in(value) if node in self.numbers)
-        return tuple(number for number in found if self.flow.varies(number))
-
-    def _write(self, node: fx.Node) -> None:
-        """Whoever reads what this call wrote into reads the result."""
-        into = node.args[0] if node.args else None
-        if not isinstance(into, fx.Node):
-            return
-        for whole in (into, *viewed(into)):
-            earlier = self.numbers.get(whole)
-            parts = (self.numbers[node],) if earlier is None or whole is into else (earlier, self.numbers[node])
-            self.numbers[whole] = parts[0] if len(parts) == 1 else self.flow.join(parts)
+                    self.values.write(node)
 
     def _call(self, node: fx.Node, inputs: tuple[int, ...], used: frozenset[str]) -> int:
         target = node.target
@@ -153,7 +139,7 @@ class _Reader:
             return self.owners.call_frozen(self.flow, frozen, inputs)
         named = [self.stored[i.name] for i in node.all_input_nodes if i.name in self.stored]
         args = node.args[:1] if packet in _SHAPE_OF_SECOND else node.args
-        what = effect(Call(_name(node), args, node.kwargs, self._data, self.flow.place, _shapes(node)))
+        what = effect(Call(_name(node), args, node.kwargs, self.values, self.flow.place, _shapes(node)))
         return self.owners.call_function(self.flow, inputs, exact=named, made_of=used, effect=what)
 
     def _exact(self, node: fx.Node, index: int) -> str | None:

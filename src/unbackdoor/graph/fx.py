@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from unbackdoor.graph.dataflow import Dataflow
-from unbackdoor.graph.effects import Call, Effect, changes_in_place, effect, of_module, values_in, viewed
+from unbackdoor.graph.effects import Call, Effect, changes_in_place, effect, of_module
 from unbackdoor.graph.examples import norm_ranks
 from unbackdoor.graph.modules import (
     INPUT_NORMS,
@@ -24,6 +24,7 @@ from unbackdoor.graph.modules import (
     unwrap,
 )
 from unbackdoor.graph.owners import Owners
+from unbackdoor.graph.values import Values
 
 _CONVS: dict[Any, bool] = {
     F.conv1d: False,
@@ -101,17 +102,16 @@ class _Reader:
         self.flow = Dataflow("fx")
         self.owners = owners
         self.ranks = ranks
-        numbers: dict[fx.Node, int] = {}
-        self.numbers = numbers
-        self.written: dict[str, int] = {}  # buffers and constants that values were written into
+        self.values = Values(self.flow, owners.tensors)
+        numbers = self.values.numbers
         params: dict[fx.Node, frozenset[str]] = {}  # tensors of the network, or computed from them alone
         for node in nodes:
             inputs = tuple(numbers[i] for i in node.all_input_nodes if i in numbers)
             used = frozenset[str]().union(*(params[i] for i in node.all_input_nodes if i in params))
             if node.op == "placeholder":
                 numbers[node] = self.flow.add("input")
-            elif node.op == "get_attr" and str(node.target) in self.written:
-                numbers[node] = self.written[str(node.target)]
+            elif node.op == "get_attr" and str(node.target) in self.values.written:
+                numbers[node] = self.values.written[str(node.target)]
             elif node.op == "get_attr":
                 params[node] = frozenset({str(node.target)})
             elif node.op == "output":
@@ -119,34 +119,13 @@ class _Reader:
             elif node.op == "call_module":
                 numbers[node] = self._module(node, inputs)
                 if getattr(self.owners.modules[str(node.target)], "inplace", False):
-                    self._write(node)
+                    self.values.write(node)
             elif used and not inputs and node.target not in _CONVS:
                 params[node] = used
             else:
                 numbers[node] = self._call(node, inputs, used)
                 if changes_in_place(_name(node.target)) or node.kwargs.get("inplace") is True:
-                    self._write(node)
-
-    def _data(self, value: Any) -> tuple[int, ...]:
-        """The ops whose values are in an argument."""
-        found = (self.numbers[node] for node in values_in(value) if node in self.numbers)
-        return tuple(number for number in found if self.flow.varies(number))
-
-    def _write(self, node: fx.Node) -> None:
-        """Whoever reads what this call wrote into reads the result."""
-        into = node.args[0] if node.args else None
-        if not isinstance(into, fx.Node):
-            return
-        for whole in (into, *viewed(into)):
-            earlier = self.numbers.get(whole)
-            if whole.op == "get_attr":
-                earlier = self.written.get(str(whole.target))
-            parts = (self.numbers[node],) if earlier is None or whole is into else (earlier, self.numbers[node])
-            self.numbers[whole] = parts[0] if len(parts) == 1 else self.flow.join(parts)
-            if whole.op == "get_attr":
-                if str(whole.target) not in self.owners.tensors:
-                    raise TypeError("the network writes into a tensor of its own making, of which torch.fx loses sight")
-                self.written[str(whole.target)] = self.numbers[whole]
+                    self.values.write(node)
 
     def _module(self, node: fx.Node, inputs: tuple[int, ...]) -> int:
         path = str(node.target)
@@ -165,7 +144,7 @@ class _Reader:
             return flow.add("alias", inputs)
         name, args = of_module(module, node.args)
         return self.owners.call_opaque(
-            flow, path, inputs, effect(Call(name, args, node.kwargs, self._data, flow.place))
+            flow, path, inputs, effect(Call(name, args, node.kwargs, self.values, flow.place))
         )
 
     def _call(self, node: fx.Node, inputs: tuple[int, ...], used: frozenset[str]) -> int:
@@ -216,7 +195,7 @@ class _Reader:
             args = (args[1], args[0], *args[2:])
         if node.op == "call_method" and name in _SHAPE_OF_SECOND:
             args = args[:1]
-        return effect(Call(name, args, node.kwargs, self._data, self.flow.place))
+        return effect(Call(name, args, node.kwargs, self.values, self.flow.place))
 
     def _merges_leading(self, node: fx.Node) -> bool:
         """`x.flatten(0, 1)`: how implementers put a (N, L, C) result of a Linear before a BatchNorm1d.
