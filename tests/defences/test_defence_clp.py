@@ -85,7 +85,7 @@ def test_masks_are_those_of_the_published_formula(build: object, width: int, see
 
 def test_the_cut_by_hand() -> None:
     """Channels 1 (nine times) and 11: mean 2, sample variance (9 + 81) / 9 = 10, so that 11 lies at 9 / 3.16 = 2.85."""
-    model = nn.Sequential(nn.Conv2d(1, 10, 1, bias=False), nn.BatchNorm2d(10, eps=0.0)).eval()
+    model = nn.Sequential(nn.Conv2d(1, 10, 1, bias=False), nn.BatchNorm2d(10, eps=0.0), nn.Conv2d(10, 2, 1)).eval()
     with torch.no_grad():
         model[0].weight.fill_(1.0)[9] = 11.0
     (layer,) = CLP().plan(model).report().layers
@@ -102,7 +102,7 @@ def test_the_cut_by_hand() -> None:
 
 
 def test_only_the_upper_side_is_cut_and_nothing_is_shrunk() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 10, 1, bias=False), nn.BatchNorm2d(10)).eval()
+    model = nn.Sequential(nn.Conv2d(1, 10, 1, bias=False), nn.BatchNorm2d(10), nn.Conv2d(10, 2, 1)).eval()
     with torch.no_grad():
         model[0].weight.fill_(5.0)[9] = 0.0
     assert CLP(u=0.5).plan(model).edits == CLP(u=1.0).plan(model).edits == ()
@@ -116,7 +116,7 @@ def test_u_at_infinity_changes_nothing() -> None:
 
 def test_spectral_differs_from_length_where_filters_have_rank() -> None:
     """Two singular values 3 and 4 against one 4.5: CLP's largest is the second filter, LPP's the first."""
-    model = nn.Sequential(nn.Conv1d(2, 2, 2, bias=False), nn.BatchNorm1d(2, eps=0.0)).eval()
+    model = nn.Sequential(nn.Conv1d(2, 2, 2, bias=False), nn.BatchNorm1d(2, eps=0.0), nn.Conv1d(2, 2, 1)).eval()
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[4.5, 0.0], [0.0, 0.0]]]))
     (layer,) = CLP().plan(model).report().layers

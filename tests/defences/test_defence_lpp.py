@@ -345,6 +345,8 @@ class TestClassifier:
 
     def test_no_head(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+        assert self.said(model).endswith("0 makes the output, through a norm")
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LSTM(6, 4)).eval()
         assert self.said(model).endswith("no single layer is known to make the answers")
 
     @pytest.mark.parametrize(

@@ -5,10 +5,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from unbackdoor.defences.clean_data import DefenderData
-from unbackdoor.defences.data_based.anp import worst_noise
+from unbackdoor.defences.data_based.anp import ANP, worst_noise
+from unbackdoor.defences.data_based.base import DataBased
+from unbackdoor.defences.data_based.bnp import BNP
+from unbackdoor.defences.data_based.ep import EP
+from unbackdoor.defences.data_based.rnp import RNP
 from unbackdoor.defences.norm_channels import NOTHING, NormChannels, switch_off
 from unbackdoor.errors import MethodError
 from unbackdoor.graph import layer_graph
@@ -124,3 +128,42 @@ def test_the_threshold_is_measured_on_what_will_be_pruned() -> None:
     with pytest.raises(MethodError, match="answers none of 20 held-out images rightly"):
         wrong = DefenderData(x, (x.flatten() < 0).long(), None)
         channels.choose_threshold(masks, wrong, 0.05, beta="keep")
+
+
+class Gated(nn.Module):
+    """A hidden norm, one behind a sigmoid that multiplies, and one whose channels are the answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("hidden", "gate", "answer"):
+            self.add_module(f"{name}_conv", nn.Conv2d(3 if name == "hidden" else 6, 6, 3, padding=1))
+            self.add_module(name, nn.BatchNorm2d(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.hidden(self.hidden_conv(x)).relu()
+        x = x * self.gate(self.gate_conv(x)).sigmoid()
+        return self.answer(self.answer_conv(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "defence", [BNP(u=0.0), EP(u=0.0), ANP(iterations=2, threshold=1.0, holdout=0), RNP(threshold=1.0, holdout=0)]
+)
+def test_norms_of_gates_and_answers_are_left_alone_and_said(defence: DataBased) -> None:
+    torch.manual_seed(0)
+    model = Gated().eval()
+    x, y = torch.randn(60, 3, 8, 8), torch.arange(60) % 6
+    outcome = defence(model, x, y, generator=torch.Generator().manual_seed(0))
+    (layer,) = outcome.report.layers
+    assert layer.path == "hidden"
+    assert layer.pruned
+    left = {remark.path: remark.reason for remark in outcome.report.left_alone}
+    assert "answers" in left["answer"]
+    assert "zero would not switch it off" in left["gate"]
+    for name in ("gate", "answer"):
+        assert torch.equal(outcome.model.get_submodule(name).weight, model.get_submodule(name).weight)
+
+
+def test_a_network_whose_norms_are_all_gates_or_answers_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    with pytest.raises(MethodError, match=r"hidden BatchNorm channels.* 1: its channels are the network's answers"):
+        NormChannels(model, layer_graph(model), "test")

@@ -25,7 +25,10 @@ THRESHOLDS = tuple(step / 20 for step in range(20))
 
 
 class NormChannels:
-    """All channels of a network's BatchNorms as one vector, in the order of the norms.
+    """All hidden channels of a network's BatchNorms as one vector, in the order of the norms.
+
+    What is an answer of the network or a gate is left alone and said in `left_alone`; what is not known, in
+    `not_covered`.
 
     Args:
         model: a network.
@@ -38,7 +41,16 @@ class NormChannels:
 
     def __init__(self, model: nn.Module, graph: LayerGraph, method: str) -> None:
         self.model, self.method = model, method
-        self.norms = tuple(norm for norm in graph.norms.values() if norm.weight is not None)
+        weighted = [norm for norm in graph.norms.values() if norm.weight is not None]
+        self.norms = tuple(norm for norm in weighted if norm.part == "hidden")
+        others = [(norm.part, Remark(norm.path, "BatchNorm", _why(norm))) for norm in weighted if norm.part != "hidden"]
+        self.left_alone = tuple(remark for part, remark in others if part != "unknown")
+        self.not_covered = tuple(remark for part, remark in others if part == "unknown")
+        if others and not self.norms:
+            first = others[0][1]
+            raise MethodError(
+                f"{method} works on hidden BatchNorm channels, and this network has none: {first.path}: {first.reason}"
+            )
         if not self.norms:
             raise MethodError(
                 f"{method} works on BatchNorm channels, and this network has none with running statistics and weights; "
@@ -131,6 +143,15 @@ class NormChannels:
                 break
             chosen = threshold
         return chosen
+
+
+def _why(norm: Norm) -> str:
+    """Why a norm's channels are left alone."""
+    if norm.part == "answer":
+        return "its channels are the network's answers, not hidden ones"
+    if norm.part == "gate":
+        return f"it opens and closes other channels, and zero would not switch it off: {norm.why}"
+    return norm.why
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -10,12 +10,17 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
+from unbackdoor.graph.effects import NO_EFFECT, Effect
 from unbackdoor.graph.layer import Layer, LayerGraph, Norm
+from unbackdoor.graph.parts import Parts, Verdict
+from unbackdoor.graph.places import Place
 from unbackdoor.report import Remark
 
-Kind = Literal["input", "layer", "norm", "input_norm", "alias", "shape", "other", "output"]
+Kind = Literal["input", "layer", "weights", "norm", "input_norm", "alias", "shape", "other", "opaque", "output"]
+
+_Known = TypeVar("_Known", Layer, Norm)
 
 
 @dataclass(frozen=True)
@@ -24,14 +29,16 @@ class Op:
 
     Attributes:
         kind: "alias" hands its first input on unchanged; "shape" reads sizes, not values; "input_norm" is a norm whose
-            factor depends on its input.
+            factor depends on its input; "weights" is a layer that cannot be read; "opaque" cannot be looked into.
         inputs: the numbers of the ops whose results it reads.
         path: of the layer or norm; for "input_norm" the type's name.
+        effect: of "other": what it makes of zeros.
     """
 
     kind: Kind
     inputs: tuple[int, ...] = ()
     path: str = ""
+    effect: Effect = NO_EFFECT
 
 
 @dataclass
@@ -40,6 +47,7 @@ class Dataflow:
 
     Attributes:
         rule: the tracer.
+        doubts: layers that run inside something that cannot be looked into, and what it is.
         blind: whether something was refused that another tracer might see.
     """
 
@@ -48,16 +56,32 @@ class Dataflow:
     layers: dict[str, Layer] = field(default_factory=dict)
     norms: dict[str, Norm] = field(default_factory=dict)
     uncovered: dict[str, Remark] = field(default_factory=dict)
+    doubts: dict[str, str] = field(default_factory=dict)
     blind: bool = False
 
-    def add(self, kind: Kind, inputs: tuple[int, ...] = (), path: str = "") -> int:
+    def add(self, kind: Kind, inputs: tuple[int, ...] = (), path: str = "", effect: Effect = NO_EFFECT) -> int:
         """Append a call; returns its number."""
-        self.ops.append(Op(kind, inputs, path))
+        self.ops.append(Op(kind, inputs, path, effect))
         return len(self.ops) - 1
+
+    def join(self, inputs: tuple[int, ...]) -> int:
+        """Append a value that is made of parts of others."""
+        return self.add("other", inputs, effect=Effect("cat", tuple((i, "zero") for i in inputs if self.varies(i))))
 
     def refuse(self, path: str, kind: str, reason: str) -> None:
         """Note a layer or norm that cannot be read; the first reason stands."""
         self.uncovered.setdefault(path, Remark(path, kind, reason))
+
+    def varies(self, number: int) -> bool:
+        """Whether op `number` puts out values that depend on the input's, and no mere sizes or constants."""
+        return self.ops[number].kind != "shape"
+
+    def place(self, number: int) -> Place | None:
+        """Along which axis of op `number`'s result channels lie, where that is known."""
+        op = self.ops[number]
+        if op.kind in ("norm", "input_norm", "alias") and op.inputs:
+            return self.place(op.inputs[0])
+        return op.effect.place
 
     def source(self, number: int) -> Layer | None:
         """The layer whose result op `number` hands on, if it is a layer's."""
@@ -86,14 +110,21 @@ class Dataflow:
                 layer = self._pair(self.layers[path], calls, readers)
                 if layer is not None:
                     layers.append(layer)
-        paired = {layer.norm for layer in layers}
-        unpaired = tuple(path for path in self.norms if path in calls and path not in paired)
-        outputs = self._outputs()
+        pairs = {layer.path: layer.norm for layer in layers if layer.norm is not None}
+        parts = Parts(self, pairs)
+        layers = [_with_part(layer, parts.of_layer(layer.path)) for layer in layers]
+        norms = {layer.norm: layer for layer in layers if layer.norm is not None}
+        unpaired = tuple(path for path in self.norms if path in calls and path not in norms)
+        outputs = tuple(layer.path for layer in layers if layer.part == "answer")
+        alone = len(outputs) == 1 and outputs[0] not in pairs and not parts.doubted
         return LayerGraph(
             layers=tuple(layers),
-            norms=self.norms,
+            norms={
+                path: _with_part(norm, norms.get(path) or parts.of_norm(path)) if path in calls else norm
+                for path, norm in self.norms.items()
+            },
             unpaired_norms=unpaired,
-            classifier=outputs[0] if len(outputs) == 1 else None,
+            classifier=outputs[0] if alone else None,
             outputs=outputs,
             uncovered=tuple(self.uncovered.values()),
             aside=aside,
@@ -129,36 +160,6 @@ class Dataflow:
         note = f"{', '.join(sorted(norms))} reads it, and something else does too: scored without the norm"
         return dataclasses.replace(layer, note=note)
 
-    def _outputs(self) -> tuple[str, ...]:
-        """The layers whose result reaches the output past no other layer and no norm.
 
-        Each value that the network puts out is looked at by itself: feature maps beside the answer hide nothing.
-        """
-        values = dict.fromkeys(i for op in self.ops if op.kind == "output" for i in op.inputs)
-        found = {path for value in values for path in self._heads(value)}
-        return tuple(path for path in self.layers if path in found)
-
-    def _heads(self, value: int) -> set[str]:
-        """The layers that put out one value; none if a norm is among what does.
-
-        Where several do, they count only if all are Linear (several heads): a network that ends in a sum of feature
-        maps has no classifier.
-        """
-        found: set[str] = set()
-        seen: set[int] = set()
-        stack = [value]
-        while stack:
-            number = stack.pop()
-            if number in seen:
-                continue
-            seen.add(number)
-            op = self.ops[number]
-            if op.kind == "layer":
-                found.add(op.path)
-            elif op.kind in ("alias", "other"):
-                stack.extend(op.inputs)
-            elif op.kind in ("norm", "input_norm"):
-                return set()
-        if len(found) > 1 and any(self.layers[path].kind != "Linear" for path in found):
-            return set()
-        return found
+def _with_part(what: _Known, found: Layer | Verdict) -> _Known:
+    return what if found.part == "hidden" else dataclasses.replace(what, part=found.part, why=found.why)

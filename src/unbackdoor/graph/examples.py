@@ -20,11 +20,15 @@ def examples(model: nn.Module, example: Any = None) -> Iterator[tuple[tuple[Any,
     """Positional and keyword inputs to try, one after the other.
 
     Args:
-        example: what the user gave: an input, a tuple of inputs, or a mapping of inputs by keyword.
+        example: what the user gave: an input, a tuple or list of inputs, or a mapping of inputs by keyword. A list may
+            be one input too, as detectors take it.
     """
     if example is not None:
         if isinstance(example, Mapping):
             yield (), dict(example)
+        elif isinstance(example, list):
+            yield tuple(example), {}
+            yield (example,), {}
         else:
             yield (example if isinstance(example, tuple) else (example,)), {}
         return

@@ -11,9 +11,11 @@ import torch
 from torch import fx, nn
 
 from unbackdoor.graph.dataflow import Dataflow
+from unbackdoor.graph.effects import Call, changes_in_place, effect
 from unbackdoor.graph.examples import examples
 from unbackdoor.graph.modules import join, unwrap
 from unbackdoor.graph.owners import Owners
+from unbackdoor.graph.values import Values
 
 _aten = torch.ops.aten
 _CONVS: dict[Any, bool] = {
@@ -75,13 +77,16 @@ class _Reader:
         signature = program.graph_signature
         stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.stored = {node: join(prefix, tensor) for node, tensor in stored.items()}
-        numbers: dict[fx.Node, int] = {}
+        self.values = Values(self.flow, owners.tensors)
+        numbers = self.values.numbers
         params: dict[fx.Node, frozenset[str]] = {}  # tensors of the network, or computed from them alone
         for node in program.graph.nodes:
             inputs = tuple(numbers[i] for i in node.all_input_nodes if i in numbers)
             used = frozenset[str]().union(*(params[i] for i in node.all_input_nodes if i in params))
             if node.op == "placeholder" and node.name in self.stored:
                 params[node] = frozenset({self.stored[node.name]})
+            elif node.op == "placeholder" and node.name in signature.inputs_to_lifted_tensor_constants:
+                numbers[node] = self.flow.add("shape")
             elif node.op == "placeholder":
                 numbers[node] = self.flow.add("input")
             elif node.op == "output":
@@ -90,6 +95,8 @@ class _Reader:
                 params[node] = used
             elif node.op == "call_function":
                 numbers[node] = self._call(node, inputs, used)
+                if changes_in_place(_name(node)):
+                    self.values.write(node)
 
     def _call(self, node: fx.Node, inputs: tuple[int, ...], used: frozenset[str]) -> int:
         target = node.target
@@ -131,8 +138,9 @@ class _Reader:
         if frozen is not None and inputs:
             return self.owners.call_frozen(self.flow, frozen, inputs)
         named = [self.stored[i.name] for i in node.all_input_nodes if i.name in self.stored]
-        name = getattr(packet, "__name__", str(target))
-        return self.owners.call_function(self.flow, inputs, exact=named, made_of=used, function=name)
+        args = node.args[:1] if packet in _SHAPE_OF_SECOND else node.args
+        what = effect(Call(_name(node), args, node.kwargs, self.values, self.flow.place, _shapes(node)))
+        return self.owners.call_function(self.flow, inputs, exact=named, made_of=used, effect=what)
 
     def _exact(self, node: fx.Node, index: int) -> str | None:
         """The name of a tensor that is used as it is; of a shared one, its name in the module that runs."""
@@ -154,6 +162,21 @@ class _Reader:
             return False
         before, after = _value(node, 0).shape, node.meta["val"].shape
         return len(before) == 3 and tuple(after[1:]) == tuple(before[2:])
+
+
+def _name(node: fx.Node) -> str:
+    target: Any = node.target
+    return getattr(getattr(target, "overloadpacket", target), "__name__", str(target))
+
+
+def _shapes(node: fx.Node) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Of the first argument and of the result, if both are tensors of known size."""
+    source = node.args[0] if node.args else None
+    read, made = (source.meta.get("val") if isinstance(source, fx.Node) else None), node.meta.get("val")
+    if not isinstance(read, torch.Tensor) or not isinstance(made, torch.Tensor):
+        return None
+    before, after = tuple(read.shape), tuple(made.shape)
+    return (before, after) if all(isinstance(size, int) for size in (*before, *after)) else None
 
 
 def _value(node: fx.Node, index: int) -> Any:

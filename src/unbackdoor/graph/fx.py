@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from unbackdoor.graph.dataflow import Dataflow
+from unbackdoor.graph.effects import Call, Effect, changes_in_place, effect, of_module
 from unbackdoor.graph.examples import norm_ranks
 from unbackdoor.graph.modules import (
     INPUT_NORMS,
@@ -23,6 +24,7 @@ from unbackdoor.graph.modules import (
     unwrap,
 )
 from unbackdoor.graph.owners import Owners
+from unbackdoor.graph.values import Values
 
 _CONVS: dict[Any, bool] = {
     F.conv1d: False,
@@ -100,25 +102,33 @@ class _Reader:
         self.flow = Dataflow("fx")
         self.owners = owners
         self.ranks = ranks
-        numbers: dict[fx.Node, int] = {}
+        self.values = Values(self.flow, owners.tensors)
+        numbers = self.values.numbers
         params: dict[fx.Node, frozenset[str]] = {}  # tensors of the network, or computed from them alone
         for node in nodes:
             inputs = tuple(numbers[i] for i in node.all_input_nodes if i in numbers)
             used = frozenset[str]().union(*(params[i] for i in node.all_input_nodes if i in params))
             if node.op == "placeholder":
                 numbers[node] = self.flow.add("input")
+            elif node.op == "get_attr" and str(node.target) in self.values.written:
+                numbers[node] = self.values.written[str(node.target)]
             elif node.op == "get_attr":
                 params[node] = frozenset({str(node.target)})
             elif node.op == "output":
                 self.flow.add("output", inputs)
             elif node.op == "call_module":
-                numbers[node] = self._module(str(node.target), inputs)
+                numbers[node] = self._module(node, inputs)
+                if getattr(self.owners.modules[str(node.target)], "inplace", False):
+                    self.values.write(node)
             elif used and not inputs and node.target not in _CONVS:
                 params[node] = used
             else:
                 numbers[node] = self._call(node, inputs, used)
+                if changes_in_place(_name(node.target)) or node.kwargs.get("inplace") is True:
+                    self.values.write(node)
 
-    def _module(self, path: str, inputs: tuple[int, ...]) -> int:
+    def _module(self, node: fx.Node, inputs: tuple[int, ...]) -> int:
+        path = str(node.target)
         module, flow = self.owners.modules[path], self.flow
         if is_layer(module):
             return self.owners.call_layer(flow, path, inputs)
@@ -126,12 +136,16 @@ class _Reader:
             return self.owners.call_norm(flow, path, inputs, lambda: self.ranks(path))
         if is_unreadable(module):
             flow.refuse(path, type(module).__name__, "weights of this kind are not scored")
-            return flow.add("other", inputs)
+            script = isinstance(module, torch.jit.ScriptModule)
+            return flow.add("opaque" if script else "weights", inputs, type(module).__name__)
         if isinstance(module, INPUT_NORMS):
             return flow.add("input_norm", inputs, type(module).__name__)
         if isinstance(module, _ALIAS_MODULES) and inputs:
             return flow.add("alias", inputs)
-        return self.owners.call_opaque(flow, path, inputs)
+        name, args = of_module(module, node.args)
+        return self.owners.call_opaque(
+            flow, path, inputs, effect(Call(name, args, node.kwargs, self.values, flow.place))
+        )
 
     def _call(self, node: fx.Node, inputs: tuple[int, ...], used: frozenset[str]) -> int:
         target, flow, owners = node.target, self.flow, self.owners
@@ -171,7 +185,17 @@ class _Reader:
         if node.op == "call_method" and target in _SHAPE_OF_SECOND:
             inputs = inputs[:1]
         exact = [str(i.target) for i in node.all_input_nodes if i.op == "get_attr"]
-        return owners.call_function(flow, inputs, exact=exact, made_of=used, function=_name(target))
+        return owners.call_function(flow, inputs, exact=exact, made_of=used, effect=self._effect(node))
+
+    def _effect(self, node: fx.Node) -> Effect:
+        args = node.args
+        # A NamedTuple or a dataclass is a container of values.
+        name = "cat" if isinstance(node.target, type) else _name(node.target)
+        if node.op == "call_method" and name == "where" and len(args) > 1:
+            args = (args[1], args[0], *args[2:])
+        if node.op == "call_method" and name in _SHAPE_OF_SECOND:
+            args = args[:1]
+        return effect(Call(name, args, node.kwargs, self.values, self.flow.place))
 
     def _merges_leading(self, node: fx.Node) -> bool:
         """`x.flatten(0, 1)`: how implementers put a (N, L, C) result of a Linear before a BatchNorm1d.

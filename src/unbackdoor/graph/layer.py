@@ -68,6 +68,7 @@ class Norm:
         mean, var: names of the running statistics.
         eps: added to the variance.
         gain: name of a further factor on gamma, as ANP's networks keep one.
+        part, why: as of a layer, where the norm's channels are meant: those of an answer or a gate are never pruned.
     """
 
     path: str
@@ -78,6 +79,8 @@ class Norm:
     var: str
     eps: float
     gain: str | None = None
+    part: Part = "hidden"
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,8 @@ class LayerGraph:
         layers: in the order in which the network calls them.
         norms: every norm with running statistics, by path.
         unpaired_norms: paths of those that no single layer feeds.
-        classifier: path of the layer whose result is the network's output, where there is exactly one.
-        outputs: paths of every such layer: their rows are answers, not hidden channels.
+        classifier: path of the layer whose result is the network's output, where there is exactly one, without a norm.
+        outputs: paths of all layers whose rows are answers: their results reach the network's output past no other.
         uncovered: layers and norms that could not be read or paired, and why.
         aside: what was read and plays no part (parameters outside every layer, modules that eval mode never calls).
         aliases: tensor name -> other names of the same tensor.

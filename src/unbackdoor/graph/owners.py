@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from unbackdoor.graph.dataflow import Dataflow
+from unbackdoor.graph.effects import KNOWN_INSIDE, Effect, Role, canonical
 from unbackdoor.graph.layer import Layer
 from unbackdoor.graph.modules import (
     is_batch_norm,
@@ -21,6 +22,7 @@ from unbackdoor.graph.modules import (
     read_layer,
     read_norm,
 )
+from unbackdoor.graph.places import Place
 from unbackdoor.report import Remark
 
 #: Functions that multiply by a matrix: a bare parameter in one of them is a layer's weight in all but name.
@@ -56,7 +58,7 @@ class Owners:
         path = self._first[self.modules[path]]
         if path not in flow.layers:
             flow.layers[path] = self._tie(read_layer(self.modules[path], path, flow.rule))
-        return flow.add("layer", inputs, path)
+        return flow.add("layer", inputs, path, self._placed(flow.layers[path]))
 
     def call_norm(
         self, flow: Dataflow, path: str, inputs: tuple[int, ...], rank: Callable[[], int | None], **changes: Any
@@ -128,7 +130,7 @@ class Owners:
             return flow.add("alias", inputs[:1])
         return self.call_norm(flow, path, inputs, lambda: None)
 
-    def call_opaque(self, flow: Dataflow, path: str, inputs: tuple[int, ...]) -> int:
+    def call_opaque(self, flow: Dataflow, path: str, inputs: tuple[int, ...], effect: Effect) -> int:
         """A call of a module that is not looked into: its layers are scored by themselves, if no norm hides there."""
         module = self.modules[path]
         inside = [(join(path, name) if name else path, m) for name, m in module.named_modules()]
@@ -137,7 +139,7 @@ class Owners:
             for inner, m in inside:
                 if is_layer(m):
                     flow.refuse(inner, type(m).__name__, f"inside {type(module).__name__}, which could not be traced")
-            return flow.add("other", inputs)
+            return flow.add("opaque", inputs, type(module).__name__)
         found: list[Layer] = []
         for inner, m in inside:
             if isinstance(m, nn.MultiheadAttention):
@@ -146,7 +148,7 @@ class Owners:
                 flow.refuse(inner, type(m).__name__, "weights of this kind are not scored")
             elif is_layer(m) and not any(layer.path == inner for layer in found):
                 found.append(read_layer(m, inner, flow.rule))
-        return flow.add("other", inputs + self._inside(flow, found, inputs))
+        return self._holding(flow, found, inputs, effect)
 
     def call_weight(
         self,
@@ -180,14 +182,14 @@ class Owners:
             for name in sorted(made_of):
                 path, _, attribute = name.rpartition(".")
                 flow.refuse(path or attribute, function, "its weight is computed during the forward pass")
-            return flow.add("other", inputs)
+            return flow.add("weights", inputs, function)
         path, _, attribute = weight.rpartition(".")
         owner = self.modules.get(path)
         if owner is not None and is_layer(owner) and attribute == "weight":
             own = read_layer(owner, path, flow.rule)
             if (own.groups, own.transposed) != (groups, transposed):
                 flow.refuse(path, own.kind, f"{function} uses its weight too, in another way")
-                return flow.add("other", inputs)
+                return flow.add("weights", inputs, function)
             number = self.call_layer(flow, path, inputs)
             if bias_computed or bias not in (None, own.bias):
                 called = flow.ops[number].path
@@ -195,7 +197,7 @@ class Owners:
             return number
         if bias_computed:  # nothing stored would switch a channel off
             flow.refuse(path or attribute, function, "its bias is computed during the forward pass")
-            return flow.add("other", inputs)
+            return flow.add("weights", inputs, function)
         if isinstance(owner, nn.MultiheadAttention):
             (layer, *_) = [x for x in read_attention(owner, path, flow.rule) if x.weight == weight]
         else:
@@ -213,16 +215,17 @@ class Owners:
         return self._enter(flow, layer, inputs)
 
     def call_function(
-        self, flow: Dataflow, inputs: tuple[int, ...], *, exact: Iterable[str], made_of: Iterable[str], function: str
+        self, flow: Dataflow, inputs: tuple[int, ...], *, exact: Iterable[str], made_of: Iterable[str], effect: Effect
     ) -> int:
         """Any other function that reads tensors of the network.
 
         Args:
             exact: those that it is given as they are.
             made_of: those that others of its arguments are computed from.
-            function: its name.
+            effect: what it does.
         """
         layers, refused = [], []
+        function = effect.name
         for name in exact:
             path, _, attribute = name.rpartition(".")
             owner = self.modules.get(path)
@@ -244,7 +247,7 @@ class Owners:
         if refused:
             for layer in layers:
                 flow.refuse(layer.path, layer.kind, f"used by {function} together with {refused[0]}")
-        return flow.add("other", inputs + self._inside(flow, layers, inputs))
+        return self._holding(flow, layers, inputs, effect)
 
     def remarks(self, flow: Dataflow) -> tuple[Remark, ...]:
         """What plays no part: modules that are never called, parameters outside every layer and norm."""
@@ -294,11 +297,27 @@ class Owners:
 
     def _enter(self, flow: Dataflow, layer: Layer, inputs: tuple[int, ...]) -> int:
         flow.layers[layer.path] = self._tie(layer)
-        return flow.add("layer", inputs, layer.path)
+        return flow.add("layer", inputs, layer.path, self._placed(layer))
 
-    def _inside(self, flow: Dataflow, layers: list[Layer], inputs: tuple[int, ...]) -> tuple[int, ...]:
-        """Enter layers that run inside something opaque; returns their numbers."""
-        return tuple(self._enter(flow, layer, inputs) for layer in layers)
+    def _holding(self, flow: Dataflow, layers: list[Layer], inputs: tuple[int, ...], effect: Effect) -> int:
+        """A call of something that runs layers inside, or none."""
+        data = [i for i in inputs if flow.varies(i)]
+        if not layers:
+            return flow.add("other" if data else "shape", inputs, effect=effect)
+        inner = tuple(self._enter(flow, layer, inputs) for layer in layers)
+        if effect.name in _PRODUCTS and len(data) <= 1:
+            return flow.join(inner)
+        if canonical(effect.name) in KNOWN_INSIDE:  # one way or another what goes in comes out beside what they make
+            roles: tuple[tuple[int, Role], ...] = (*((i, "open") for i in data), *((i, "zero") for i in inner))
+            return flow.add("other", inputs + inner, effect=Effect(effect.name, roles))
+        for layer in layers:
+            flow.doubts[layer.path] = f"it runs inside {effect.name}, which cannot be looked into"
+        return flow.add("opaque", inputs + inner, effect.name)
+
+    def _placed(self, layer: Layer) -> Effect:
+        """A layer's channels lie in the last place behind a matrix, and before the places behind a convolution."""
+        ndim = self.tensors[layer.weight].ndim
+        return Effect(place=Place(-1) if ndim < 3 else Place(1 - ndim, ndim))
 
     def _tie(self, layer: Layer) -> Layer:
         """Mark a layer whose weight another layer uses too."""

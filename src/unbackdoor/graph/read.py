@@ -25,9 +25,9 @@ def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
     Args:
         model: any module; it is traced in eval mode and without its hooks, which are taken to observe only, and left
             as it was.
-        example: an input, a tuple of inputs or a mapping of inputs by keyword, for networks that torch.fx cannot
-            follow: torch.export needs one, and without it tries the usual image sizes. With it, torch.export is asked
-            first, since shapes are then known.
+        example: an input, a tuple or list of inputs, or a mapping of inputs by keyword, for networks that torch.fx
+            cannot follow: torch.export needs one, and without it tries the usual image sizes. With it, torch.export is
+            asked first, since shapes are then known.
 
     Returns:
         A graph; what could not be read or paired is listed in `uncovered`.

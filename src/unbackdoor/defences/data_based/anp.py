@@ -132,6 +132,8 @@ class ANP(DataBased):
         return Findings(
             layers=layers,
             score=score,
+            not_covered=channels.not_covered,
+            left_alone=channels.left_alone,
             stages=(stage("masks", f"{min(POINT, self.iterations)} iterations", curve, rates),),
         )
 

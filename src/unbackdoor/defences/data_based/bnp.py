@@ -85,7 +85,12 @@ class BNP(DataBased):
         switch_off(model, channels.norms, high, beta=self.beta)
         layers = report_norms(dict(model.named_modules()), scores, high, upper=cuts)
         score = "divergences of a channel's values on clean images from its running statistics"
-        return Findings(layers=layers, score=score, not_covered=tuple(not_covered))
+        return Findings(
+            layers=layers,
+            score=score,
+            not_covered=(*channels.not_covered, *not_covered),
+            left_alone=channels.left_alone,
+        )
 
 
 def divergence(m1: Tensor, v1: Tensor, m2: Tensor, v2: Tensor, eps: float = 0.0) -> Tensor:

@@ -109,7 +109,12 @@ class EP(DataBased):
         switch_off(model, channels.norms, low, beta=self.beta)
         layers = report_norms(dict(model.named_modules()), scores, low=low, lower=cuts)
         score = "entropies of a channel's values over the images it was given"
-        return Findings(layers=layers, score=score, not_covered=tuple(not_covered))
+        return Findings(
+            layers=layers,
+            score=score,
+            not_covered=(*channels.not_covered, *not_covered),
+            left_alone=channels.left_alone,
+        )
 
 
 def entropy(features: Tensor, bin_width: float, *, whole: bool = True) -> Tensor:

@@ -149,7 +149,13 @@ class RNP(DataBased):
         model.load_state_dict(came)
         layers, said = channels.prune(masks.detach(), self.threshold, held, tolerance=self.tolerance, beta=self.beta)
         score = f"masks that were learnt on the unlearned network (1 is a channel that comes back; {said})"
-        return Findings(layers=layers, score=score, stages=(unlearning, recovering))
+        return Findings(
+            layers=layers,
+            score=score,
+            stages=(unlearning, recovering),
+            not_covered=channels.not_covered,
+            left_alone=channels.left_alone,
+        )
 
     def _recipe(self, epochs: int, lr: float, weight_decay: float, milestones: tuple[int, ...]) -> Recipe:
         return Recipe(

@@ -1,0 +1,328 @@
+"""What an operation makes of a channel that is zero: one table for every tracer, by the operation's name.
+
+"Pruned" means switched off. Whether a zeroed channel stays switched off behind an operation is the operation's affair:
+relu(0) = 0, but sigmoid(0) = 0.5, and what 0.5 is multiplied with is open by half.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from torch import nn
+
+from unbackdoor.graph.places import Place, contracted, moved
+
+#: What an operation does with a value that is zero:
+#: - "zero": makes zero of it, or leaves its part out of a sum;
+#: - "open": makes something else of it, the same for every input;
+#: - "factor": multiplies it with other values: zero stays zero, and anything else is a factor of theirs;
+#: - "sum": the same, and adds up its channels: one that is zero is missing from the sum;
+#: - "gate": lets it decide about other values, so that zero is a decision too;
+#: - "pole": divides by it, or takes its logarithm;
+#: - "ends": reads it with weights;
+#: - "unknown": nobody knows.
+Role = Literal["zero", "open", "factor", "sum", "gate", "pole", "ends", "unknown"]
+
+#: How the places of a result belong to those of what is read: one to one; channel by channel, or all together; moved.
+Layout = Literal["point", "pool", "moved"]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one call does.
+
+    Attributes:
+        name: the operation's, for messages.
+        roles: (number of the op that is read, what becomes of a zero in it).
+        layout: of the result.
+        place: along which axis of the result channels lie, where that is known.
+    """
+
+    name: str = ""
+    roles: tuple[tuple[int, Role], ...] = ()
+    layout: Layout = "moved"
+    place: Place | None = None
+
+
+NO_EFFECT = Effect()
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, as a tracer wrote it down.
+
+    Attributes:
+        name: the operation's.
+        args, kwargs: what it was given.
+        numbers: from an argument to the ops whose values are in it; none for constants, sizes and parameters.
+        place: of an op's result.
+        shapes: of the first argument and of the result, where they are known.
+    """
+
+    name: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    numbers: Callable[[Any], tuple[int, ...]]
+    place: Callable[[int], Place | None] = lambda _: None
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+
+    @cached_property
+    def data(self) -> tuple[int, ...]:
+        """All ops whose values it reads."""
+        values = (*self.args, *self.kwargs.values())
+        return tuple(dict.fromkeys(n for value in values for n in self.numbers(value)))
+
+    @cached_property
+    def first(self) -> tuple[int, ...]:
+        """The ops in its first argument."""
+        return self.numbers(self.args[0]) if self.args else self.data[:1]
+
+    def at(self, index: int, word: str) -> Any:
+        """An argument, by position or by name."""
+        return self.args[index] if len(self.args) > index else self.kwargs.get(word)
+
+    def all(self, role: Role, layout: Layout = "moved") -> Effect:
+        """Everything that is read plays one role."""
+        return Effect(self.name, tuple((n, role) for n in self.data), layout)
+
+    def main(self, role: Role, layout: Layout = "moved") -> Effect:
+        """The first argument holds the values; others say which, where, or how much."""
+        return Effect(self.name, tuple((n, role if n in self.first else "gate") for n in self.data), layout)
+
+
+def effect(call: Call) -> Effect:
+    """What a call makes of zeros in the values that it reads."""
+    if not call.data:
+        return Effect(call.name)
+    plain = canonical(call.name)
+    found = _TABLE[plain](call) if plain in _TABLE else call.all("unknown")
+    places = [call.place(n) for n in call.data]
+    place = moved(plain, call.args, call.kwargs, places, call.shapes, kept=found.layout == "point")
+    return Effect(found.name, found.roles, found.layout, place)
+
+
+@functools.cache
+def canonical(name: str) -> str:
+    """One name for a module, a function, a method and a kernel: MaxPool2d, max_pool2d -> maxpool; mul_, imul -> mul."""
+    plain = re.sub(r"[123]d$", "", name.strip("_").replace("_", "").lower())
+    return plain[1:] if plain in _IN_PLACE - {"setitem"} else plain
+
+
+def changes_in_place(name: str) -> bool:
+    """Whether an operation writes into its first argument."""
+    return name.strip("_") in _IN_PLACE or (name.endswith("_") and not name.startswith("__"))
+
+
+def of_module(module: nn.Module, args: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
+    """The function that a module without weights stands for, and its arguments."""
+    settings = next((names for kind, names in _SETTINGS.items() if isinstance(module, kind)), ())
+    return type(module).__name__, (*args, *(getattr(module, name) for name in settings))
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_POINT = _names(
+    "relu relu6 leakyrelu prelu rrelu elu celu selu gelu silu swish mish hardswish tanh tanhshrink hardshrink"
+    " softshrink softsign sin sinh asin asinh atan arctan erf abs absolute neg negative sign sgn square sqrt expm1"
+    " log1p floor round ceil trunc frac nantonum positive to type typeas float double half bfloat16 long int bool cpu"
+    " cuda contiguous clone detach alias liftfresh liftfreshcopy tocopy zero identity dropout alphadropout"
+    " featuredropout featurealphadropout stochasticdepth droppath quantstub dequantstub"
+)
+_OPEN = _names(
+    "sigmoid hardsigmoid logsigmoid softplus exp exp2 cos cosh acos erfc logit gt lt ge le eq ne greater less"
+    " greaterequal lessequal equal noteq isnan isinf isfinite logicalnot not invert bitwisenot fill normal uniform"
+    " bernoulli threshold heaviside"
+)
+_POOL = _names(
+    "mean sum nansum avgpool maxpool adaptiveavgpool adaptivemaxpool lppool fractionalmaxpool maxpoolwithindices amax"
+    " amin aminmax median var std varmean stdmean norm vectornorm linalgvectornorm linalgnorm cumsum interpolate"
+    " upsample upsamplenearest upsamplebilinear upsamplebicubic upsamplelinear upsampletrilinear upsamplenearestexact"
+    " expand expandas broadcastto"
+    " upsamplingbilinear upsamplingnearest normalize rmsnorm rfft rfftn rfft2 irfft irfft2 irfftn fft fft2 fftn ifft"
+    " ifft2 ifftn fftrfft2 fftirfft2 reduce"
+)
+#: The first argument's values at other places; another argument with values says which, as an index does.
+MOVES = _names(
+    "view reshape reshapeas viewas permute transpose t adjoint flatten unflatten ravel squeeze unsqueeze"
+    " repeat repeatinterleave tile chunk split splitwithsizes tensorsplit unbind narrow roll flip"
+    " fliplr flipud rot90 unfold fold im2col col2im movedim moveaxis swapaxes swapdims pixelshuffle pixelunshuffle"
+    " channelshuffle diagonal asstrided getattr getitem slice select index gather indexselect take takealongdim"
+    " maskedselect zeropad reflectionpad replicationpad circularpad viewasreal viewascomplex triu tril rearrange real"
+    " imag conj maxunpool roialign roipool psroialign psroipool gridsample gridsampler patchmergingpad"
+)
+_JOIN = _names("cat concat concatenate stack hstack vstack dstack columnstack blockdiag meshgrid addshortcut")
+_PLUS = _names("add sub subtract radd rsub")
+_TIMES = _names("mul multiply rmul")
+_OVER = _names("div divide truedivide truediv floordiv floordivide remainder fmod mod")
+_PRODUCT = _names(
+    "matmul mm bmm einsum tensordot inner mv dot outer ger kron addmm baddbmm addbmm addmv chainmatmul multidot cross"
+    " deformconv"
+)
+#: Where a zero wins or loses against other values, weighs something, or points somewhere.
+_DECIDE = _names(
+    "softmax logsoftmax softmin gumbelsoftmax glu argmax argmin argsort sort topk kthvalue mode nonzero nms batchednms"
+    " unique searchsorted bucketize onehot embedding embeddingbag prod cumprod cummax cummin logcumsumexp logsumexp"
+    " histc bincount multinomial all any item getrelativepositionbias addcmul addcdiv"
+)
+_POLES = _names("log log2 log10 reciprocal rsqrt digamma lgamma")
+#: Those that compare two values, so that a zero may win over the other.
+_RIVALS = _names("maximum minimum fmax fmin logicaland logicalor logicalxor and or xor bitwiseand bitwiseor")
+#: Operators that change their first argument.
+_IN_PLACE = _names("iadd isub imul itruediv ifloordiv imatmul ipow imod iand ior ixor setitem")
+#: Modules and functions of attention and transformers whose inside is known to hold no gate.
+KNOWN_INSIDE = _names(
+    "multiheadattention multiheadattentionforward transformer transformerencoder transformerdecoder"
+    " transformerencoderlayer transformerdecoderlayer shiftedwindowattention"
+)
+
+_SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Hardtanh: ("min_val", "max_val"),
+    nn.modules.padding._ConstantPadNd: ("value",),
+}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float))
+
+
+def _open(call: Call) -> Effect:
+    return call.all("open", "point" if len(call.data) == 1 else "moved")
+
+
+def _plus(call: Call) -> Effect:
+    """Of two values each is missing from the sum where it is zero; a constant is left."""
+    neutral = any(_is_number(x) and x == 0 for x in call.args[:2])
+    doubled = len(call.args) > 1 and call.numbers(call.args[0]) == call.numbers(call.args[1])
+    alone = len(call.data) == 1 and not neutral and not doubled
+    return call.all("open" if alone else "zero", "point")
+
+
+def _times(call: Call) -> Effect:
+    return call.all("zero" if len(call.data) == 1 else "factor", "point")
+
+
+def _over(call: Call) -> Effect:
+    poles = call.numbers(call.at(1, "other"))
+    above: Role = "factor" if poles else "zero"
+    return Effect(call.name, tuple((n, "pole" if n in poles else above) for n in call.data), "point")
+
+
+def _power(call: Call) -> Effect:
+    power = call.at(1, "exponent")
+    if len(call.data) > 1 or call.numbers(power):
+        return call.all("gate")
+    return call.all("zero" if _is_number(power) and power > 0 else "pole", "point")
+
+
+def _product(call: Call) -> Effect:
+    if len(call.data) == 1:
+        return call.all("zero")
+    places = {n: call.place(n) for n in call.data}
+    summed = contracted(canonical(call.name), call.args, call.numbers, places)
+    return Effect(call.name, tuple((n, "sum" if n in summed else "factor") for n in call.data))
+
+
+def _attention(call: Call) -> Effect:
+    """Query and key are multiplied and added up over their channels, values are averaged, a mask decides."""
+    query, key, value = (call.numbers(call.at(i, word)) for i, word in enumerate(("query", "key", "value")))
+    roles: list[tuple[int, Role]] = []
+    for n in call.data:
+        summed = n in query or n in key
+        roles.append((n, "factor" if n in value else "sum" if summed else "gate"))
+    return Effect(call.name, tuple(roles))
+
+
+def _extreme(call: Call) -> Effect:
+    """torch.max: of one value along an axis, or of two."""
+    return call.all("gate") if len(call.data) > 1 else call.all("zero", "pool")
+
+
+def _clamp(call: Call) -> Effect:
+    plain = canonical(call.name)
+    low, high = call.at(1, "min"), call.at(2, "max")
+    if plain == "clampmax":
+        low, high = None, call.at(1, "max")
+    if plain == "hardtanh":
+        low, high = call.at(1, "min_val"), call.at(2, "max_val")
+        low, high = (-1 if low is None else low), (1 if high is None else high)
+    known = all(bound is None or _is_number(bound) for bound in (low, high))
+    spans = known and (low is None or low <= 0) and (high is None or high >= 0)
+    return call.main("zero" if spans else "open", "point")
+
+
+def _where(call: Call) -> Effect:
+    """torch.where(condition, a, b)."""
+    if len(call.args) < 3:
+        return call.all("gate")
+    condition = call.numbers(call.args[0])
+    filled = any(_is_number(x) and x != 0 for x in call.args[1:3])
+    value: Role = "open" if filled else "factor" if condition else "zero"
+    return Effect(call.name, tuple((n, "gate" if n in condition else value) for n in call.data), "point")
+
+
+def _masked_fill(call: Call) -> Effect:
+    value = call.at(2, "value")
+    return call.main("zero" if _is_number(value) and value == 0 else "open", "point")
+
+
+def _pad(call: Call) -> Effect:
+    """Zeros beside the values, or something else; only a constant padding has a number last."""
+    last = call.args[-1] if len(call.args) > 1 and _is_number(call.args[-1]) else call.kwargs.get("value")
+    return call.main("open" if last else "zero")
+
+
+def _lerp(call: Call) -> Effect:
+    if len(call.data) == 1:
+        return call.all("open", "point")
+    weight = call.numbers(call.at(2, "weight"))
+    value: Role = "factor" if weight else "zero"
+    return Effect(call.name, tuple((n, "gate" if n in weight else value) for n in call.data))
+
+
+def _rivals(call: Call) -> Effect:
+    return call.all("gate" if len(call.data) > 1 else "open", "point")
+
+
+def _write(call: Call) -> Effect:
+    """Values are put among others: setitem(x, where, values), copy_(x, values)."""
+    late = canonical(call.name) in ("setitem", "indexput")
+    kept = {*call.first, *call.numbers(call.at(2 if late else 1, "values"))}
+    return Effect(call.name, tuple((n, "zero" if n in kept else "gate") for n in call.data))
+
+
+def _relative_position(call: Call) -> Effect:
+    """torchvision adds to attention's logits what the query makes of its place."""
+    return Effect(call.name, tuple((n, "zero" if n in call.first else "factor") for n in call.data))
+
+
+_TABLE: dict[str, Callable[[Call], Effect]] = {
+    **dict.fromkeys(_POINT, lambda call: call.main("zero", "point")),
+    **dict.fromkeys(_OPEN, _open),
+    **dict.fromkeys(_POOL, lambda call: call.main("zero", "pool")),
+    **dict.fromkeys(MOVES, lambda call: call.main("zero")),
+    **dict.fromkeys(_JOIN, lambda call: call.all("zero")),
+    **dict.fromkeys(_PLUS, _plus),
+    **dict.fromkeys(_TIMES, _times),
+    **dict.fromkeys(_OVER, _over),
+    **dict.fromkeys(("pow", "power", "floatpower"), _power),
+    **dict.fromkeys(_PRODUCT, _product),
+    "scaleddotproductattention": _attention,
+    **dict.fromkeys(("max", "min"), _extreme),
+    **dict.fromkeys(("clamp", "clip", "clampmin", "clampmax", "hardtanh"), _clamp),
+    "where": _where,
+    "maskedfill": _masked_fill,
+    **dict.fromkeys(("pad", "constantpad", "constantpadnd"), _pad),
+    "lerp": _lerp,
+    **dict.fromkeys(_RIVALS, _rivals),
+    **dict.fromkeys(_DECIDE, lambda call: call.all("gate")),
+    **dict.fromkeys(_POLES, lambda call: call.all("pole", "point")),
+    **dict.fromkeys(("setitem", "copy", "indexput", "slicescatter", "selectscatter"), _write),
+    "addrelpos": _relative_position,
+}

@@ -1,0 +1,232 @@
+"""What a layer's channels are to the network: hidden ones that can be switched off, its answers, or gates.
+
+Answers: every value that the network puts out is followed back, through whatever computes without weights and through
+norms, to the layers that it comes from. Gates: every layer's result is followed on, as a zero, until other layers read
+it. A zero that stays zero, or is read with weights as a constant, is switched off. A zero of which something else is
+made (sigmoid, a constant added) and that then multiplies other values is a gate that opens by half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unbackdoor.graph.effects import Role, canonical
+from unbackdoor.graph.layer import Part
+
+if TYPE_CHECKING:
+    from unbackdoor.graph.dataflow import Dataflow
+
+_BLIND = "which layers make the network's answers is not known: no result could be followed back to one"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a layer's or a norm's channels are, and for a reader how that was found."""
+
+    part: Part
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class _Line:
+    """How a value was computed, op by op, from one that it depends on alone."""
+
+    zero: bool = True
+    point: bool = True
+
+
+class Parts:
+    """The parts of all layers and norms of a dataflow.
+
+    Args:
+        flow: the calls.
+        pairs: layer -> the norm that alone reads it.
+    """
+
+    def __init__(self, flow: Dataflow, pairs: Mapping[str, str]) -> None:
+        self._flow = flow
+        self._ops = flow.ops
+        self._pairs = pairs
+        self._roles: list[tuple[tuple[int, Role], ...]] = []
+        for number in range(len(self._ops)):
+            self._roles.append(self._own_roles(number))
+        self._consumers: list[list[tuple[int, Role]]] = [[] for _ in self._ops]
+        for number, roles in enumerate(self._roles):
+            for source, role in roles:
+                self._consumers[source].append((number, role))
+        self._zero: list[Verdict | None] = [None] * len(self._ops)  # of a zero that is this op's result
+        self._open: list[Verdict | None] = [None] * len(self._ops)  # of something else that was made of a zero
+        self._readers: list[frozenset[str]] = [frozenset()] * len(self._ops)  # layers behind an op; two are enough
+        for number in reversed(range(len(self._ops))):
+            self._sweep(number)
+        self._calls: dict[str, list[int]] = {}
+        for number, op in enumerate(self._ops):
+            if op.kind in ("layer", "norm"):
+                self._calls.setdefault(op.path, []).append(number)
+        self._answers, self._doubted, self.known = self._follow_back()
+
+    @property
+    def doubted(self) -> bool:
+        """Whether it is not known of some layer whether its rows are answers."""
+        return bool(self._doubted) or not self.known
+
+    def of_layer(self, path: str) -> Verdict:
+        """A layer's part."""
+        norm = self._pairs.get(path)
+        calls = self._calls[path]
+        if path in self._answers or norm in self._answers:
+            others = frozenset[str]().union(*(self._readers[call] for call in calls)) - {path}
+            if norm is None or not others:
+                return Verdict("answer")
+        if path in self._flow.doubts:
+            return Verdict("unknown", self._flow.doubts[path])
+        if norm is None and path in self._doubted:
+            return Verdict("unknown", self._doubted[path])
+        found = self._worst(calls if norm is None else self._calls[norm])
+        if found is None and norm is None and not self.known:
+            return Verdict("unknown", _BLIND)
+        return found or Verdict("hidden")
+
+    def of_norm(self, path: str) -> Verdict:
+        """The part of a norm that no single layer feeds: of one that is paired, ask the layer."""
+        calls = self._calls[path]
+        if path in self._answers and not any(self._readers[call] for call in calls):
+            return Verdict("answer")
+        return self._worst(calls) or Verdict("hidden")
+
+    def _worst(self, calls: Iterable[int]) -> Verdict | None:
+        found: Verdict | None = None
+        for call in calls:
+            found = _worse(found, self._zero[call])
+        return found
+
+    def _own_roles(self, number: int) -> tuple[tuple[int, Role], ...]:
+        op = self._ops[number]
+        if op.kind == "alias":
+            return ((op.inputs[0], "zero"),)
+        if op.kind in ("norm", "input_norm"):
+            return tuple((i, "open") for i in op.inputs)
+        if op.kind == "opaque":
+            return tuple((i, "unknown") for i in op.inputs)
+        if op.kind in ("layer", "weights"):
+            return tuple((i, "ends") for i in op.inputs)
+        if op.kind != "other":
+            return ()
+        return self._of_itself(op.effect.roles) if op.effect.layout == "point" else op.effect.roles
+
+    def _of_itself(self, roles: tuple[tuple[int, Role], ...]) -> tuple[tuple[int, Role], ...]:
+        """x * sigmoid(x), torch.where(x > 0, x, x / 2): a function of one value, whose zero stays zero."""
+        if not 2 <= len(roles) <= 3 or all(role in ("zero", "open") for _, role in roles):
+            return roles
+        lines = [self._line(source) for source, _ in roles]
+        for value in lines[0]:
+            if not all(value in line for line in lines):
+                continue
+            zeros = [line[value].zero and line[value].point for line in lines]
+            kept = [zero for zero, (_, role) in zip(zeros, roles, strict=True) if role == "factor"]
+            gated = any(role == "gate" for _, role in roles)  # of torch.where every branch must stay zero
+            firm = all(role in ("factor", "gate") or (role == "pole" and self._firm(n)) for n, role in roles)
+            if kept and (all(kept) if gated else any(kept)) and firm:
+                return ((value, "zero"),)
+        return roles
+
+    def _firm(self, number: int) -> bool:
+        """Whether a value is clamped away from zero, as a length is that something is divided by."""
+        op, roles = self._ops[number], self._roles[number]
+        if op.kind == "other" and canonical(op.effect.name) in ("expand", "expandas") and len(roles) == 1:
+            return self._firm(roles[0][0])
+        clamped = op.kind == "other" and canonical(op.effect.name) in ("clampmin", "clamp", "clip")
+        return clamped and [role for _, role in roles] == ["open"]
+
+    def _line(self, number: int) -> dict[int, _Line]:
+        """The values that a value is a function of, each alone, back to where two meet or weights are applied."""
+        line = _Line()
+        found = {number: line}
+        while True:
+            op, roles = self._ops[number], self._roles[number]
+            if op.kind not in ("alias", "norm", "input_norm", "other") or len(roles) != 1:
+                return found
+            ((number, role),) = roles
+            if role not in ("zero", "open") or (op.kind == "other" and op.effect.layout == "moved"):
+                return found
+            pooled = op.kind == "input_norm" or (op.kind == "other" and op.effect.layout == "pool")
+            line = _Line(line.zero and role == "zero", line.point and not pooled)
+            found[number] = line
+
+    def _sweep(self, number: int) -> None:
+        """What becomes of a zero, and of what was made of one, at everything that reads an op's result."""
+        readers: set[str] = set()
+        for consumer, role in self._consumers[number]:
+            op = self._ops[consumer]
+            if role == "ends":
+                readers.add(op.path or f"#{consumer}")
+                continue
+            readers |= self._readers[consumer]
+            zero, opened = self._through(consumer, role)
+            self._zero[number] = _worse(self._zero[number], zero)
+            self._open[number] = _worse(self._open[number], opened)
+        self._readers[number] = frozenset(sorted(readers)[:2])
+
+    def _through(self, consumer: int, role: Role) -> tuple[Verdict | None, Verdict | None]:
+        op = self._ops[consumer]
+        name = op.effect.name or op.path or op.kind
+        zero, opened = self._zero[consumer], self._open[consumer]
+        multiplied = Verdict("gate", f"{name} multiplies other values with it")
+        if role == "zero":
+            return zero, opened
+        if role == "open":
+            if op.kind == "norm":
+                name = f"the norm {op.path}"
+            return (
+                opened and Verdict(opened.part, f"{name} makes something else of a zero, and then {opened.why}"),
+                opened,
+            )
+        if role == "factor":
+            return zero, multiplied
+        if role == "sum":
+            return None, multiplied
+        if role == "gate":
+            decides = Verdict("gate", f"in {name} it decides about other values")
+            return decides, decides
+        if role == "pole":
+            divides = Verdict("gate", f"{name} divides by it or takes its logarithm, which zero does not allow")
+            return divides, divides
+        unknown = Verdict("unknown", f"it is read by {name}, of which nobody here knows what it makes of a zero")
+        return unknown, unknown
+
+    def _follow_back(self) -> tuple[set[str], dict[str, str], bool]:
+        """The layers and norms that put out what the network puts out; those of which that is not known, and why; and
+        whether anything was found at all.
+        """
+        answers: set[str] = set()
+        doubted: dict[str, str] = {}
+        stack = [(i, "") for op in self._ops if op.kind == "output" for i in op.inputs]
+        ended = not stack or not self._flow.layers
+        seen: set[tuple[int, str]] = set()
+        while stack:
+            number, behind = stack.pop()
+            if (number, behind) in seen:
+                continue
+            seen.add((number, behind))
+            op = self._ops[number]
+            if op.kind in ("layer", "norm"):
+                if behind:
+                    why = f"whether its rows are answers is not known: {behind} comes after it and cannot be read"
+                    doubted.setdefault(op.path, why)
+                else:
+                    answers.add(op.path)
+            ended |= op.kind in ("layer", "weights")
+            if op.kind == "opaque":
+                behind = behind or op.path
+            if op.kind not in ("layer", "weights", "shape", "input"):
+                stack.extend((i, behind) for i in op.inputs)
+        return answers, doubted, ended
+
+
+def _worse(a: Verdict | None, b: Verdict | None) -> Verdict | None:
+    """Of two, the one that is known; a gate before what is unknown."""
+    if a is None or (b is not None and b.part == "gate" and a.part != "gate"):
+        return b
+    return a
