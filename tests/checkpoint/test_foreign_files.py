@@ -14,6 +14,7 @@ from torch import nn
 
 from unbackdoor import checkpoint
 from unbackdoor.errors import CheckpointError
+from unbackdoor.model_files import repair
 
 ONNX = b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\x83\x01\n\x1f\n\x01x"  # version 8, producer, its version, graph
 
@@ -112,9 +113,16 @@ def test_quantised_weights(tmp_path: Path) -> None:
     layers = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     dynamic = torch.ao.quantization.quantize_dynamic(layers, {nn.Linear})
     torch.save(dynamic.state_dict(), tmp_path / "dynamic.pt")
-    torch.save({"a.weight": torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.qint8)}, tmp_path / "tensor.pt")
-    for name in ("dynamic", "tensor"):
-        assert "quantised weights, which cannot be scored or repaired" in _refuse(tmp_path / f"{name}.pt")
+    assert "packed, quantised weights, which cannot be scored or repaired" in _refuse(tmp_path / "dynamic.pt")
+    quantised = torch.quantize_per_tensor(torch.ones(4, 3, 1, 1), 1.0, 0, torch.qint8)
+    for name, content in (
+        ("alone", {"a.weight": quantised, "b.weight": torch.ones(32, 3, 1, 1)}),
+        ("masked", {"a.weight_orig": quantised, "a.weight_mask": quantised, "b.weight": torch.ones(32, 3, 1, 1)}),
+    ):
+        torch.save(content, tmp_path / f"{name}.pt")
+        report = repair(tmp_path / f"{name}.pt", tmp_path / f"{name}2.pt", partial=True)
+        assert not report.complete
+        assert torch.equal(torch.load(tmp_path / f"{name}2.pt")[next(iter(content))], quantised)
 
 
 def test_tensors_without_names(tmp_path: Path) -> None:

@@ -168,6 +168,8 @@ def _composites(spelled: Mapping[str, str], state: Mapping[str, Tensor]) -> dict
             parts = [names.get(part) for part in (spelling, *(stem + end for end in fold.rest))]
             there = tuple(part for part in parts if part is not None)
             whole = match.expand(fold.whole)
-            if len(there) == len(parts) and whole not in names and fold.fits(tuple(state[part] for part in there)):
+            if len(there) < len(parts) or whole in names or any(state[part].is_quantized for part in there):
+                continue
+            if fold.fits(tuple(state[part] for part in there)):
                 result[whole] = Stored(there, kind)
     return result

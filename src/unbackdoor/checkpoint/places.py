@@ -102,17 +102,18 @@ def check_tensors(contents: Contents, place: Place) -> dict[str, Tensor]:
     """The tensors of a state dict.
 
     Raises:
-        CheckpointError: one has no dense memory of its own, or claims more elements than that holds, or is quantised.
+        CheckpointError: one has no dense memory of its own, or claims more elements than that holds; or weights
+            are packed.
     """
     path = contents.path
     tensors = {}
     for name, tensor in contents.at(place).items():
-        if tensor.is_quantized if isinstance(tensor, Tensor) else "_packed_params" in name:
-            raise CheckpointError(
-                f"{path}: {name!r}: quantised weights, which cannot be scored or repaired; give a file from "
-                "before it was quantised"
-            )
         if not isinstance(tensor, Tensor):
+            if "_packed_params" in name:
+                raise CheckpointError(
+                    f"{path}: {name!r}: packed, quantised weights, which cannot be scored or repaired; give a file of "
+                    "the network before it was quantised"
+                )
             continue
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":
             raise CheckpointError(f"{path}: {name!r}: expected a dense tensor, got {tensor.layout} on {tensor.device}")
