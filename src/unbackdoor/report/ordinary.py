@@ -30,9 +30,9 @@ def unusual(report: Report) -> str | None:
     many_channels = pruned >= FEW and pruned / report.channels > MOST_CHANNELS
     if not many_layers and not many_channels:
         return None
-    done = "were" if report.changed else "would be"
+    done, may = ("were", "may have cost") if report.changed else ("would be", "may cost")
     return (
         f"{hit:,} of {len(report.layers):,} layers and {pruned / report.channels:.1%} of all channels {done} pruned; "
         f"{MEASURED} it was at most {MOST_LAYERS:.0%} of the layers and {MOST_CHANNELS:.2%} of the channels: this may "
-        "be no backdoor, and the repair may cost accuracy. Measure it before the repaired network is used."
+        f"be no backdoor, and the repair {may} accuracy. Measure it before the repaired network is used."
     )
