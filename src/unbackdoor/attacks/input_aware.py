@@ -106,13 +106,13 @@ class InputAware(TrainingControl):
         return self._blended(images, images)
 
     @torch.no_grad()
-    def _blended(self, images: Tensor, others: Tensor) -> Tensor:
-        """Images with the pattern and the mask of `others`, (N, 3, H, W) uint8 all."""
+    def _blended(self, images: Tensor, theirs: Tensor) -> Tensor:
+        """Images with the pattern and the mask of `theirs`, (N, 3, H, W) uint8 all."""
         pattern = self.network("pattern.", lambda: encoder_decoder(3), images)
         mask = self.network("mask.", lambda: encoder_decoder(1), images)
         mean, std = (self.tensor(name, images).view(1, 3, 1, 1) for name in ("mean", "std"))
         parts = []
-        for batch, other in zip(torch.split(images, _BATCH), torch.split(others, _BATCH), strict=True):
+        for batch, other in zip(torch.split(images, _BATCH), torch.split(theirs, _BATCH), strict=True):
             pixels = batch.float() / 255
             x = (other.float() / 255 - mean) / std
             attacked = blend(pixels, pattern(x), sharpen(mask(x)))
