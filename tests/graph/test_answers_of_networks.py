@@ -52,7 +52,7 @@ TRACED = {
     "tv:convnext_tiny": "classifier.2",
     "tv:efficientnet_b0": "classifier.1",
     "tv:mobilenet_v3_small": "classifier.3",
-    "tv:regnet_y_400mf": "fc",
+    "timm:regnety_002": "head.fc",
     "tv:vit_b_16": "heads.head",
     "tv:maxvit_t": "classifier.5",
     "timm:resnet18": "fc",
