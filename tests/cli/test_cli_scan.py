@@ -391,9 +391,10 @@ def test_the_hint_leads_to_the_goal(tmp_path: Path) -> None:
 
 
 def test_a_python_file_is_run_only_when_it_is_named_and_that_is_said(tiny_net: Build, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "m.pt", nn.Sequential(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16)).state_dict())
+    layers = "nn.Sequential(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.Conv2d(16, 2, 1))"
+    checkpoint.save(tmp_path / "m.pt", eval(layers).state_dict())
     (tmp_path / "net.py").write_text(
-        "from torch import nn\ndef build(): return nn.Sequential(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16))\n"
+        f"from torch import nn\ndef build(): return {layers}\n"
         "def fails(): raise SystemExit('gone')\ndef other(): return 3\n"
     )
     done = run("scan", tmp_path / "m.pt", "--arch", f"{tmp_path / 'net.py'}:build")
