@@ -211,7 +211,9 @@ def test_a_file_that_is_broken_as_a_whole_is_not_repaired(
     state[name].fill_(value)
     torch.save(state, tmp_path / "in.pt")
     for arch in (None, f"{TINY_NET}:TinyNet:channels=16"):
-        with pytest.raises((CheckpointError, IncompleteError), match="damaged" if arch else "") as caught:
+        with pytest.raises(
+            (CheckpointError, IncompleteError), match="damaged" if arch else "nothing was written"
+        ) as caught:
             repair(tmp_path / "in.pt", tmp_path / "out.pt", arch=arch, partial=arch is not None)
         assert "nothing was written" in str(caught.value)
         if isinstance(caught.value, CheckpointError):
