@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from layer_zoo import calibrate
 from unbackdoor import LPP, checkpoint
-from unbackdoor.errors import ArchitectureError, CheckpointError
+from unbackdoor.errors import ArchitectureError, CheckpointError, IncompleteError
 from unbackdoor.model_files import diff, load_model, open_model, repair, scan
 from unbackdoor.models import parse_arch
 from unbackdoor.report import Report
@@ -401,6 +402,12 @@ def test_norms_of_weights_either_way(tmp_path: Path, nets: Callable[[str], str],
     named = None if arch is None else nets(arch)
     if named is not None:
         torch.testing.assert_close(load_model(tmp_path / "in.pt", arch=named)(x), model.eval()(x))
+    if named is None:  # scored, and not edited: no name says that its rows are no answers
+        report = scan(tmp_path / "in.pt")
+        assert [(layer.path, layer.immutable) for layer in report.layers if layer.immutable] == [("0", (3,))]
+        with pytest.raises(IncompleteError, match="not known whether"):
+            repair(tmp_path / "in.pt", tmp_path / "out.pt", partial=True)
+        return
     report = repair(tmp_path / "in.pt", tmp_path / "out.pt", arch=named, partial=True)
     out = torch.load(tmp_path / "out.pt", weights_only=True)
     assert list(out) == list(state)
@@ -430,15 +437,19 @@ def test_pruning_masks(tmp_path: Path, arch: str | None, norm: bool) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = parse_arch(named).build()
-    model.state_dict()["0.weight"][3] *= 50
-    prune.l1_unstructured(model[0], "weight", 0.3)
-    prune.l1_unstructured(model[0], "bias", 0.3)
+        prune.l1_unstructured(model[0], "weight", 0.3)
+        prune.l1_unstructured(model[0], "bias", 0.3)
+        calibrate(model, torch.rand(16, 3, 8, 8))
+    model.state_dict()["0.weight_orig"][3] *= 50
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert "0.weight_orig" in state
     torch.save(state, tmp_path / "in.pt")
-    report = repair(
-        tmp_path / "in.pt", tmp_path / "out.pt", arch=named if arch else None, method=LPP(band=0), partial=True
-    )
+    words = {"arch": named if arch else None, "method": LPP(band=0)}
+    if arch is None and not norm:  # no norm whose statistics say that the layer is a hidden one
+        with pytest.raises(IncompleteError, match="not known whether"):
+            repair(tmp_path / "in.pt", tmp_path / "out.pt", partial=True, **words)
+        return
+    report = repair(tmp_path / "in.pt", tmp_path / "out.pt", partial=True, **words)
     assert [(layer.path, layer.pruned) for layer in report.layers] == [("0", (3,))]
     assert report.layers[0].scores[5] is not None
     weight = (state["0.weight_orig"] * state["0.weight_mask"])[5]

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from unbackdoor import checkpoint
-from unbackdoor.errors import CheckpointError
-from unbackdoor.model_files import repair
+from unbackdoor.errors import CheckpointError, IncompleteError
+from unbackdoor.model_files import repair, scan
 
 ONNX = b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\x83\x01\n\x1f\n\x01x"  # version 8, producer, its version, graph
 
@@ -120,9 +120,10 @@ def test_quantised_weights(tmp_path: Path) -> None:
         ("masked", {"a.weight_orig": quantised, "a.weight_mask": quantised, "b.weight": torch.ones(32, 3, 1, 1)}),
     ):
         torch.save(content, tmp_path / f"{name}.pt")
-        report = repair(tmp_path / f"{name}.pt", tmp_path / f"{name}2.pt", partial=True)
-        assert not report.complete
-        assert torch.equal(torch.load(tmp_path / f"{name}2.pt")[next(iter(content))], quantised)
+        report = scan(tmp_path / f"{name}.pt")
+        assert report.not_covered[0].path.startswith("a")
+        with pytest.raises(IncompleteError):  # of the other layer it is not known what it is: there is nothing to edit
+            repair(tmp_path / f"{name}.pt", tmp_path / f"{name}2.pt", partial=True)
 
 
 def test_tensors_without_names(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_one_of_several_state_dicts(images: LabelledImages, tmp_path: Path) -> N
     state = parse_arch("resnet18:width=2").build().state_dict()
     torch.save({"model": {**state, "fc.weight": state["fc.weight"] * float("nan")}, "ema": state}, tmp_path / "m.pt")
     words = ["evaluate", tmp_path / "m.pt", "--arch", "resnet18:width=2", "--data", "cifar10"]
-    assert "holds several state dicts: 'model', 'ema'; choose one with --key" in refuse(*words)
+    assert "holds this network several times: 'model', 'ema'; choose one with --key" in refuse(*words)
     assert run(*words, "--key", "model").out.split()[1] == "0.00%"
     assert run(*words, "--key", "ema").code == 0
 

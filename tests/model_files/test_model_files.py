@@ -353,7 +353,8 @@ def test_a_weight_computed_by_a_parametrization(tmp_path: Path) -> None:
     """The file holds what the weight is computed from: a network is needed to score it."""
     (tmp_path / "net.py").write_text(
         "from torch import nn\nfrom torch.nn.utils.parametrizations import spectral_norm\n"
-        "def build(): return nn.Sequential(spectral_norm(nn.Conv2d(3, 16, 3)), nn.BatchNorm2d(16))\n"
+        "def build(): return nn.Sequential(spectral_norm(nn.Conv2d(3, 16, 3)), nn.BatchNorm2d(16), nn.Flatten(),"
+        " nn.Linear(16, 2))\n"
     )
     arch = f"{tmp_path / 'net.py'}:build"
     checkpoint.save(tmp_path / "in.pt", parse_arch(arch).build().state_dict())

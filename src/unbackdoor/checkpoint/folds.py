@@ -50,10 +50,14 @@ def _unmasked(parts: Parts, new: Tensor) -> Parts:
     """A masked weight that is not zero now leaves the mask; a filter that became zero is zero beneath it too."""
     original, mask = parts
     old = _masked(parts)
-    result = torch.where(_same(old, new), original, new)
-    for dim in range(min(new.ndim, 2)):
-        emptied = (_rest(new, dim) == 0).all(1) & (_rest(old, dim) != 0).any(1)
-        result.transpose(0, dim)[emptied] = 0
+    same = _same(old, new)
+    result = torch.where(same, original, new)
+    emptied = [(_rest(new, dim) == 0).all(1) & (_rest(old, dim) != 0).any(1) for dim in range(min(new.ndim, 2))]
+    # Filters are rows, or columns of a transposed convolution: whichever tells more of what changed.
+    explained = [int((~_rest(same, dim)[rows]).sum()) for dim, rows in enumerate(emptied)]
+    if any(explained):
+        dim = explained.index(max(explained))
+        result.transpose(0, dim)[emptied[dim]] = 0
     return result, torch.where(new != 0, torch.ones_like(mask), mask)
 
 
