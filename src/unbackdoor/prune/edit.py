@@ -59,7 +59,8 @@ class Editor:
         norm = self.graph.norms[layer.norm] if layer.norm is not None else None
         reason = self._immutable(layer, norm, selection)
         if reason is not None:
-            self.left_alone.append(Remark(selection.path, layer.kind, f"outliers left as they are: {reason}"))
+            if layer.part != "unknown":  # those are listed already: they are not covered
+                self.left_alone.append(Remark(selection.path, layer.kind, f"outliers left as they are: {reason}"))
             return dataclasses.replace(selection, immutable=True)
         if cut:
             self._prune(layer, norm, _numbers(pruned, selection.start), _numbers(selection.broken, selection.start))

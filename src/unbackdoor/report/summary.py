@@ -48,7 +48,7 @@ def not_covered(report: Report) -> str:
     """What to say of a report that is incomplete."""
     parts = len(report.not_covered)
     verb = "was" if parts == 1 else "were"
-    return f"{count(parts, 'part')} of the model {verb} not covered, and nothing is known of them."
+    return f"{count(parts, 'part')} of the model {verb} not covered: not read, or of unknown use, and so not edited."
 
 
 def consequence(report: Report) -> tuple[str, str]:

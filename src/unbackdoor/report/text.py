@@ -151,7 +151,7 @@ def _channels(report: Report) -> list[str]:
 
 
 def _immutable(report: Report) -> list[str]:
-    title = "Outlier channels that cannot be cut (z), why is said below:"
+    title = "Outlier channels that cannot be cut (z); the reason is given with each layer:"
     return _by_layer(report, title, lambda layer: _with_z(layer, layer.immutable))
 
 
