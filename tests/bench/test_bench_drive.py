@@ -300,7 +300,7 @@ def test_runs_that_were_trained_before_are_adopted(cache: Path) -> None:
         store.meet(name, digest)
     folders = sorted(path.parent for path in (root / "zoo").glob("*/record.json"))
     found = adopt(grid, store, folders, digests)
-    assert [cell.attack for cell in found] == ["bpp", "wanet"]
+    assert [cell.attack for cell in found] == ["bpp", "inputaware", "wanet"]
     assert {cell.seed for cell in found} == {0}
     assert adopt(grid, store, folders, digests) == []
     for cell in found:
