@@ -12,7 +12,9 @@ from unbackdoor.cli.options import announce, arch_option, input_option, key_opti
 from unbackdoor.report.escape import short, visible
 
 if TYPE_CHECKING:
+    from unbackdoor.graph import LayerGraph
     from unbackdoor.model_files import ModelFile
+    from unbackdoor.report import Remark
 
 
 @click.command(epilog="Exit codes: 0 read in full; 2 error, or refused; 3 part could not be read or paired.")
@@ -32,7 +34,7 @@ def command(*, path: str, arch: str | None, example: Any, key: str | None, form:
         click.echo(json.dumps(_record(file), indent=2, allow_nan=False))
     else:
         click.echo("\n".join(_lines(file, with_tensors=with_tensors)))
-    return 3 if file.graph.uncovered else 0
+    return 3 if file.graph.uncovered or _of_unknown_part(file.graph) else 0
 
 
 def _record(file: ModelFile) -> dict[str, Any]:
@@ -83,8 +85,20 @@ def _lines(file: ModelFile, *, with_tensors: bool) -> list[str]:
     if graph.unpaired_norms:
         lines.append(f"norms that no single layer feeds ({len(graph.unpaired_norms)}):")
         lines += [f"  {short(path, 90)}" for path in graph.unpaired_norms]
-    for title, remarks in (("could not be read or paired", graph.uncovered), ("plays no part", graph.aside)):
+    unknown = _of_unknown_part(graph)
+    for title, remarks in (
+        ("could not be read or paired", graph.uncovered),
+        ("scored and never edited", unknown),
+        ("plays no part", graph.aside),
+    ):
         if remarks:
             lines.append(f"{title} ({len(remarks)}):")
             lines += [f"  {short(r.path, 48)} ({visible(r.kind)}): {visible(r.reason)}" for r in remarks]
     return lines
+
+
+def _of_unknown_part(graph: LayerGraph) -> tuple[Remark, ...]:
+    """A remark on every layer of which it is not known what its channels are to the network."""
+    from unbackdoor.report import Remark
+
+    return tuple(Remark(x.path, x.kind, x.why) for x in graph.layers if x.part == "unknown")

@@ -10,6 +10,8 @@ activation made of the output - fails that. Nothing but the file is needed; docs
 from __future__ import annotations
 
 import math
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -36,6 +38,8 @@ _SIGNAL = 0.2
 _CHANNELS = 8
 #: More input channels are not tried, for time.
 _INPUTS = 2048
+#: Pairs of one line of code that differ, relative to those that fit, before neither is believed.
+_FEW = 0.25
 _SHUFFLES = 15
 _STEPS = 100
 #: Of every layer this share of channels is not looked at: a few may have been edited since.
@@ -45,8 +49,10 @@ _KEPT = 0.95
 def judge(pairs: Sequence[tuple[Layer, Norm]], tensors: Mapping[str, Tensor]) -> dict[str, Verdict]:
     """Layer path -> what the statistics say of its pair.
 
-    A pair of which its own statistics say nothing (few channels, an input whose mean is zero) is borne out by the
-    others, which names and order gave in the same way: if none of them differs, and at least as many fit.
+    Pairs are not judged each by itself. Layers of one name in blocks of one kind were written by one line of code: a
+    fit among them is chance where most say nothing, or where more than a few differ. And a pair of which its own
+    statistics say nothing (few channels, an input whose mean is zero) is borne out by the others, which names and order
+    gave in the same way, if none of them differs and at least as many fit.
 
     Args:
         pairs: layer and norm, of equally many channels, as names and order propose them.
@@ -56,11 +62,25 @@ def judge(pairs: Sequence[tuple[Layer, Norm]], tensors: Mapping[str, Tensor]) ->
     found = {
         layer.path: _judge(layer, norm, tensors, before) for (layer, norm), before in zip(pairs, norms, strict=False)
     }
+    lines: dict[str, list[Verdict]] = defaultdict(list)
+    for path, verdict in found.items():
+        lines[_line_of_code(path)].append(verdict)
+    for path, verdict in found.items():
+        alike = lines[_line_of_code(path)]
+        fits, differs, silent = (alike.count(one) for one in ("fits", "differs", "silent"))
+        if verdict == "fits" and (differs > _FEW * fits or silent > fits):
+            found[path] = "silent"
     verdicts = list(found.values())
     if "differs" not in verdicts and verdicts.count("fits") >= max(1, verdicts.count("silent")):
         touched = {layer.path for layer, norm in pairs if _is_touched(norm, tensors)}
         return {path: "fits" if path in touched else verdict for path, verdict in found.items()}
     return found
+
+
+def _line_of_code(path: str) -> str:
+    """A path without the numbers of blocks: layer1.0.conv2 -> layer*.*.conv2, features.3 -> features.*."""
+    head, dot, last = path.rpartition(".")
+    return re.sub(r"\d+", "*", head) + dot + ("*" if last.isdigit() else last)
 
 
 def _judge(layer: Layer, norm: Norm, tensors: Mapping[str, Tensor], before: Norm | None) -> Verdict:

@@ -245,7 +245,7 @@ def _graph(
             paired = dataclasses.replace(layer, norm=norm)
             layers.append(_with_part(paired, verdicts[entry.path], reason, last=entry.path == last))
         elif entry.path in proposed:
-            why = f"names and order pair it with {norm}, whose running means are not what its weights produce"
+            why = "names and order give it a norm whose running means are not what its weights produce"
             uncovered.append(Remark(layer.path, layer.kind, f"{why}; {reason}"))
         elif layer.path == classifier:
             layers.append(dataclasses.replace(layer, part="answer"))
@@ -273,7 +273,7 @@ def _with_part(layer: Layer, verdict: Verdict, reason: str, *, last: bool) -> La
     """A layer with its norm, hidden where nothing speaks against it."""
     why = ""
     if verdict == "silent":
-        why = f"names and order pair it with {layer.norm}, but no statistics bear that out"
+        why = "names and order give it a norm, but no statistics bear that out"
     elif last:
         why = "the last layer registered: it may make the answers"
     elif _GATE.search(layer.path):
