@@ -281,6 +281,8 @@ def _check_layer(model: Program, plan: Plan, path: str, norm: str | None, seen: 
     after = watch(with_edits_of(model, plan, path, norm), fixed=before, loose=path)
     rest = [j for j in range(CHANNELS) if j != LOUD]
     for (name, old, sources), (_, new, _) in zip(seen.steps, after.steps, strict=True):
+        if not all(value.isfinite().all() for value in old):
+            continue  # zero times infinity is no number: behind 1 / relu(x) nothing can be switched off
         alone = [source == {path} for source in sources]
         if norm == "n" and name in (path, "n"):  # what only the norm reads is not the channel yet
             alone[0], alone[-1] = False, name == "n"
