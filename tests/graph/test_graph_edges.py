@@ -888,3 +888,20 @@ def test_a_module_with_hooks_is_told() -> None:
     (remark,) = layer_graph(model).aside
     assert (remark.path, remark.kind) == ("0", "Conv2d")
     assert "hooks" in remark.reason
+
+
+def test_a_vector_that_multiplies_channels_is_said() -> None:
+    """LayerScale: no score holds its factor."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.fc = conv(), nn.GroupNorm(2, 4), nn.Linear(4, 2)
+            self.gamma, self.temperature = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.norm(self.conv(x)).mean((2, 3)) * self.gamma * self.temperature)
+
+    (remark,) = layer_graph(Scaled()).aside
+    assert remark.path == "gamma"
+    assert "may multiply channels" in remark.reason

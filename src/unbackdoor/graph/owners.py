@@ -268,11 +268,16 @@ class Owners:
             owner = name.rpartition(".")[0]
             module = self.modules.get(owner)
             layer = module is not None and (is_layer(module) or is_batch_norm(module) or is_unreadable(module))
+            usual = module is not None and type(module).__module__.startswith("torch.nn.modules.norm")
             parts = owner.split(".")
             inside = any(".".join(parts[:end]) in spoken_for for end in range(1, len(parts) + 1))
             told = inside or name in known or name in flow.uncovered or owner in flow.uncovered
-            if isinstance(tensor, nn.Parameter) and tensor.ndim >= 2 and not layer and not told:
-                result.append(Remark(name, "parameter", "outside every convolution, Linear and BatchNorm"))
+            many = isinstance(tensor, nn.Parameter) and tensor.numel() > 1
+            if many and not layer and not told and not usual:
+                reason = (
+                    "outside every convolution, Linear and BatchNorm; it may multiply channels, which no score holds"
+                )
+                result.append(Remark(name, "parameter", reason))
         return tuple(result)
 
     def _parametrized(self, made_of: frozenset[str]) -> str | None:
