@@ -149,12 +149,25 @@ _blocks = st.lists(_block, min_size=1, max_size=3).map(lambda blocks: [step for 
 _steps = st.tuples(_blocks, st.sampled_from([[], [("c2", -1, 0)], [("c2", -1, 0)]])).map(
     lambda parts: [*parts[0], *parts[1]]
 )
+
+
+def _defined(program: Program) -> bool:
+    """Whether no step divides by what a ReLU made zero, or takes its logarithm."""
+    flat = [False]  # of each value: whether it is zero for a whole range of inputs
+    for name, i, j in program.steps:
+        a, b = flat[i % len(flat)], flat[j % len(flat)]
+        if (name in ("reciprocal", "log", "unit") and a) or (name == "div" and b):
+            return False
+        flat.append(name not in _MODULES and (name in ("relu", "hard swish") or a or (name in _BINARY and b)))
+    return True
+
+
 programs = st.builds(
     Program,
     _steps,
     st.sampled_from(list(_CONTAINERS)),
     st.tuples(st.sampled_from([-1, -2]), st.sampled_from([-1, -2, -4, 0])),
-)
+).filter(_defined)
 
 
 @dataclasses.dataclass
@@ -319,7 +332,7 @@ def test_what_is_edited_is_switched_off_and_answers_stay(method: LPP | CLP) -> N
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=1000, deadline=None, derandomize=True)  # the same programs in every run
 @given(programs, st.sampled_from(_METHODS))
 def test_the_same_of_many_more(model: Program, method: LPP | CLP) -> None:
     check(model, method)
