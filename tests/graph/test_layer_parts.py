@@ -410,3 +410,18 @@ def test_one_input_that_is_a_list() -> None:
             return self.n(self.c(torch.stack(images)))
 
     assert layer_graph(OfList(), [torch.rand(3, 9, 9), torch.rand(3, 9, 9)]).pairs == {"c": "n"}
+
+
+def test_a_head_whose_result_leaves_by_a_side_effect_is_not_known() -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = self.body(x).relu()
+            self.aside = self.head(features)
+            return self.fc(features.mean((2, 3)))
+
+    parts = {layer.path: layer.part for layer in layer_graph(Aside().eval()).layers}
+    assert parts == {"body": "hidden", "head": "unknown", "fc": "answer"}

@@ -18,6 +18,7 @@ from unbackdoor.graph.layer import Part
 if TYPE_CHECKING:
     from unbackdoor.graph.dataflow import Dataflow
 
+_UNREAD = "nothing that the network computes from it was seen: its result may leave in another way, as an answer does"
 _BLIND = "which layers make the network's answers is not known: no result could be followed back to one"
 
 
@@ -84,7 +85,10 @@ class Parts:
             return Verdict("unknown", self._flow.doubts[path])
         if norm is None and path in self._doubted:
             return Verdict("unknown", self._doubted[path])
-        found = self._worst(calls if norm is None else self._calls[norm])
+        last = calls if norm is None else self._calls[norm]
+        if not any(self._consumers[call] for call in last):
+            return Verdict("unknown", _UNREAD)
+        found = self._worst(last)
         if found is None and norm is None and not self.known:
             return Verdict("unknown", _BLIND)
         return found or Verdict("hidden")
