@@ -125,7 +125,7 @@ class Training(Cell):
 
     @property
     def versions(self) -> dict[str, int]:
-        return {} if self.attack is None else _version("attack", parse_attack(self.attack))
+        return {} if self.attack is None else _attack_version(self.attack)
 
     @property
     def data_name(self) -> str:
@@ -188,7 +188,7 @@ class Repair(_Behind):
 
     @property
     def versions(self) -> dict[str, int]:
-        return {**super().versions, **_version("method", parse_method_text(self.method))}
+        return {**super().versions, **_method_version(self.method)}
 
     @property
     def config(self) -> Config:
@@ -300,9 +300,18 @@ def method_origins(text: str) -> dict[str, str]:
     return origins
 
 
-def _version(what: str, made: Any) -> dict[str, int]:
+@functools.cache
+def _attack_version(text: str) -> dict[str, int]:
     """Nothing for the first version: the keys of older results stand."""
-    return {f"{what}_version": made.version} if made.version > 1 else {}
+    version = parse_attack(text).version
+    return {"attack_version": version} if version > 1 else {}
+
+
+@functools.cache
+def _method_version(text: str) -> dict[str, int]:
+    """As `_attack_version`."""
+    version = parse_method_text(text).version
+    return {"method_version": version} if version > 1 else {}
 
 
 @functools.cache
