@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from unbackdoor.api import load_model
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalise
 from unbackdoor.defences.base import DataFree, Defence
 from unbackdoor.defences.table import parse_method
 from unbackdoor.graph import LayerGraph, layer_graph
-from unbackdoor.model_files import load_model
 from unbackdoor.train.fit import autocast_dtype
 
 NETWORK = Path(__file__).parents[1] / "zoo" / "cifar10_badnet" / "model.safetensors"

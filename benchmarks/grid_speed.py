@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from scan_speed import run
-from unbackdoor.bench import Engine, Grid, Local, Probe, Store, Training, read_grid, run_grid
-from unbackdoor.bench.cell import EPOCHS, Cell, Repair, method_origins
-from unbackdoor.bench.on_ray import OnRay
-from unbackdoor.bench.perform import SCHEMA_VERSION
+from unbackdoor.experiments import Engine, Grid, Local, Probe, Store, Training, read_grid, run_grid
+from unbackdoor.experiments.cell import EPOCHS, Cell, Repair, method_origins
+from unbackdoor.experiments.on_ray import OnRay
+from unbackdoor.experiments.perform import SCHEMA_VERSION
 from unbackdoor.metrics import defence_effectiveness
 from unbackdoor.train import circumstances, processor
 

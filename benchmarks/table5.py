@@ -21,10 +21,10 @@ from torch import nn
 
 from defence_speed import IMAGES, NETWORK, run, seconds
 from speed import network
+from unbackdoor.api import load_model
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset
 from unbackdoor.defences.table import parse_method
-from unbackdoor.model_files import load_model
-from unbackdoor.report.benchmark.paper import METHODS, ORDER, printed_seconds
+from unbackdoor.leaderboard.paper import METHODS, ORDER, printed_seconds
 from unbackdoor.train import processor
 
 #: Of these a call takes seconds at most, also at full width.

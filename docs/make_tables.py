@@ -15,12 +15,12 @@ from typing import Any
 
 from unbackdoor.attacks import ATTACKS, Attack, TrainingControl
 from unbackdoor.attacks import presets_of as attack_presets_of
-from unbackdoor.config import setting_fields
 from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.table import DEFENCES, presets_of
 from unbackdoor.detectors import DETECTORS
-from unbackdoor.report.benchmark import Claim, read_grids, text
-from unbackdoor.report.benchmark.tables import Sheet
+from unbackdoor.leaderboard import Claim, read_grids, text
+from unbackdoor.leaderboard.tables import Sheet
+from unbackdoor.settings import setting_fields
 
 HERE = Path(__file__).parent
 CLAIMS = HERE.parent / "results" / "claims"

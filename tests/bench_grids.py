@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unbackdoor.bench import Grid, Probe, read_grid
+from unbackdoor.experiments import Grid, Probe, read_grid
 
 
 def probes(count: int, seconds: float = 0.0) -> Grid:

@@ -23,15 +23,15 @@ from pathlib import Path
 
 import torch
 
+from unbackdoor.api import Defended, load_model
+from unbackdoor.api.defending import mixture
 from unbackdoor.atomic import atomic_write
 from unbackdoor.attacks import load_attack
-from unbackdoor.bench.cell import parse_method_text, wants_images
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset
 from unbackdoor.defences.base import DataFree
 from unbackdoor.errors import UnbackdoorError
+from unbackdoor.experiments.cell import parse_method_text, wants_images
 from unbackdoor.metrics import read_evaluation
-from unbackdoor.model_files import Defended, load_model
-from unbackdoor.model_files.defending import mixture
 from unbackdoor.train import measure
 
 ZOO = Path(__file__).parent

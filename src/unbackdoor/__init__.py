@@ -11,17 +11,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unbackdoor.api import defend, detect, evaluate, load_model, repair, scan
     from unbackdoor.attacks import ATTACKS, parse_attack
     from unbackdoor.checkpoint import load, save
     from unbackdoor.defences.base import Outcome
     from unbackdoor.defences.data_free import CLP, LPP
     from unbackdoor.defences.table import parse_method
     from unbackdoor.errors import UnbackdoorError
+    from unbackdoor.findings import Report
     from unbackdoor.graph import LayerGraph, layer_graph
     from unbackdoor.lipschitz import channel_lipschitz
-    from unbackdoor.model_files import defend, detect, evaluate, load_model, repair, scan
     from unbackdoor.prune import Plan
-    from unbackdoor.report import Report
 
 #: Public name -> the module that defines it; imported on first use, so that `import unbackdoor` costs nothing.
 _HOME = {
@@ -31,20 +31,20 @@ _HOME = {
     "LayerGraph": "graph",
     "Outcome": "defences.base",
     "Plan": "prune",
-    "Report": "report",
+    "Report": "findings",
     "UnbackdoorError": "errors",
     "channel_lipschitz": "lipschitz",
-    "defend": "model_files",
-    "detect": "model_files",
-    "evaluate": "model_files",
+    "defend": "api",
+    "detect": "api",
+    "evaluate": "api",
     "layer_graph": "graph",
     "load": "checkpoint",
-    "load_model": "model_files",
+    "load_model": "api",
     "parse_attack": "attacks",
     "parse_method": "defences.table",
-    "repair": "model_files",
+    "repair": "api",
     "save": "checkpoint",
-    "scan": "model_files",
+    "scan": "api",
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from unbackdoor.attacks import ATTACKS, Attack
-from unbackdoor.config import setting_fields
+from unbackdoor.settings import setting_fields
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 from armed_attacks import NAMES, data_of
 
-from unbackdoor.attacks import ATTACKS, Augmentation, describe_attack, parse_attack, presets_of, read_attack
+from unbackdoor.attacks import ATTACKS, describe_attack, parse_attack, presets_of, read_attack
 from unbackdoor.attacks.blended import Blended
 from unbackdoor.attacks.bpp import BPP
 from unbackdoor.attacks.input_aware import InputAware
 from unbackdoor.attacks.sig import SIG
 from unbackdoor.attacks.wanet import WaNet
-from unbackdoor.config import distinguishing
+from unbackdoor.data.augment import Augmentation
 from unbackdoor.errors import SettingError
+from unbackdoor.settings import distinguishing
 from unbackdoor.train.fit import vary
 
 

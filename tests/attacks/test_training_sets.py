@@ -8,13 +8,13 @@ import torch
 from armed_attacks import NAMES, Brightness, arm, data_of
 from torch import Tensor
 
+from unbackdoor.api.defending import mixture
 from unbackdoor.attacks import ATTACKS, TrainingControl
 from unbackdoor.attacks.bpp import BPP
 from unbackdoor.attacks.input_aware import InputAware
 from unbackdoor.attacks.label_consistent import LabelConsistent
 from unbackdoor.attacks.wanet import WaNet
 from unbackdoor.errors import SettingError
-from unbackdoor.model_files.defending import mixture
 
 CONTROL = [name for name in NAMES if issubclass(ATTACKS[name], TrainingControl)]
 

@@ -17,10 +17,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from layer_zoo import calibrate
 from unbackdoor import LPP, checkpoint
+from unbackdoor.api import diff, load_model, open_model, repair, scan
 from unbackdoor.errors import ArchitectureError, CheckpointError, IncompleteError
-from unbackdoor.model_files import diff, load_model, open_model, repair, scan
+from unbackdoor.findings import Report
 from unbackdoor.models import parse_arch
-from unbackdoor.report import Report
 
 ARCH = "resnet18:width=16"
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from unbackdoor import checkpoint
+from unbackdoor.api import repair, scan
 from unbackdoor.errors import CheckpointError, IncompleteError
-from unbackdoor.model_files import repair, scan
 
 ONNX = b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\x83\x01\n\x1f\n\x01x"  # version 8, producer, its version, graph
 

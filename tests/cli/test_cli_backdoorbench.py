@@ -16,9 +16,9 @@ from cli_runs import PACKAGED, Run, refuse, run
 from torch import Tensor
 
 from unbackdoor import checkpoint, demo
+from unbackdoor.api import load_model, open_model, scan
 from unbackdoor.data import LabelledImages
 from unbackdoor.errors import CheckpointError
-from unbackdoor.model_files import load_model, open_model, scan
 from unbackdoor.models import parse_arch
 
 ATTACK = PACKAGED.with_name("attack.json")

@@ -12,10 +12,10 @@ from cli_runs import PACKAGED, refuse, run
 from torch import nn
 
 from unbackdoor import checkpoint, demo
+from unbackdoor.api import evaluate
 from unbackdoor.attacks import parse_attack, save_attack
 from unbackdoor.data import CacheWarning, LabelledImages
 from unbackdoor.errors import ArchitectureError, SettingError
-from unbackdoor.model_files import evaluate
 from unbackdoor.models import parse_arch
 
 Build = Callable[..., nn.Module]

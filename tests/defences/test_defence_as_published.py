@@ -9,14 +9,14 @@ import torch
 from test_data_based_contracts import SPEC, images, network
 from torch import Tensor, nn
 
-from unbackdoor.defences.clean_data import DefenderData
 from unbackdoor.defences.data_based.anp import ANP
 from unbackdoor.defences.data_based.ep import EP, entropy
 from unbackdoor.defences.data_based.ibau import IBAU
 from unbackdoor.defences.data_based.nad import NAD
 from unbackdoor.defences.data_based.rnp import RNP
-from unbackdoor.defences.norm_channels import NormChannels
 from unbackdoor.defences.table import parse_method
+from unbackdoor.defender.images import DefenderData
+from unbackdoor.defender.norm_channels import NormChannels
 from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.graph import layer_graph
 

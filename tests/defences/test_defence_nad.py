@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.data_based.nad import NAD, attention, attention_loss
-from unbackdoor.defences.feature_maps import last_maps, recorded
+from unbackdoor.defender.feature_maps import last_maps, recorded
 from unbackdoor.errors import MethodError
 from unbackdoor.models import parse_arch
 

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.defences.clean_data import DefenderData
 from unbackdoor.defences.data_based.anp import ANP, worst_noise
 from unbackdoor.defences.data_based.base import DataBased
 from unbackdoor.defences.data_based.bnp import BNP
 from unbackdoor.defences.data_based.ep import EP
 from unbackdoor.defences.data_based.rnp import RNP
-from unbackdoor.defences.norm_channels import NOTHING, NormChannels, switch_off
+from unbackdoor.defender.images import DefenderData
+from unbackdoor.defender.norm_channels import NOTHING, NormChannels, switch_off
 from unbackdoor.errors import MethodError
 from unbackdoor.graph import layer_graph
 from unbackdoor.models import parse_arch

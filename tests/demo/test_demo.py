@@ -15,13 +15,13 @@ from click.testing import CliRunner
 from safetensors import safe_open
 
 from unbackdoor import demo
+from unbackdoor.api import ARCH_KEY, load_model, repair
 from unbackdoor.attacks import load_attack
 from unbackdoor.checkpoint import load, save
 from unbackdoor.cli import demo as command
 from unbackdoor.cli import main
 from unbackdoor.data import DATASETS
 from unbackdoor.metrics import Rate
-from unbackdoor.model_files import ARCH_KEY, load_model, repair
 from unbackdoor.models import parse_arch
 
 FILES = Path(str(resources.files("unbackdoor.demo")))

@@ -16,8 +16,8 @@ from graph_networks import MERGING, NETWORKS, Row, build, compare
 from graph_truth import is_layer, is_norm, watch
 from torch import Tensor, nn
 
-from unbackdoor.graph.names import agreeing, of_tensors, partners
-from unbackdoor.model_files import open_model
+from unbackdoor.api import open_model
+from unbackdoor.graph.readers.names import agreeing, of_tensors, partners
 
 SEEDS = (3, 4)
 Entries = list[tuple[str, bool]]  # (path, whether it is a norm)

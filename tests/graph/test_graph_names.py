@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from layer_zoo import calibrate
 from unbackdoor.graph import LayerGraph, layer_graph
-from unbackdoor.graph.names import agreeing, of_tensors
+from unbackdoor.graph.readers.names import agreeing, of_tensors
 from unbackdoor.lipschitz import channel_lipschitz
 from unbackdoor.models import parse_arch
 

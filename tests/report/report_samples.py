@@ -7,7 +7,7 @@ import random
 import statistics
 from html.parser import HTMLParser
 
-from unbackdoor.report import ClassifierReport, LayerReport, Remark, Report
+from unbackdoor.findings import ClassifierReport, LayerReport, Remark, Report
 
 HOSTILE = {
     "ansi": "\x1b[31mred\x1b[0m\x1b]0;owned\x07",

@@ -20,7 +20,8 @@ from report_samples import (
 )
 
 from browser import CHROMIUM, browser
-from unbackdoor.report import Remark, Report, html, strip
+from unbackdoor.findings import Remark, Report
+from unbackdoor.report import html, strip
 from unbackdoor.report.escape import Html
 
 REPORTS = {

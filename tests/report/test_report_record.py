@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from report_samples import HOSTILE, a_bare_report, a_hostile_report, a_layer, a_report
 
-from unbackdoor.report import Report
+from unbackdoor.findings import Report
 
 
 def refuse(constant: str) -> Any:
@@ -27,7 +27,7 @@ def parse(text: str) -> Any:
 
 def test_the_package_shows_reports_without_torch() -> None:
     code = (
-        "import sys; from unbackdoor.report import Report; r = Report(action='scan', method='LPP', settings={});"
+        "import sys; from unbackdoor.findings import Report; r = Report(action='scan', method='LPP', settings={});"
         "r.to_json(), r.to_text(), r.to_html(), r.to_sarif();"
         "import unbackdoor.report.figures;"
         "sys.exit(sorted({'torch', 'numpy', 'rich', 'click'} & set(sys.modules)) != [])"

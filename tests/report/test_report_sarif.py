@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes
 import pytest
 from report_samples import HOSTILE, a_bare_report, a_hostile_report, a_layer, a_report, a_report_without_findings
 
-from unbackdoor.report import Remark, Report
+from unbackdoor.findings import Remark, Report
 from unbackdoor.report.sarif import file_uri, render_unread
 
 

@@ -16,7 +16,7 @@ from report_samples import (
     a_report_without_findings,
 )
 
-from unbackdoor.report import Remark, Report
+from unbackdoor.findings import Remark, Report
 from unbackdoor.report.escape import width
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from report_samples import a_layer, a_report
 
-from unbackdoor.report import Report
-from unbackdoor.report.ordinary import MOST_CHANNELS, MOST_LAYERS
+from unbackdoor.findings import MOST_CHANNELS, MOST_LAYERS, Report
 
-MEASURED = Path(__file__).parents[2] / "benchmarks" / "cut_shares.json"
+MEASURED = Path(__file__).parents[2] / "studies" / "cut_shares.json"
 
 
 def report_of(hit: int, *, layers: int, channels: int = 100, each: int = 1, **changes: object) -> Report:

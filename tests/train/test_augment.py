@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unbackdoor.train.augment import augment, rotate
+from unbackdoor.data.augment import augment, rotate
 
 
 def _loop(images: Tensor, *, padding: int, flip: bool, generator: torch.Generator) -> Tensor:

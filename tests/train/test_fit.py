@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.attacks import Augmentation, Session, TrainingControl, parse_attack
+from unbackdoor.attacks import Session, TrainingControl, parse_attack
 from unbackdoor.attacks.bpp import BPP
 from unbackdoor.data import DATASETS, DatasetSpec, LabelledImages, normalise
+from unbackdoor.data.augment import Augmentation
 from unbackdoor.errors import CheckpointError, SettingError
 from unbackdoor.train import Epoch, Recipe, Step, fit
 from unbackdoor.train.fit import batch_sizes, vary

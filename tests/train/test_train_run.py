@@ -278,7 +278,7 @@ def test_a_stopped_run_with_other_settings_is_replaced_if_asked_for(tmp_path: Pa
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     """The second is refused while the first is at work, and not when it was killed."""
-    code = "import sys, pathlib, time; from unbackdoor.train.lock import locked\n"
+    code = "import sys, pathlib, time; from unbackdoor.lock import locked\n"
     code += "with locked(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None

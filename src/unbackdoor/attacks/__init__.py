@@ -6,11 +6,9 @@ import pkgutil
 from unbackdoor.attacks.base import (
     ATTACKS,
     Attack,
-    Augmentation,
     DataPoisoning,
     Poisoned,
     Session,
-    Shared,
     TrainingControl,
     check_target_class,
     describe_attack,
@@ -26,11 +24,9 @@ for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
 __all__ = [
     "ATTACKS",
     "Attack",
-    "Augmentation",
     "DataPoisoning",
     "Poisoned",
     "Session",
-    "Shared",
     "TrainingControl",
     "check_target_class",
     "describe_attack",

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.config import ADDED, build, read_options, setting_fields
+from unbackdoor.data.augment import Augmentation, Fill, Shared
 from unbackdoor.errors import SettingError
 from unbackdoor.registry import Registry
+from unbackdoor.settings import ADDED, build, read_options, setting_fields
 
 if TYPE_CHECKING:
     from unbackdoor.data import DatasetSpec, LabelledImages
@@ -27,9 +28,6 @@ Progress = Callable[[int, int], None]
 
 #: A level that arithmetic in float32 missed by less is that level, not the one below.
 _WHOLE = 1e-3
-
-Shared = Literal["nothing", "coins", "all"]
-Fill = Literal["black", "mean"]
 
 #: (B, C, H, W) uint8 images and a generator -> the same images augmented and normalised, float32.
 Vary = Callable[[Tensor, torch.Generator], Tensor]
@@ -288,28 +286,6 @@ class DataPoisoning(Attack):
         """
         del indices
         return self.stamp(images)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """How a training batch is varied.
-
-    Attributes:
-        padding: zero pixels around an image before a random crop of its own size; 0 is no crop.
-        crop_share: of the images that are cropped.
-        degrees: images are rotated by up to this angle; 0 is none.
-        rotate_share: of the images that are rotated.
-        shared: "nothing": every image is varied by itself; "coins": one coin a batch says whether its images are
-            cropped, and one whether they are rotated; "all": they are cropped, rotated and mirrored alike, too.
-        fill: what comes in from outside: "black", or the data set's "mean" colour.
-    """
-
-    padding: int = 4
-    crop_share: float = 1.0
-    degrees: float = 0.0
-    rotate_share: float = 0.0
-    shared: Shared = "nothing"
-    fill: Fill = "black"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,8 +74,8 @@ def run(
     quiet: bool,
 ) -> int:
     """Run what is left of a grid."""
-    from unbackdoor.bench import Cell, Local, Store, Training, read_grid, run_grid, standing
     from unbackdoor.cli.progress import bar
+    from unbackdoor.experiments import Cell, Local, Store, Training, read_grid, run_grid, standing
     from unbackdoor.train import check_device
 
     cells = read_grid(grid)
@@ -95,7 +95,7 @@ def run(
 
     with bar("cell", quiet=quiet) as update:
         if engine == "ray":
-            from unbackdoor.bench.on_ray import OnRay
+            from unbackdoor.experiments.on_ray import OnRay
 
             worker: Any = OnRay(address, cpus=cpus, gpus=gpus)
         else:
@@ -124,7 +124,7 @@ def status(*, grid: Path, store_path: Path, claims_path: Path | None, form: str)
     """How far a grid is: done, running, failed, left, and the time to go."""
     import dataclasses
 
-    from unbackdoor.bench import Store, read_grid, standing
+    from unbackdoor.experiments import Store, read_grid, standing
 
     cells = read_grid(grid)
     known, digests = _known(claims_path)
@@ -161,8 +161,8 @@ def status(*, grid: Path, store_path: Path, claims_path: Path | None, form: str)
 @quiet_option
 def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: str, quiet: bool) -> None:
     """Tables, figures and one offline page of what grids' cells came to, beside what the paper prints."""
-    from unbackdoor.report.benchmark import check_folder, read_digests, read_grids, write_report
-    from unbackdoor.report.benchmark.folder import CLAIMS
+    from unbackdoor.leaderboard import check_folder, read_digests, read_grids, write_report
+    from unbackdoor.leaderboard.folder import CLAIMS
 
     check_folder(output)
     digests = read_digests(output / CLAIMS)
@@ -171,7 +171,7 @@ def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: 
         if source.is_dir():
             grids += read_grids(source)
         else:
-            from unbackdoor.bench import Store, publish, read_grid
+            from unbackdoor.experiments import Store, publish, read_grid
 
             grids.append(publish(read_grid(source), Store(store_path, make=False), digests))
     shown = write_report(output, grids, title=title)
@@ -188,7 +188,7 @@ def _known(claims: Path | None) -> tuple[set[str], dict[str, str]]:
     Raises:
         DataError: it holds none, or a file in it is no claim.
     """
-    from unbackdoor.report.benchmark import done_in, read_digests, read_grids
+    from unbackdoor.leaderboard import done_in, read_digests, read_grids
 
     return (set(), {}) if claims is None else (done_in(read_grids(claims)), read_digests(claims))
 
@@ -214,7 +214,7 @@ def _duration(seconds: float) -> str:
 
 def _print_plan(cells: Any, found: Any) -> None:
     """Every cell with whether it is done, and the least memory that one needs."""
-    from unbackdoor.bench.cell import canonical
+    from unbackdoor.experiments.cell import canonical
 
     left, failed = set(found.left), {title for title, _ in found.failed.values()}
     once = {(cell.kind, canonical(cell.config)): cell for cell in reversed(cells.cells)}  # the first of its names
@@ -230,8 +230,8 @@ def _print_plan(cells: Any, found: Any) -> None:
 
 def _memory(cells: Any) -> float:
     """Bytes: the largest training part once as it is and once poisoned, and four copies of the largest network."""
-    from unbackdoor.bench import Training
     from unbackdoor.data import dataset_spec
+    from unbackdoor.experiments import Training
     from unbackdoor.models import parse_arch
 
     sizes = {"cifar10": 60_000, "cifar100": 60_000, "gtsrb": 51_839, "tiny_imagenet": 110_000}

@@ -110,13 +110,13 @@ def command(
     quiet: bool,
 ) -> int:
     """Repair a network by any method, data-free or with clean images. The input file is never modified."""
+    from unbackdoor.api import defend
     from unbackdoor.atomic import atomic_write, check_target
     from unbackdoor.attacks import load_attack, parse_attack
     from unbackdoor.cli import say
     from unbackdoor.cli.progress import bar
     from unbackdoor.cli.train import describe_rates
     from unbackdoor.defences.table import parse_method
-    from unbackdoor.model_files import defend
 
     part, output = part_and_file(part, output)
     method = parse_method(method_text, preset=preset)

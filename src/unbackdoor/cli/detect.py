@@ -78,11 +78,11 @@ def command(
     quiet: bool,
 ) -> int:
     """Look for a backdoor, and its target class, with images; needs data, unlike scan."""
+    from unbackdoor.api import detect
     from unbackdoor.atomic import check_target
     from unbackdoor.attacks import load_attack, parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.detectors import parse_detector
-    from unbackdoor.model_files import detect
 
     part, output = part_and_file(part, output)
     detector = parse_detector(method_text)

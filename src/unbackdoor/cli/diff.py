@@ -18,7 +18,7 @@ from unbackdoor.report.escape import short
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(*, a: str, b: str, key: str | None, form: str) -> int:
     """Which channels differ between two model files, bit by bit."""
-    from unbackdoor.model_files import diff
+    from unbackdoor.api import diff
 
     found = diff(a, b, key=key)
     if form == "json":

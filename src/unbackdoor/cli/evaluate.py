@@ -59,11 +59,11 @@ def command(
     quiet: bool,
 ) -> None:
     """ACC of a model file on a test set; with an attack, ASR and RA over the images of other classes."""
+    from unbackdoor.api import evaluate, load_model
     from unbackdoor.atomic import check_target
     from unbackdoor.attacks import check_target_class, load_attack, parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.data import dataset_spec
-    from unbackdoor.model_files import evaluate, load_model
     from unbackdoor.train import check_device
 
     if csv_file is not None:

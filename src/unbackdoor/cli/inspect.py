@@ -12,9 +12,9 @@ from unbackdoor.cli.options import announce, arch_option, input_option, key_opti
 from unbackdoor.report.escape import short, visible
 
 if TYPE_CHECKING:
+    from unbackdoor.api import ModelFile
+    from unbackdoor.findings import Remark
     from unbackdoor.graph import LayerGraph
-    from unbackdoor.model_files import ModelFile
-    from unbackdoor.report import Remark
 
 
 @click.command(epilog="Exit codes: 0 read in full; 2 error, or refused; 3 part could not be read or paired.")
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--tensors", "with_tensors", is_flag=True, help="List every tensor in the text too.")
 def command(*, path: str, arch: str | None, example: Any, key: str | None, form: str, with_tensors: bool) -> int:
     """Tensors, layers, which norm follows which layer and how that was found."""
-    from unbackdoor.model_files import open_model
+    from unbackdoor.api import open_model
 
     announce(arch)
     file = open_model(path, arch=arch, key=key, example=example)
@@ -99,6 +99,6 @@ def _lines(file: ModelFile, *, with_tensors: bool) -> list[str]:
 
 def _of_unknown_part(graph: LayerGraph) -> tuple[Remark, ...]:
     """A remark on every layer of which it is not known what its channels are to the network."""
-    from unbackdoor.report import Remark
+    from unbackdoor.findings import Remark
 
     return tuple(Remark(x.path, x.kind, x.why) for x in graph.layers if x.part == "unknown")

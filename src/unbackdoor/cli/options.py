@@ -161,7 +161,7 @@ def describe_fields(cls: type) -> dict[str, str]:
 
 
 def _parse_input(text: str) -> Any:
-    from unbackdoor.model_files.example import parse_example
+    from unbackdoor.inputs import parse_example
 
     return parse_example(text)
 

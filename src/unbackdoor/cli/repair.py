@@ -57,9 +57,9 @@ def command(
     **settings: Any,
 ) -> int:
     """Prune and shrink a network's outlier channels, with no data. The input file is never modified."""
+    from unbackdoor.api import repair
     from unbackdoor.atomic import check_target
     from unbackdoor.cli import say
-    from unbackdoor.model_files import repair
 
     if output is None and not dry_run:
         raise SettingError("repair: expected -o OUT, the repaired file's name, or --dry-run")

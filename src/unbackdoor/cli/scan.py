@@ -21,12 +21,12 @@ from unbackdoor.cli.options import (
     quiet_option,
 )
 from unbackdoor.errors import SettingError, UnbackdoorError
+from unbackdoor.findings import SCHEMA_VERSION
 from unbackdoor.report.escape import visible
-from unbackdoor.report.record import SCHEMA_VERSION
 from unbackdoor.report.sarif import render_unread
 
 if TYPE_CHECKING:
-    from unbackdoor.report import Report
+    from unbackdoor.findings import Report
 
 LEVELS = ("outlier", "near", "never")
 
@@ -69,10 +69,10 @@ def command(
 
     An honest network has outlier channels too: they are a reason to look closer, not a verdict.
     """
+    from unbackdoor.api import scan
     from unbackdoor.atomic import check_target
     from unbackdoor.cli import say
     from unbackdoor.cli.progress import bar
-    from unbackdoor.model_files import scan
 
     if form == "html" and len(paths) > 1:
         raise SettingError(f"--format html makes a page of one model, got {len(paths)}; scan them one by one")

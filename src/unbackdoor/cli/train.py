@@ -64,11 +64,11 @@ def command(
 
     A run that was stopped goes on after its last full epoch when the same command is given again.
     """
+    from unbackdoor.api import load_model
     from unbackdoor.attacks import parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.data import dataset_spec, load_dataset
     from unbackdoor.metrics import Evaluation
-    from unbackdoor.model_files import load_model
     from unbackdoor.models import parse_arch
     from unbackdoor.train import RECIPES, Epoch, Run, Step, check_run, train_run
 

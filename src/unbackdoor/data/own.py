@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unbackdoor.config import build
 from unbackdoor.data import image_folder, parquet
 from unbackdoor.data.decode import MOST_PIXELS, size_of
 from unbackdoor.data.source import Source
 from unbackdoor.data.specs import DatasetSpec
 from unbackdoor.errors import DataError, SettingError
+from unbackdoor.settings import build
 
 Finder = Callable[[Path, str, DatasetSpec], Source | None]
 

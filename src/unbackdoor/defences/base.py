@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from unbackdoor.errors import SettingError
+from unbackdoor.findings import Report
 from unbackdoor.graph import LayerGraph
 from unbackdoor.prune import Plan, copy_model
 from unbackdoor.registry import Registry
-from unbackdoor.report import Report
 
 DEFENCES: Registry[type[Defence]] = Registry("method")
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from unbackdoor.config import build, read_options
 from unbackdoor.defences import data_based, data_free
 from unbackdoor.defences.base import DEFENCES, Defence
 from unbackdoor.errors import SettingError
+from unbackdoor.settings import build, read_options
 
 #: Class methods that build a method with settings of another source, or others that belong together, as `--preset`
 #: names them.

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unbackdoor.api import load_model
 from unbackdoor.attacks import Attack, read_attack
 from unbackdoor.data import DATASETS, LabelledImages, normalise
 from unbackdoor.defences.data_free import CLP, LPP
+from unbackdoor.findings import Report
 from unbackdoor.metrics import Evaluation, Rate, defence_effectiveness, predict
-from unbackdoor.model_files import load_model
-from unbackdoor.report import Report, figures, html
+from unbackdoor.report import figures, html
 from unbackdoor.report.escape import Html
 from unbackdoor.report.escape import html as escaped
 from unbackdoor.train import measure

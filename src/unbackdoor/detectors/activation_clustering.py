@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.base import Needs, check_choice, check_count, check_number
-from unbackdoor.defences.clean_data import DefenderData
-from unbackdoor.defences.tuning import Progress
+from unbackdoor.defender.images import DefenderData
+from unbackdoor.defender.tuning import Progress
 from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector
 from unbackdoor.errors import MethodError
+from unbackdoor.findings import finite
 from unbackdoor.graph import LayerGraph
-from unbackdoor.report import finite
 
 #: Fewer images of a class are not split.
 FEW = 20

@@ -12,15 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.answer import answering
-from unbackdoor.config import build, read_options
 from unbackdoor.data import DatasetSpec
 from unbackdoor.defences.base import Needs
-from unbackdoor.defences.clean_data import DefenderData, defender_data
-from unbackdoor.defences.tuning import Progress, silent
-from unbackdoor.defences.working_copy import seeded, working_copy
+from unbackdoor.defender.images import DefenderData, defender_data
+from unbackdoor.defender.tuning import Progress, silent
+from unbackdoor.defender.working_copy import seeded, working_copy
 from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.outputs import answering
 from unbackdoor.registry import Registry
+from unbackdoor.settings import build, read_options
 
 DETECTORS: Registry[type[Detector]] = Registry("detector")
 

@@ -29,12 +29,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.defences.base import Needs, check_count, check_number
-from unbackdoor.defences.clean_data import DefenderData
-from unbackdoor.defences.tuning import Progress
+from unbackdoor.defender.images import DefenderData
+from unbackdoor.defender.tuning import Progress
 from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector
 from unbackdoor.errors import MethodError
+from unbackdoor.findings import finite
 from unbackdoor.graph import LayerGraph
-from unbackdoor.report import finite
 
 #: Factor on lambda, and how many steps in a row ask for it.
 FACTOR, PATIENCE = 1.5, 5

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+from unbackdoor.findings import Remark
 from unbackdoor.graph.effects import NO_EFFECT, Effect
 from unbackdoor.graph.layer import Layer, LayerGraph, Norm
 from unbackdoor.graph.parts import Parts, Verdict
 from unbackdoor.graph.places import Place
-from unbackdoor.report import Remark
 
 Kind = Literal["input", "layer", "weights", "norm", "input_norm", "alias", "shape", "other", "opaque", "output"]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from unbackdoor.report import Remark
+from unbackdoor.findings import Remark
 
 Part = Literal["hidden", "answer", "gate", "unknown"]
 

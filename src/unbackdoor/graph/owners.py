@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from unbackdoor.findings import Remark
 from unbackdoor.graph.dataflow import Dataflow
 from unbackdoor.graph.effects import KNOWN_INSIDE, Effect, Role, canonical
 from unbackdoor.graph.layer import Layer
@@ -23,7 +24,6 @@ from unbackdoor.graph.modules import (
     read_norm,
 )
 from unbackdoor.graph.places import Place
-from unbackdoor.report import Remark
 
 #: Functions that multiply by a matrix: a bare parameter in one of them is a layer's weight in all but name.
 _PRODUCTS = frozenset(

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from unbackdoor.errors import GraphError
-from unbackdoor.graph import export, fx, names
 from unbackdoor.graph.layer import LayerGraph
 from unbackdoor.graph.owners import Owners
+from unbackdoor.graph.readers import export, fx, names
 
 
 def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:

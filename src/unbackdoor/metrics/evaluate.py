@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.answer import logits_of, part_of
 from unbackdoor.metrics.rates import Evaluation, accuracy, attack_success
+from unbackdoor.outputs import logits_of, part_of
 
 Progress = Callable[[int, int], None]
 NO_CLASS = -1

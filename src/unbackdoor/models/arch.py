@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from unbackdoor.config import read_options, write_options
 from unbackdoor.errors import ArchitectureError, SettingError
 from unbackdoor.models import densenet, mobilenet_v2, preact_resnet, resnet, vgg, vit
 from unbackdoor.registry import Registry
+from unbackdoor.settings import read_options, write_options
 
 ARCHITECTURES: Registry[Callable[..., nn.Module]] = Registry("network")
 for _build in (

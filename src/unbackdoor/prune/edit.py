@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unbackdoor.findings import Remark
 from unbackdoor.graph import Layer, LayerGraph, Norm
 from unbackdoor.lipschitz import Tensors
 from unbackdoor.prune.select import Mask, Selection
-from unbackdoor.report import Remark
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from unbackdoor.errors import PlanError
+from unbackdoor.findings import ClassifierReport, LayerReport, Remark, Report
 from unbackdoor.graph import LayerGraph
 from unbackdoor.lipschitz import Tensors
 from unbackdoor.prune.edit import Edit
 from unbackdoor.prune.select import Mask, Selection
-from unbackdoor.report import ClassifierReport, LayerReport, Remark, Report
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unbackdoor.findings import Remark
 from unbackdoor.graph import Layer, LayerGraph
 from unbackdoor.lipschitz import Tensors, readable
-from unbackdoor.report import Remark
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

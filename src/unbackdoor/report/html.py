@@ -15,10 +15,10 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
 
+from unbackdoor.findings import LayerReport, Report
 from unbackdoor.report import strip, summary
 from unbackdoor.report.escape import NOTHING, Html, html, html_short
 from unbackdoor.report.figures import curve
-from unbackdoor.report.record import LayerReport, Report
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 NAME = 160  # the longest name shown in full

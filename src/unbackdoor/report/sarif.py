@@ -18,9 +18,9 @@ from importlib import metadata
 from typing import Any
 from urllib.parse import quote
 
+from unbackdoor.findings import LayerReport, Remark, Report
 from unbackdoor.report import summary
 from unbackdoor.report.escape import short
-from unbackdoor.report.record import LayerReport, Remark, Report
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json"
 NAME_LIMIT = 400

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from unbackdoor.findings import LayerReport, Report
 from unbackdoor.report import summary
 from unbackdoor.report.escape import NOTHING, Html, html, html_short
-from unbackdoor.report.record import LayerReport, Report
 
 FARTHEST_LOW, FARTHEST_HIGH = -8.0, 12.0
 UNITS = 2000  # of the dots' own x coordinate

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unbackdoor.report.record import DataReport, LayerReport, Remark, Report, Stage
+from unbackdoor.findings import DataReport, LayerReport, Remark, Report, Stage
 
 NOTHING_FOUND = "No outlier channels were found; that is not proof of absence."
 A_GUESS = "a guess, not a verdict"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
+from unbackdoor.findings import ClassifierReport, LayerReport, Report
 from unbackdoor.report import summary
 from unbackdoor.report.escape import short, visible, width
-from unbackdoor.report.record import ClassifierReport, LayerReport, Report
 
 COLUMNS = 100
 FEW_LAYERS = 12

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.attacks import Augmentation, Session
+from unbackdoor.attacks import Session
 from unbackdoor.data import DatasetSpec, normalise
+from unbackdoor.data.augment import Augmentation, augment, rotate
 from unbackdoor.errors import SettingError
-from unbackdoor.train.augment import augment, rotate
 from unbackdoor.train.recipe import Recipe
 from unbackdoor.train.resume import keep, restore
 

@@ -23,10 +23,10 @@ from unbackdoor.attacks.store import SETTINGS, TRIGGER
 from unbackdoor.data import DatasetSpec, LabelledImages, normalise
 from unbackdoor.errors import OutputError, SettingError
 from unbackdoor.graph import layer_graph
+from unbackdoor.lock import locked
 from unbackdoor.metrics import Evaluation, Rate, evaluate_model
 from unbackdoor.models import Arch
 from unbackdoor.train.fit import Epoch, Step, all_finite, batch_sizes, fit
-from unbackdoor.train.lock import locked
 from unbackdoor.train.recipe import Recipe
 from unbackdoor.train.trial import check_answer
 
@@ -352,7 +352,7 @@ def measure(
     """ACC, ASR and RA of a network on a data set; half-precision weights are used in float32.
 
     Args:
-        output: which part of what the network returns is its logits (see `unbackdoor.answer`).
+        output: which part of what the network returns is its logits (see `unbackdoor.outputs`).
         progress: called with (images done, images in all).
 
     Raises:

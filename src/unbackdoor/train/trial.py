@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.answer import described, part_of
 from unbackdoor.data import DatasetSpec
 from unbackdoor.errors import ArchitectureError
+from unbackdoor.outputs import described, part_of
 
 
 def check_answer(
@@ -23,7 +23,7 @@ def check_answer(
     Args:
         training: in training mode, which moves the network's running statistics.
         name: what a reader calls it.
-        output: which part of what it returns is its logits (see `unbackdoor.answer`).
+        output: which part of what it returns is its logits (see `unbackdoor.outputs`).
 
     Raises:
         ArchitectureError: it fails, or does not answer with one logit a class.

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unbackdoor.attacks import Augmentation
+from unbackdoor.data.augment import Augmentation
 from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defences.norm_channels import NormChannels
-from unbackdoor.defences.tuning import stage
+from unbackdoor.defender.norm_channels import NormChannels
+from unbackdoor.defender.tuning import stage
 
 #: Iterations a point of the loss curve stands for.
 POINT = 100

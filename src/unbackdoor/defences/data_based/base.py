@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.answer import answering
 from unbackdoor.data import DatasetSpec
 from unbackdoor.defences.base import Defence, Needs, Outcome, check_count, check_number
-from unbackdoor.defences.clean_data import DefenderData, defender_data
-from unbackdoor.defences.tuning import Progress, cross_entropy, silent, tune
-from unbackdoor.defences.working_copy import seeded, working_copy
+from unbackdoor.defender.images import DefenderData, defender_data
+from unbackdoor.defender.tuning import Progress, cross_entropy, silent, tune
+from unbackdoor.defender.working_copy import seeded, working_copy
 from unbackdoor.errors import MethodError
+from unbackdoor.findings import DataReport, LayerReport, Remark, Report, Stage
 from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.outputs import answering
 from unbackdoor.prune import copy_model
-from unbackdoor.report import DataReport, LayerReport, Remark, Report, Stage
 from unbackdoor.train import Recipe
 
 

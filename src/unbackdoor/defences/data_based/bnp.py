@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unbackdoor.attacks import Augmentation
+from unbackdoor.data.augment import Augmentation
 from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
-from unbackdoor.defences.clean_data import PLAIN
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defences.norm_channels import NormChannels, norm_inputs, report_norms, switch_off
+from unbackdoor.defender.images import PLAIN
+from unbackdoor.defender.norm_channels import NormChannels, norm_inputs, report_norms, switch_off
 
 
 @dataclass(frozen=True, kw_only=True)

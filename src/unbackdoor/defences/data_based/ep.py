@@ -25,13 +25,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unbackdoor.attacks import Augmentation
-from unbackdoor.config import ADDED
+from unbackdoor.data.augment import Augmentation
 from unbackdoor.defences.base import DEFENCES, Needs, check_choice, check_count, check_number
-from unbackdoor.defences.clean_data import PLAIN
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defences.norm_channels import NormChannels, norm_inputs, report_norms, switch_off
+from unbackdoor.defender.images import PLAIN
+from unbackdoor.defender.norm_channels import NormChannels, norm_inputs, report_norms, switch_off
 from unbackdoor.errors import MethodError
+from unbackdoor.settings import ADDED
 
 
 @dataclass(frozen=True, kw_only=True)

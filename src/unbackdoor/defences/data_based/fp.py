@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from unbackdoor.defences.base import DEFENCES, check_number
-from unbackdoor.defences.clean_data import DefenderData
 from unbackdoor.defences.data_based.base import Findings, FineTuning, Patient
+from unbackdoor.defender.images import DefenderData
 from unbackdoor.errors import MethodError
-from unbackdoor.report import LayerReport, finite
+from unbackdoor.findings import LayerReport, finite
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,12 +32,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unbackdoor.config import ADDED
 from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
-from unbackdoor.defences.clean_data import DefenderData
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defences.tuning import stage
+from unbackdoor.defender.images import DefenderData
+from unbackdoor.defender.tuning import stage
 from unbackdoor.errors import MethodError
+from unbackdoor.settings import ADDED
 
 #: A network as a function of its inputs.
 Forward = Callable[[Tensor], Tensor]

@@ -29,13 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.config import ADDED
 from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defences.feature_maps import Place, last_maps, recorded
-from unbackdoor.defences.tuning import cross_entropy, tune
+from unbackdoor.defender.feature_maps import Place, last_maps, recorded
+from unbackdoor.defender.tuning import cross_entropy, tune
 from unbackdoor.errors import MethodError
-from unbackdoor.report import Remark
+from unbackdoor.findings import Remark
+from unbackdoor.settings import ADDED
 from unbackdoor.train import Recipe
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defences.norm_channels import NormChannels
-from unbackdoor.defences.tuning import Loss, cross_entropy, tune
+from unbackdoor.defender.norm_channels import NormChannels
+from unbackdoor.defender.tuning import Loss, cross_entropy, tune
 from unbackdoor.train import Recipe
 
 

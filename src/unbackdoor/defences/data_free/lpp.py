@@ -38,10 +38,10 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES, DataFree, check_choice, check_number
 from unbackdoor.errors import SettingError
+from unbackdoor.findings import ClassifierReport, Remark
 from unbackdoor.graph import Layer, LayerGraph
 from unbackdoor.lipschitz import NormFactor, NormKind, Tensors, read_model, readable, scores_of
 from unbackdoor.prune import Editor, Plan, Selection, either, eligible, select
-from unbackdoor.report import ClassifierReport, Remark
 
 #: What a score is where there are two a channel.
 DEVIATIONS = (

@@ -1,0 +1,297 @@
+"""`defend`: a model file repaired by any method, with the images that the method asks for, and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from unbackdoor import checkpoint
+from unbackdoor.api.reading import network_of, open_model, with_source
+from unbackdoor.api.repairing import write_repaired
+from unbackdoor.defences.base import DataFree, Defence, Outcome
+from unbackdoor.errors import IncompleteError, SettingError
+from unbackdoor.findings import DataReport, Report
+from unbackdoor.graph import LayerGraph
+from unbackdoor.models import Arch
+
+if TYPE_CHECKING:
+    from unbackdoor.attacks import Attack
+    from unbackdoor.data import LabelledImages
+    from unbackdoor.metrics import Evaluation
+
+
+@dataclass(frozen=True)
+class Defended:
+    """What `defend` did.
+
+    Attributes:
+        report: what was read, scored, pruned, trained, left alone, and why.
+        before, after: rates on the whole test set, where they were asked for.
+        seconds: the method alone, without reading and measuring.
+    """
+
+    report: Report
+    before: Evaluation | None
+    after: Evaluation | None
+    seconds: float
+
+    @property
+    def effectiveness(self) -> float | None:
+        """DER, where an attack was measured before and after."""
+        from unbackdoor.metrics import defence_effectiveness
+
+        if self.before is None or self.after is None or self.before.asr is None or self.after.asr is None:
+            return None
+        rates = [rate.value for rate in (self.before.acc, self.after.acc, self.before.asr, self.after.asr)]
+        if any(rate is None for rate in rates):
+            return None
+        acc_before, acc_after, asr_before, asr_after = (float(rate or 0.0) for rate in rates)
+        return defence_effectiveness(
+            acc_before=acc_before, acc_after=acc_after, asr_before=asr_before, asr_after=asr_after
+        )
+
+    def record(self, device: str) -> dict[str, Any]:
+        """Settings, rates, curves, time and circumstances, ready for JSON.
+
+        Args:
+            device: where it ran.
+        """
+        from unbackdoor.train import circumstances
+
+        report = self.report.to_dict()
+        return {
+            "schema_version": 1,
+            "method": {"name": report["method"], **report["settings"]},
+            "data": report["data"],
+            "before": None if self.before is None else self.before.to_dict(),
+            "after": None if self.after is None else self.after.to_dict(),
+            "der": self.effectiveness,
+            "pruned": self.report.pruned,
+            "scaled": self.report.scaled,
+            "stages": report["stages"],
+            "seconds": round(self.seconds, 3),
+            **circumstances(device),
+        }
+
+
+def defend(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    method: Defence,
+    data: str | None = None,
+    clean: float = 0.05,
+    seed: int = 0,
+    attack: Attack | None = None,
+    poisoned: float = 0.0,
+    measured: bool = False,
+    arch: str | Arch | None = None,
+    key: str | None = None,
+    example: Any = None,
+    answer: str | None = None,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    device: str = "cpu",
+    overwrite: bool = False,
+    partial: bool = False,
+    progress: Callable[[int, int, str], None] = lambda _done, _total, _note: None,
+) -> Defended:
+    """Repair a model file by any method, and measure it before and after if asked to.
+
+    Args:
+        source: a model file; it is never modified.
+        output: the repaired file; None writes none.
+        method: any defence.
+        data: name of the data set, a data.toml, or a folder of images; its training part gives the method's images,
+            its test part is what is measured on.
+        clean: share of the training images that the method is given, up to 1; or above 1 their number.
+        seed: of the draw of these images, and of everything that the method draws.
+        attack: whose success is measured.
+        poisoned: share of the method's images that carry `attack`'s trigger, for methods that want training images.
+        measured: whether ACC (and with an attack ASR and RA) are measured on the test set, before and after.
+        arch: as behind `--arch`, for a file that does not name its network itself.
+        key: which entry of a torch file to read, where there are several.
+        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
+        answer: which part of what the network returns is its logits: a key, a number or a field's name. (Elsewhere this
+            is called output, which here is the repaired file.)
+        data_dir: folder of the data sets; else $UNBACKDOOR_DATA, else ./data.
+        download: whether to fetch a known data set that is not there.
+        device: where to run.
+        overwrite: whether an existing output may be replaced.
+        partial: whether to write although part of the network could not be read.
+        progress: called with (done, total, a note).
+
+    Raises:
+        CheckpointError, ArchitectureError: the file cannot be read, is not that network's, or has other classes.
+        DataError: the data set was not found.
+        SettingError: a setting is out of its range, or no data set was given to a method that needs one.
+        MethodError: the method cannot work on this network.
+        IncompleteError: part of the network could not be read, and `partial` is false; nothing was written.
+        OutputError: the output exists, is the input, or cannot be written.
+    """
+    from unbackdoor.data import dataset_spec
+    from unbackdoor.train import check_answer, check_device, measure
+
+    if output is not None:
+        checkpoint.check_output(output, overwrite=overwrite, inputs=[source])
+    wants = method.needs != "nothing"
+    if data is None and (wants or measured):
+        asks = f"{method.name} needs {method.needs}" if wants else "measuring needs test images"
+        raise SettingError(f"defend: {asks}: give a data set with --data (data=...)")
+    if poisoned and (method.needs != "training images" or attack is None):
+        raise SettingError(
+            f"poisoned: expected 0, got {poisoned}: only methods that want training images (ep) get poisoned ones, "
+            f"and only with an attack; {method.name} wants {method.needs}"
+        )
+    check_seed(seed)
+    check_device(device)
+    if data is not None and attack is not None:
+        attack.check_data(dataset_spec(data))
+    file = open_model(source, arch=arch, key=key, example=example)
+    model = network_of(file).to(device)
+    before = after = None
+    test = None
+    if data is not None and measured:
+        test = _load(data, "test", data_dir, download=download, progress=noted("reading test images", progress))
+        check_answer(model, test.spec, name=str(file.checkpoint.path), output=answer)
+        before = measure(model, test, attack, output=answer, progress=noted("measuring before", progress))
+    if isinstance(method, DataFree):
+        given: tuple[Any, ...] | None = None
+    else:
+        given = method_images(str(data), clean, seed, attack, poisoned, data_dir, download=download, progress=progress)
+        check_answer(model, given[0].spec, name=str(file.checkpoint.path), output=answer)
+    outcome, seconds = timed(lambda: _call(method, model, file.graph, given, seed, answer, progress))
+    report = with_source(outcome.report, file)
+    if given is not None and report.data is not None:
+        report = dataclasses.replace(report, data=_drawn(report.data, clean, seed))
+    if test is not None:
+        after = measure(outcome.model, test, attack, output=answer, progress=noted("measuring after", progress))
+    if output is not None:
+        if report.gap is not None and not (partial and report.editable):
+            rest = "--partial (partial=True) writes what was repaired"
+            if not report.editable:
+                rest = "nothing was read that may be edited, so that there is nothing to repair"
+            raise IncompleteError(f"{source}: {report.gap}; nothing was written; {rest}", report)
+        state = outcome.model.state_dict()
+        tensors = {
+            name: state[name].detach().to("cpu", tensor.dtype) for name, tensor in file.checkpoint.tensors.items()
+        }
+        report = write_repaired(report, tensors, file, Path(output), overwrite=overwrite)
+    return Defended(report, before, after, seconds)
+
+
+def timed(call: Callable[[], Outcome]) -> tuple[Outcome, float]:
+    """What a method's call comes to, and its seconds; what a GPU had to do before is not counted, what it has to is."""
+
+    def now() -> float:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    started = now()
+    return call(), now() - started
+
+
+def _call(
+    method: Defence,
+    model: nn.Module,
+    graph: LayerGraph,
+    given: tuple[LabelledImages, int] | None,
+    seed: int,
+    answer: str | None,
+    progress: Callable[[int, int, str], None],
+) -> Outcome:
+    from unbackdoor.defences.data_based import DataBased
+
+    if isinstance(method, DataFree):
+        return method(model, graph=graph)
+    assert isinstance(method, DataBased)
+    assert given is not None
+    images, _ = given
+    generator = torch.Generator().manual_seed(seed)
+    return method(
+        model,
+        images.images,
+        images.labels,
+        generator=generator,
+        spec=images.spec,
+        graph=graph,
+        output=answer,
+        progress=progress,
+    )
+
+
+def method_images(
+    data: str,
+    clean: float,
+    seed: int,
+    attack: Attack | None,
+    poisoned: float,
+    data_dir: str | Path | None,
+    *,
+    download: bool,
+    progress: Callable[[int, int, str], None],
+) -> tuple[LabelledImages, int]:
+    """The method's images, and how many of them carry a trigger."""
+    from unbackdoor.data import clean_subset
+
+    train = _load(data, "train", data_dir, download=download, progress=noted("reading training images", progress))
+    if not math.isfinite(clean) or (clean > 1 and clean != int(clean)):
+        raise SettingError(f"clean: expected a share up to 1, or a whole number of images, got {clean}")
+    subset = (
+        clean_subset(train, count=int(clean), seed=seed) if clean > 1 else clean_subset(train, share=clean, seed=seed)
+    )
+    images = subset.data
+    if not poisoned or attack is None:
+        return images, 0
+    return mixture(images, attack, poisoned, seed)
+
+
+def check_seed(seed: int) -> None:
+    """SettingError unless a generator takes it."""
+    if not 0 <= seed < 2**32:
+        raise SettingError(f"seed: expected 0 to {2**32 - 1}, got {seed}")
+
+
+def mixture(images: LabelledImages, attack: Attack, share: float, seed: int) -> tuple[LabelledImages, int]:
+    """Training images as an attacker left them, and how many of them carry the trigger.
+
+    Raises:
+        SettingError: the share is out of its range, or the attack cannot poison them again.
+    """
+    if not 0 <= share <= 1:
+        raise SettingError(f"poisoned: expected a share between 0 and 1, got {share}")
+    classes, generator = images.spec.num_classes, torch.Generator().manual_seed(seed)
+    poisoned = attack.poison(images.images, images.labels, rate=share, num_classes=classes, generator=generator)
+    return dataclasses.replace(images, images=poisoned.images, labels=poisoned.labels), int(poisoned.mask.sum())
+
+
+def _drawn(report: DataReport, clean: float, seed: int) -> DataReport:
+    return dataclasses.replace(report, share=clean if clean <= 1 else None, seed=seed)
+
+
+def noted(note: str, progress: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
+    """The same, of a step that says nothing itself beside its numbers."""
+    return lambda done, total: progress(done, total, note)
+
+
+def _load(
+    data: str,
+    split: str,
+    data_dir: str | Path | None,
+    *,
+    download: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> LabelledImages:
+    from unbackdoor.data import load_dataset
+
+    return load_dataset(data, split, data_dir, download=download, progress=progress)

@@ -1,0 +1,89 @@
+"""`detect`: a model file and images, looked at by a passive detector."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from unbackdoor.api.defending import check_seed, method_images
+from unbackdoor.api.reading import network_of, open_model
+from unbackdoor.errors import SettingError
+from unbackdoor.models import Arch
+
+if TYPE_CHECKING:
+    from unbackdoor.attacks import Attack
+    from unbackdoor.detectors import Detection, Detector
+
+
+def detect(
+    source: str | Path,
+    *,
+    detector: Detector,
+    data: str,
+    images: float = 0.05,
+    seed: int = 0,
+    attack: Attack | None = None,
+    poisoned: float = 0.0,
+    arch: str | Arch | None = None,
+    key: str | None = None,
+    example: Any = None,
+    output: str | None = None,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    device: str = "cpu",
+    progress: Callable[[int, int, str], None] = lambda _done, _total, _note: None,
+) -> Detection:
+    """Look for a backdoor in a model file, with images of its data set.
+
+    Args:
+        source: a model file; it is never modified.
+        detector: Activation Clustering, Neural Cleanse.
+        data: name of the data set, a data.toml, or a folder of images; its training part is used.
+        images: share of the training images that the detector is given, up to 1; or above 1 their number.
+        seed: of the draw of these images, and of everything that the detector draws.
+        attack: stamps its trigger on `poisoned` of the images, for detectors that want the training set.
+        poisoned: share of the images given that are poisoned.
+        arch: as behind `--arch`, for a file that does not name its network itself.
+        key: which entry of a torch file to read, where there are several.
+        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
+        output: which part of what the network returns is its logits: a key, a number or a field's name.
+        data_dir: folder of the data sets; else $UNBACKDOOR_DATA, else ./data.
+        download: whether to fetch a known data set that is not there.
+        device: where to run.
+        progress: called with (done, total, a note).
+
+    Raises:
+        CheckpointError, ArchitectureError: the file cannot be read, is not that network's, or has other classes.
+        DataError: the data set was not found.
+        SettingError: a setting is out of its range.
+        MethodError: the detector cannot work on this network.
+    """
+    from unbackdoor.train import check_answer, check_device
+
+    if poisoned and (attack is None or detector.needs != "training images"):
+        raise SettingError(
+            f"poisoned: expected 0, got {poisoned}: only detectors that want training images (ac) get poisoned ones, "
+            f"and only with an attack; {detector.name} wants {detector.needs}"
+        )
+    check_seed(seed)
+    check_device(device)
+    file = open_model(source, arch=arch, key=key, example=example)
+    model = network_of(file).to(device)
+    given, _ = method_images(data, images, seed, attack, poisoned, data_dir, download=download, progress=progress)
+    check_answer(model, given.spec, name=str(file.checkpoint.path), output=output)
+    generator = torch.Generator().manual_seed(seed)
+    found = detector(
+        model,
+        given.images,
+        given.labels,
+        generator=generator,
+        spec=given.spec,
+        graph=file.graph,
+        output=output,
+        progress=progress,
+    )
+    return dataclasses.replace(found, source=str(source))

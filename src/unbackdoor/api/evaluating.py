@@ -1,0 +1,62 @@
+"""`evaluate`: ACC, ASR and RA of a network or a model file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from unbackdoor.api.reading import load_model
+from unbackdoor.models import Arch
+
+if TYPE_CHECKING:
+    from unbackdoor.attacks import Attack
+    from unbackdoor.data import LabelledImages
+    from unbackdoor.metrics import Evaluation
+
+
+def evaluate(
+    model: nn.Module | str | Path,
+    *,
+    data: str | LabelledImages = "cifar10",
+    attack: Attack | None = None,
+    arch: str | Arch | None = None,
+    output: str | None = None,
+    data_dir: str | Path | None = None,
+    download: bool = False,
+    device: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """ACC of a network on a test set, and ASR and RA where an attack is given.
+
+    Args:
+        model: a network that expects the data set's normalised images, or a model file.
+        data: name of the data set, a data.toml, or a folder of images; or the images themselves.
+        attack: stamps its trigger on the test images of other classes.
+        arch: as behind `--arch`, for a file that does not name its network itself.
+        output: which part of what the network returns is its logits, where it returns a dict, a tuple or a dataclass:
+            a key, a number or a field's name.
+        data_dir: folder of the data sets; else $UNBACKDOOR_DATA, else ./data.
+        download: whether to fetch a known data set that is not there.
+        device: where to run; a network stays where it is if None.
+        progress: called with (images done, images in all).
+
+    Raises:
+        DataError: the data set was not found.
+        ArchitectureError: the network is unknown, not the one in the file, or has another number of classes.
+        SettingError: the attack does not fit the data set.
+    """
+    from unbackdoor.data import LabelledImages, load_dataset
+    from unbackdoor.train import measure
+
+    if not isinstance(model, nn.Module):
+        model = load_model(model, arch=arch)
+    if isinstance(data, LabelledImages):
+        test = data
+    else:
+        test = load_dataset(data, "test", data_dir, download=download, progress=progress)
+    if device is not None:
+        model = model.to(device)
+    return measure(model, test, attack, output=output, progress=progress)

@@ -1,0 +1,43 @@
+"""`scan`: a report on a model file or a network; nothing is changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unbackdoor.api.reading import open_model, with_source
+from unbackdoor.defences.base import DataFree
+from unbackdoor.defences.data_free import LPP
+from unbackdoor.findings import Report
+from unbackdoor.models import Arch
+
+
+def scan(
+    source: str | Path | nn.Module,
+    *,
+    arch: str | Arch | None = None,
+    method: DataFree | None = None,
+    key: str | None = None,
+    example: Any = None,
+) -> Report:
+    """Outlier channels, layer by layer; changes nothing.
+
+    Args:
+        source: a model file, or a network.
+        arch: as behind `--arch`, for a file.
+        method: scores and cuts; LPP with its defaults if None.
+        key: which entry of a torch file to read, where there are several.
+        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
+
+    Raises:
+        CheckpointError, ArchitectureError: the file cannot be read, or is not that network's.
+        GraphError: the network could not be read at all.
+    """
+    method = method or LPP()
+    if isinstance(source, nn.Module):
+        return method.plan(source, example=example).report(action="scan")
+    file = open_model(source, arch=arch, key=key, example=example)
+    report = method.plan(file.source, graph=file.graph).report(action="scan")
+    return with_source(report, file)

@@ -1,0 +1,81 @@
+"""What performs cells: one small interface, and the engine that does it in this process."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from unbackdoor.errors import UnbackdoorError
+from unbackdoor.experiments.perform import Produced, Progress, Work, perform
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a cell could not be run.
+
+    Attributes:
+        reason: one line.
+        cause: "cell" where running it again may well fail again, "engine" where the machine was at fault.
+    """
+
+    reason: str
+    cause: str = "cell"
+
+
+class Engine(ABC):
+    """Runs work, and knows nothing of stores and grids."""
+
+    #: How many pieces of work it wants to hold at once.
+    slots: int
+
+    @abstractmethod
+    def submit(self, key: str, work: Work) -> None:
+        """Take on a piece of work."""
+
+    @abstractmethod
+    def finished(self) -> Iterator[tuple[str, Produced | Failed]]:
+        """At least one finished piece, as soon as there is one; nothing if nothing was taken on."""
+
+    def close(self) -> None:  # noqa: B027 (nothing to let go of, unless an engine says so)
+        """Let go of workers."""
+
+
+class Local(Engine):
+    """One cell after the other, in this process.
+
+    Args:
+        progress: told how far the cell at hand is.
+    """
+
+    slots = 1
+
+    def __init__(self, progress: Progress = lambda _done, _total, _note: None) -> None:
+        self._queue: deque[tuple[str, Work]] = deque()
+        self._progress = progress
+
+    def submit(self, key: str, work: Work) -> None:
+        self._queue.append((key, work))
+
+    def finished(self) -> Iterator[tuple[str, Produced | Failed]]:
+        if self._queue:
+            key, work = self._queue.popleft()
+            yield key, attempt(work, self._progress)
+
+
+def attempt(work: Work, progress: Progress = lambda _done, _total, _note: None) -> Produced | Failed:
+    """Run a cell; what it raises becomes a reason."""
+    try:
+        return perform(work, progress)
+    except UnbackdoorError as error:
+        return Failed(" ".join(str(error).split()))
+    except MemoryError:
+        return Failed("out of memory")
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except OSError as error:  # a full disk is not the cell's fault
+        return Failed(f"{error.filename or 'the system'}: {error.strerror or error}", cause="engine")
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        return Failed(f"{type(error).__name__}: {reason}" if reason else type(error).__name__)

@@ -1,0 +1,255 @@
+"""One cell from start to record: what an engine runs, wherever it runs it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import unbackdoor
+from unbackdoor.api import Defended, load_model
+from unbackdoor.api.defending import mixture, timed
+from unbackdoor.attacks import load_attack
+from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalise
+from unbackdoor.defences.base import DataFree
+from unbackdoor.experiments.cell import (
+    EPOCHS,
+    Cell,
+    Correlation,
+    Probe,
+    Repair,
+    Training,
+    method_origins,
+    parse_method_text,
+)
+from unbackdoor.metrics import read_evaluation
+from unbackdoor.metrics.activation_change import correlations
+from unbackdoor.models import parse_arch
+from unbackdoor.train import Run, circumstances, measure, train_run
+
+SCHEMA_VERSION = 1
+MODEL, ATTACK, TRIGGER, LOG, RUN = "model.safetensors", "attack.json", "attack.safetensors", "log.jsonl", "run.json"
+
+#: Called with (done, total, a note).
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a worker is given.
+
+    Attributes:
+        cell: the cell.
+        files: of the training that it needs, by name.
+        before: the rates of that training.
+        data_dir: folder of the data sets; None takes $UNBACKDOOR_DATA.
+        digests: what the data sets must hold.
+        folder: where unfinished work may be left.
+        device: where to run.
+        threads: of torch; 0 leaves them as they are.
+    """
+
+    cell: Cell
+    files: Mapping[str, bytes]
+    before: Mapping[str, Any] | None
+    data_dir: str | None
+    digests: Mapping[str, str]
+    folder: str
+    device: str
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Produced:
+    """What a worker gives back: a record, and the files that belong to it."""
+
+    record: dict[str, Any]
+    files: dict[str, bytes]
+
+
+def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) -> Produced:
+    """Run one cell.
+
+    Raises:
+        UnbackdoorError: it cannot be run; the reason is one line.
+    """
+    if work.threads:
+        torch.set_num_threads(work.threads)
+    started = time.perf_counter()
+    cell = work.cell
+    if isinstance(cell, Training):
+        result, files = _train(cell, work, progress)
+    elif isinstance(cell, Repair):
+        result, files = _repair(cell, work, progress), {}
+    elif isinstance(cell, Correlation):
+        result, files = _correlate(cell, work), {}
+    else:
+        assert isinstance(cell, Probe)
+        if cell.seconds:
+            time.sleep(cell.seconds)
+        result, files = {"value": hashlib.sha256(str(cell.number).encode()).hexdigest()}, {}
+    about = circumstances(_device_name(work.device))
+    record = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": cell.kind,
+        "config": cell.config,
+        "epoch": EPOCHS[cell.kind],
+        "data_digest": None if cell.data_name is None else work.digests[cell.data_name],
+        "result": result,
+        "seconds": round(time.perf_counter() - started, 3),
+        "commit": _commit(),
+        **about,
+        "versions": {"unbackdoor": _version(), **about["versions"]},
+    }
+    return Produced(record, files)
+
+
+def _train(cell: Training, work: Work, progress: Progress) -> tuple[dict[str, Any], dict[str, bytes]]:
+    from unbackdoor.attacks import read_attack
+
+    train, test = (load(cell.data, split, work.data_dir) for split in ("train", "test"))
+    attack = None if cell.attack is None else read_attack(cell.config["attack"])
+    run = Run(
+        arch=parse_arch(cell.arch),
+        recipe=cell.build_recipe(),
+        seed=cell.seed,
+        attack=attack,
+        rate=cell.rate,
+        dtype=cell.dtype,
+        device=work.device,
+    )
+    folder = Path(work.folder)
+    (folder / "record.json").unlink(missing_ok=True)  # of a run that was killed between its end and the store
+
+    def on_step(step: Any) -> None:
+        total = run.recipe.epochs * step.steps
+        progress((step.epoch - 1) * step.steps + step.step, total, f"epoch {step.epoch}, loss {step.loss:.3f}")
+
+    record = train_run(run, train, test, folder, overwrite=True, on_step=on_step)
+    names = [name for name in (MODEL, ATTACK, TRIGGER, LOG) if (folder / name).exists()]
+    files = {name: (folder / name).read_bytes() for name in names}
+    kept = ("result", "note", "poisoned_images", "attacked_per_batch", "parameters")
+    return {"rates": record["result"], **{name: record.get(name) for name in kept if name != "result"}}, files
+
+
+def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
+    model, attack, test = _trained(cell.training, work)
+    method = parse_method_text(cell.method)
+    poisoned = 0
+    if isinstance(method, DataFree):
+        call: Callable[[], Any] = functools.partial(method, model)
+    else:
+        assert cell.clean is not None
+        assert cell.clean_seed is not None
+        train = load(cell.data_name, "train", work.data_dir)
+        images = clean_subset(train, share=cell.clean, seed=cell.clean_seed).data
+        if cell.poisoned is not None and attack is not None:
+            images, poisoned = mixture(images, attack, cell.poisoned, cell.clean_seed)
+        call = functools.partial(
+            method,
+            model,
+            images.images,
+            images.labels,
+            generator=torch.Generator().manual_seed(cell.clean_seed),
+            spec=images.spec,
+            progress=progress,
+        )
+    outcome, seconds = timed(call)
+    after = measure(outcome.model, test, attack)
+    assert work.before is not None
+    done = Defended(outcome.report, read_evaluation(work.before), after, seconds)
+    changed = any(
+        not torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), outcome.model.state_dict().values(), strict=True)
+    )
+    report = outcome.report.to_dict()
+    return {
+        "rates": after.to_dict(),
+        "before": dict(work.before),
+        "der": done.effectiveness,
+        "changed": changed,
+        "pruned": outcome.report.pruned,
+        "scaled": outcome.report.scaled,
+        "guessed_class": None if outcome.report.classifier is None else outcome.report.classifier.guessed_class,
+        "images": None if report["data"] is None else report["data"]["images"],
+        "images_digest": None if report["data"] is None else report["data"]["digest"],
+        "poisoned_images": poisoned,
+        "stages": report["stages"],
+        "origins": method_origins(cell.method),
+        "method_seconds": round(seconds, 4),
+        "layers": report["layers"] if cell.scores else None,
+    }
+
+
+def _correlate(cell: Correlation, work: Work) -> dict[str, Any]:
+    model, attack, test = _trained(cell.training, work)
+    assert attack is not None
+    others = (test.labels != attack.goal(test.labels, test.spec.num_classes)).nonzero().flatten()
+    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(cell.seed))
+    images = test[others[order[: cell.images]]]
+    clean, triggered = (normalise(x.to(work.device), test.spec) for x in (images.images, attack.stamp(images.images)))
+    return correlations(model, clean, triggered)
+
+
+def _trained(training: Training, work: Work) -> tuple[torch.nn.Module, Any, LabelledImages]:
+    """A network out of the store's files, its attack, and the test images."""
+    folder = Path(work.folder)
+    folder.mkdir(exist_ok=True)
+    for name, content in work.files.items():
+        (folder / name).write_bytes(content)
+    model = load_model(folder / MODEL, arch=training.config["arch"]).to(work.device)
+    attack = load_attack(folder / ATTACK) if ATTACK in work.files else None
+    return model, attack, load(training.data, "test", work.data_dir)
+
+
+@functools.cache
+def load(data: str, split: str, data_dir: str | None) -> LabelledImages:
+    """One split, once a process."""
+    return load_dataset(data, split, data_dir)
+
+
+@functools.cache
+def data_digest(data: str, data_dir: str | None) -> str:
+    """SHA-256 of both splits' labels and images."""
+    digest = hashlib.sha256()
+    for split in ("train", "test"):
+        images = load(data, split, data_dir)
+        for tensor in (images.labels, images.images):
+            digest.update(tensor.contiguous().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+@functools.cache
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("unbackdoor")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _commit() -> str | None:
+    """Of the checkout that this runs from, with a + where it has changes; None outside one."""
+    where = Path(unbackdoor.__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."], cwd=where, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

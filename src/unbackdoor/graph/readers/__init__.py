@@ -1,0 +1,1 @@
+"""The ways to read a network's layers: torch.fx, torch.export, a file's names."""

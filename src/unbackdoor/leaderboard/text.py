@@ -1,0 +1,234 @@
+"""Tables as Markdown, as LaTeX and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from unbackdoor.leaderboard.claims import NONE, Claim, ClaimedGrid
+from unbackdoor.leaderboard.tables import ESTABLISHED, Column, Entry, Line, Mean, Sheet, Table
+
+#: Columns of the CSV, one row a claim.
+CSV = (
+    "grid", "kind", "data", "arch", "recipe", "epochs", "attack", "rate", "target", "seed", "method", "clean",
+    "clean_seed", "acc", "asr", "ra", "acc_before", "asr_before", "ra_before", "der", "pruned", "scaled", "changed",
+    "seconds", "failed", "key",
+)  # fmt: skip
+
+RATES = ("acc", "asr", "ra")
+SWEPT = ": settings, one at a time"
+
+LEGEND = (
+    "ACC / ASR in percent on the whole test set: ASR among triggered images of other classes than the target. "
+    "± is half of a 95 % interval (Student's t) over training seeds or, of a single network, over draws of clean "
+    "images; of two values, both are said; with neither, there is one. **Bold**: the best defence by ACC - ASR, the "
+    "paper's rule; _italic_: the best by DER; both on the seeds that all methods of the column share, and only where "
+    f"the attack's ASR reaches {ESTABLISHED:g} % without a defence (†: it does not, and the column is not part of the "
+    "average); methods that agree in two digits of a percent are equally good. Average: over the established attacks, "
+    "on those same seeds, which its head names. Clean network: its ACC, and the change that the method costs. Seconds: "
+    "of the method's call, once a network, on a machine with other work. Paper: the printed figures, and ours less "
+    "those."
+)
+
+
+def markdown(sheets: Sequence[Sheet]) -> str:
+    """Every table of every grid, as one document."""
+    parts = ["# Results\n", LEGEND + "\n"]
+    for sheet in sheets:
+        parts.append(f"## {_plain(sheet.grid.title)}\n")
+        parts.append(standing(sheet.grid) + "\n")
+        for table in sheet.all_tables:
+            parts.append(f"### {_plain(table.title)}{SWEPT if table.swept else ''}\n")
+            parts.append("\n".join(_markdown_rows(table)) + "\n")
+            parts += [_plain(note) + "\n" for note in notes(table)]
+    return "\n".join(parts)
+
+
+def standing(grid: ClaimedGrid) -> str:
+    """How much of a grid there is, in words."""
+    words = f"{grid.done:,} of {grid.cells:,} cells are done"
+    words += f", {len(grid.failed):,} failed" if grid.failed else ""
+    words += f", {grid.left:,} were not run" if grid.left else ""
+    words += f"; {grid.strays:,} claims in its folder are of no cell of it, and left out" if grid.strays else ""
+    return words + "."
+
+
+def notes(table: Table) -> list[str]:
+    """What must be said of methods that did nothing, of a column's networks, of printed figures."""
+    if table.every_seed:  # said of the table before it
+        return []
+    done: dict[Line, list[Claim]] = {}
+    for (line, _), entry in table.entries.items():
+        done.setdefault(line, []).extend(entry.claims)
+    idle = [line for line, claims in done.items() if claims and all(claim.changed is False for claim in claims)]
+    doubtful = [(place, entry.paper.note) for place, entry in table.entries.items() if entry.paper is not None]
+    remarks: dict[str, list[str]] = {}
+    for (line, column), entry in table.entries.items():
+        for claim in entry.claims:
+            if claim.note and line.method == NONE and not table.swept:
+                remarks.setdefault(claim.note, []).append(f"{column.title} of seed {claim.seed}")
+    return [
+        *(f"{line.title} changed nothing in any of these networks." for line in idle),
+        *(
+            f"{column.title}: not all methods were given the same training of a seed's network; compare their changes "
+            "and DER, which are each against its own."
+            for column in table.retrained
+        ),
+        *(f"{', '.join(places)}: {note}." for note, places in remarks.items()),
+        *(f"{line.title}, {column.title}: {note}." for (line, column), note in doubtful if note),
+    ]
+
+
+def latex(sheets: Sequence[Sheet]) -> str:
+    """Every table as a `tabular` of booktabs."""
+    parts = ["% Made by unbackdoor bench report. Needs \\usepackage{booktabs}.\n"]
+    for sheet in sheets:
+        for table in sheet.all_tables:
+            heads = " & ".join(_tex(_head(table, column)) for column in table.columns)
+            parts += [
+                f"% {_flat(sheet.grid.title)}: {_flat(table.title)}{SWEPT if table.swept else ''}",
+                f"\\begin{{tabular}}{{l{'r' * (len(table.columns) + 2)}}}",
+                "\\toprule",
+                f"Method & {heads} & {_average_head(table)} & Seconds \\\\",
+                "\\midrule",
+            ]
+            for line in table.lines:
+                cells = [_tex_cell(table, line, column) for column in table.columns]
+                cells += [_tex(_average(table, line)), _tex(seconds(table, line))]
+                parts.append(f"{_tex(line.title)} & {' & '.join(cells)} \\\\")
+            parts += ["\\bottomrule", "\\end{tabular}\n"]
+    return "\n".join(parts)
+
+
+def table_csv(grids: Sequence[ClaimedGrid]) -> str:
+    """One row a claim, in the order of the claims."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(CSV)
+    for grid in grids:
+        for claim in grid.own:
+            writer.writerow(_csv_row(grid, claim))
+    return stream.getvalue()
+
+
+def both(entry: Entry) -> str:
+    """ACC / ASR of a cell, or ACC and its change where there is no trigger; of two seeds (or draws), both."""
+    if entry.acc is None:
+        return "failed" if entry.failed else "not run"
+    means = [mean for mean in (entry.acc, entry.asr) if mean is not None]
+    said = " / ".join(map(number, means))
+    if entry.asr is None and entry.acc_change is not None:
+        said += f" ({entry.acc_change.value:+.2f})"
+    if all(mean.seeds == 2 for mean in means):
+        pairs = zip(*(mean.values for mean in means), strict=True)
+        said += f", of {' and '.join(' / '.join(f'{value:.2f}' for value in pair) for pair in pairs)}"
+    return said
+
+
+def number(mean: Mean) -> str:
+    """A mean and half its interval, which of two values would only say that nothing is known."""
+    return f"{mean.value:.2f}" + ("" if mean.half is None or mean.seeds == 2 else f" ± {mean.half:.2f}")
+
+
+def paper(entry: Entry) -> str:
+    """The printed figures, and ours less those; "" where the paper has none."""
+    printed = entry.paper
+    if printed is None or entry.acc is None:
+        return ""
+    said = [("-" if value is None else f"{value:.2f}") for value in (printed.acc, printed.asr)]
+    ours = (entry.acc.value, None if entry.asr is None else entry.asr.value)
+    less = [
+        "-" if value is None or own is None else f"{own - value:+.2f}"
+        for value, own in zip((printed.acc, printed.asr), ours, strict=True)
+    ]
+    if entry.asr is None:
+        return f"paper {said[0]}, {less[0]}"
+    return f"paper {said[0]} / {said[1]}, {less[0]} / {less[1]}"
+
+
+def seconds(table: Table, line: Line) -> str:
+    """Of a row, in three digits."""
+    found = table.seconds(line.method, line)
+    return "" if found is None else f"{found:.3g}"
+
+
+def _head(table: Table, column: Column) -> str:
+    weak = not column.clean and column not in table.established
+    return column.title + (" †" if weak else "")
+
+
+def _average_head(table: Table) -> str:
+    return f"Average, {table.seeds_said}" if table.seeds_said else "Average"
+
+
+def _average(table: Table, line: Line) -> str:
+    found = table.average(line)
+    return "" if found is None else f"{found[0]:.2f} / {found[1]:.2f}"
+
+
+def _markdown_rows(table: Table) -> list[str]:
+    heads = [_plain(_head(table, column)) for column in table.columns]
+    rows = [
+        f"| Method | {' | '.join(heads)} | {_average_head(table)} | Seconds |",
+        "|---" * (len(heads) + 3) + "|",
+    ]
+    for line in table.lines:
+        cells = []
+        for column in table.columns:
+            entry = table.entries.get((line, column))
+            if entry is None:
+                cells.append("–")
+                continue
+            text = both(entry)
+            by_gap, by_der = table.winners[column]
+            if line in by_gap:
+                text = f"**{text}**"
+            if line in by_der:
+                text = f"_{text}_"
+            cells.append(text + (f"<br>{paper(entry)}" if paper(entry) else ""))
+        rows.append(
+            f"| {_plain(line.title)} | {' | '.join(cells)} | {_average(table, line)} | {seconds(table, line)} |"
+        )
+    return rows
+
+
+def _tex_cell(table: Table, line: Line, column: Column) -> str:
+    entry = table.entries.get((line, column))
+    if entry is None:
+        return "--"
+    text = _tex(both(entry))
+    by_gap, by_der = table.winners[column]
+    if line in by_gap:
+        text = f"\\textbf{{{text}}}"
+    if line in by_der:
+        text = f"\\underline{{{text}}}"
+    return text
+
+
+def _tex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "±": r"$\pm$", "†": r"$\dagger$", "~": r"\textasciitilde{}"}
+    special |= {"^": r"\textasciicircum{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
+    return "".join(special.get(c, c) for c in _flat(text))
+
+
+def _plain(text: str) -> str:
+    """Nothing in it is Markdown."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>|#~" else c for c in _flat(text))
+
+
+def _flat(text: str) -> str:
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+
+
+def _csv_row(grid: ClaimedGrid, claim: Claim) -> list[object]:
+    counts = {name: getattr(claim, name) for name in RATES}
+    counts |= {f"{name}_before": claim.before.get(name) for name in RATES}
+    shares = {name: None if count is None else round(count.hits / count.total, 6) for name, count in counts.items()}
+    row = {**vars(claim), "grid": grid.name, **shares}
+    return [_harmless(value) if isinstance(value, str) else value for value in map(row.get, CSV)]
+
+
+def _harmless(text: str) -> str:
+    """No spreadsheet takes it for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

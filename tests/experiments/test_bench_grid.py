@@ -1,0 +1,158 @@
+"""Grids: products, keys, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from bench_grids import pictures, toy, written
+from unbackdoor.errors import SettingError
+from unbackdoor.experiments import Repair, Training, read_grid
+from unbackdoor.experiments.cell import EPOCHS
+
+GRIDS = sorted((Path(__file__).parents[2] / "grids").rglob("*.toml"))
+
+
+def test_a_run_is_the_product_of_its_lists(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "g.toml",
+        data="cifar10",
+        arch=["resnet18:width=16", "vgg19_bn:width=16"],
+        attack=["none", "badnet", "wanet"],
+        rate=[0.1, 0.01],
+        seed=[0, 1],
+        method=["none", "lpp", "bnp"],
+        clean=[0.05, 0.01],
+        clean_seed=[0, 1, 2],
+    )
+    cells = read_grid(path).cells
+    trainings = [cell for cell in cells if isinstance(cell, Training)]
+    repairs = [cell for cell in cells if isinstance(cell, Repair)]
+    assert len(trainings) == 2 * 2 * (1 + 2 * 2)  # a clean network has no rate
+    assert len(repairs) == len(trainings) * (1 + 2 * 3)  # LPP is given nothing
+    for cell in repairs:
+        assert cells.index(cell.training) < cells.index(cell)
+
+
+def test_equal_cells_of_two_runs_are_one(tmp_path: Path) -> None:
+    path = tmp_path / "g.toml"
+    run = '[[runs]]\ndata = "cifar10"\narch = "resnet18:width=2"\n'
+    path.write_text(run + 'method = "lpp"\n' + run + 'method = ["lpp", "clp"]\n')
+    assert len(read_grid(path).cells) == 3
+
+
+def test_keys_tell_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(digest: str = "d", **values: object) -> str:
+        settings = {"data": "cifar10", "arch": "resnet18:width=2", "method": "lpp", **values}
+        return read_grid(written(tmp_path / "g.toml", **settings)).cells[-1].key({"cifar10": digest})
+
+    keys = [
+        key(),
+        key(seed=1),
+        key(method="clp"),
+        key(method="lpp:upper=2.5"),
+        key(recipe="paper"),
+        key(epochs=3),
+        key(attack="badnet"),
+        key(attack="badnet:size=2"),
+        key(attack="badnet", rate=0.2),
+        key(attack="badnet", target=1),
+        key(dtype="float32"),
+        key(arch="resnet18:width=4"),
+        key("another digest"),
+        key(method="bnp"),
+        key(method="bnp", clean=0.01),
+        key(method="bnp", clean_seed=1),
+        key(method="bnp@backdoorbench"),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[0]
+    assert key(method="lpp:upper=3.0") == key(method="lpp:upper=3") == keys[0]  # a default written out is the same cell
+    assert key(rate=0.5) == keys[0]  # a clean network has no rate
+    monkeypatch.setitem(EPOCHS, "repair", 2)
+    assert key() != keys[0]
+    monkeypatch.setitem(EPOCHS, "repair", 1)
+    monkeypatch.setitem(EPOCHS, "training", 2)
+    assert key() != keys[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"atack": "badnet"}, "unknown key 'atack'"),
+        ({"attack": "badnets"}, "did you mean 'badnet'?"),
+        ({"attack": "badnet:sise=2"}, "unknown setting 'sise'"),
+        ({"attack": "badnet", "rate": 0.0}, "rate: expected a share above 0"),
+        ({"attack": "badnet", "target": 10}, "target: expected one of the classes"),
+        ({"attack": "lc"}, "needs a clean network first"),
+        ({"method": "lppp"}, "unknown method"),
+        ({"method": "lpp@backdoorbench"}, "it has as_printed"),
+        ({"method": "bnp", "clean": 5.0}, "clean: expected a share above 0"),
+        ({"recipe": "slow"}, "unknown recipe"),
+        ({"epochs": -1}, "epochs: expected at least 1"),
+        ({"seed": "0"}, "seed: expected int"),
+        ({"seed": [0, True]}, "seed: expected int"),
+        ({"seed": []}, "got an empty list"),
+        ({"dtype": "int8"}, "dtype: expected"),
+        ({"seed": -1}, "seed: expected a whole number from 0"),
+        ({"clean_seed": 2**64}, "clean_seed: expected a whole number from 0"),
+        ({"attack": "badnet", "correlation": -5}, "correlation: expected a whole number from 0"),
+        ({"method": "ep", "attack": "badnet", "poisoned": 7.0}, "poisoned: expected a share"),
+        ({"attack": "badnet:target=3"}, "its class as a run's own key"),
+        ({"data": "cifar11"}, "unknown data set"),
+        ({"arch": "resnet19"}, "resnet19"),
+        ({"arch": "resnet18:width=-1"}, "width: expected a whole number from 1"),
+        ({"arch": "resnet18:widht=2"}, "unexpected keyword argument 'widht'"),
+        ({"arch": "resnet18:num_classes=7"}, "has 10 classes, not 7"),
+    ],
+)
+def test_wrong_runs_are_refused_before_anything_runs(tmp_path: Path, values: dict[str, object], says: str) -> None:
+    settings = {"data": "cifar10", "arch": "resnet18:width=2", **values}
+    with pytest.raises(SettingError, match="runs 1: ") as caught:
+        read_grid(written(tmp_path / "g.toml", **settings))
+    assert says in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name = 3\n[[runs]]\n", "name: expected a text"),
+        ("names = 'x'\n", "unknown key 'names'"),
+        ("paper = 'T9'\n", "paper: expected one of T1"),
+        ("name = 'x'\n", "expected at least one"),
+        ("runs = 3\n", "expected at least one"),
+        ("[[runs]]\n", "data: expected a value"),
+        ("[[runs]\n", "expected a grid in TOML"),
+    ],
+)
+def test_wrong_files_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "g.toml").write_text(text)
+    with pytest.raises(SettingError, match="g.toml") as caught:
+        read_grid(tmp_path / "g.toml")
+    assert says in str(caught.value)
+    with pytest.raises(SettingError, match="expected a grid"):
+        read_grid(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("values", [{"attack": ["badnet", "badnet:size=3"]}, {"epochs": [0, 15]}])
+def test_one_network_under_two_names_is_refused(tmp_path: Path, values: dict[str, object]) -> None:
+    path = written(tmp_path / "g.toml", **{"data": "cifar10", "arch": "resnet18:width=2", **values})
+    with pytest.raises(SettingError, match="are one network: name it in one way"):
+        read_grid(path)
+
+
+def test_own_data_sets(tmp_path: Path) -> None:
+    grid = toy(tmp_path)
+    assert len(grid.cells) == 12
+    assert grid.data_sets == (str(pictures(tmp_path / "pictures")),)
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_grids_that_come_with_the_project_are_sound(path: Path) -> None:
+    grid = read_grid(path)
+    assert grid.cells
+    assert grid.title
+    digests = dict.fromkeys(grid.data_sets, "d")
+    keys = [cell.key(digests) for cell in grid.cells]
+    twice = {cell.title.partition(": ")[2] for cell, key in zip(grid.cells, keys, strict=True) if keys.count(key) > 1}
+    assert twice <= {"lpp:lower=-3", "lpp:upper=3"}  # LPP's two sweeps meet in its defaults
