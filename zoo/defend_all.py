@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from unbackdoor.api import Defended, load_model
+from unbackdoor.api import load_model
 from unbackdoor.api.defending import mixture
 from unbackdoor.atomic import atomic_write
 from unbackdoor.attacks import load_attack
@@ -31,8 +31,8 @@ from unbackdoor.data import LabelledImages, clean_subset, load_dataset
 from unbackdoor.defences.base import DataFree
 from unbackdoor.errors import UnbackdoorError
 from unbackdoor.experiments.cell import parse_method_text, wants_images
-from unbackdoor.metrics import read_evaluation
-from unbackdoor.train import measure
+from unbackdoor.findings import Defended, read_evaluation
+from unbackdoor.train import circumstances, measure
 
 ZOO = Path(__file__).parent
 RECORDS = ZOO / "defences"
@@ -118,7 +118,13 @@ def run(cell: Cell, data_dir: str | None) -> dict[str, object]:
         report = dataclasses.replace(report, data=dataclasses.replace(report.data, share=cell.share, seed=cell.seed))
     after = measure(outcome.model, test, attack)
     done = Defended(report, read_evaluation(before), after, seconds)
-    return {"network": cell.network, "cell": cell.method, "poisoned_images": poisoned, **done.record(DEVICE)}
+    return {
+        "network": cell.network,
+        "cell": cell.method,
+        "poisoned_images": poisoned,
+        **done.record(),
+        **circumstances(DEVICE),
+    }
 
 
 @functools.cache

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from unbackdoor.defences.base import Needs, check_choice, check_count, check_number
 from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.tuning import Progress
-from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector
+from unbackdoor.detectors.base import DETECTORS, Detector
 from unbackdoor.errors import MethodError
-from unbackdoor.findings import finite
+from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.graph import LayerGraph
 
 #: Fewer images of a class are not split.

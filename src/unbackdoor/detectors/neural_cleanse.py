@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from unbackdoor.defences.base import Needs, check_count, check_number
 from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.tuning import Progress
-from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector
+from unbackdoor.detectors.base import DETECTORS, Detector
 from unbackdoor.errors import MethodError
-from unbackdoor.findings import finite
+from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.graph import LayerGraph
 
 #: Factor on lambda, and how many steps in a row ask for it.
