@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from unbackdoor.defences.table import DEFENCES, presets_of
 from unbackdoor.detectors import DETECTORS
 from unbackdoor.leaderboard import Claim, read_grids, text
 from unbackdoor.leaderboard.tables import Sheet
-from unbackdoor.settings import setting_fields
+from unbackdoor.settings import Setting, settings_of, written
 
 HERE = Path(__file__).parent
 CLAIMS = HERE.parent / "results" / "claims"
-CLEAN_COST = HERE.parent / "benchmarks" / "clean_cost.json"
+CLEAN_COST = HERE.parent / "studies" / "clean_cost.json"
 
 
 def attacks_overview() -> str:
@@ -50,18 +50,17 @@ def attacks_overview() -> str:
 
 def attacks_common() -> str:
     """The settings that every attack has."""
-    return settings_table(Attack, [field.name for field in setting_fields(Attack)])
+    return settings_table(Attack, settings_of(Attack))
 
 
 def attacks_one_by_one() -> str:
     """A section an attack."""
-    common = {field.name for field in setting_fields(Attack)}
     parts = []
     for name in ATTACKS:
         kind = ATTACKS[name]
         paragraphs = paragraphs_of(sys.modules[kind.__module__])
         departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
-        own = [field.name for field in setting_fields(kind) if field.name not in common]
+        own = [name for name in settings_of(kind) if name not in settings_of(Attack)]
         parts.append(f"### {name}")
         parts.append(paragraphs[0])
         parts.append(settings_table(kind, own) if own else "No settings of its own.")
@@ -97,7 +96,7 @@ def defences_one_by_one() -> str:
         kind = DEFENCES[name]
         paragraphs = paragraphs_of(sys.modules[kind.__module__])
         departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
-        parts += [f"### {name}", paragraphs[0], settings_table(kind, [field.name for field in setting_fields(kind)])]
+        parts += [f"### {name}", paragraphs[0], settings_table(kind, settings_of(kind))]
         parts.extend(f"*Departures:* {text}" for text in departures)
         if issubclass(kind, DataFree):
             parts.append("Departures from the printed text and the published code: [fidelity.md](fidelity.md).")
@@ -111,7 +110,7 @@ def detectors_one_by_one() -> str:
         kind = DETECTORS[name]
         paragraphs = paragraphs_of(sys.modules[kind.__module__])
         parts += [f"### {name}", paragraphs[0], f"Needs {kind.needs}."]
-        parts.append(settings_table(kind, [field.name for field in setting_fields(kind)]))
+        parts.append(settings_table(kind, settings_of(kind)))
     return "\n\n".join(parts)
 
 
@@ -216,24 +215,15 @@ def paragraphs_of(documented: object) -> list[str]:
     return [" ".join(text.split()) for text in (inspect.getdoc(documented) or "").split("\n\n")]
 
 
-def described(cls: type) -> dict[str, str]:
-    """Field -> what the `Attributes:` of the class's docstring say of it; "a, b: text" describes both."""
-    _, _, listed = (inspect.getdoc(cls) or "").partition("Attributes:\n")
-    entries = re.findall(r"^ {4}(\w[\w, ]*): (.+(?:\n {8}.+)*)", listed, re.MULTILINE)
-    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+def settings_table(cls: type, names: Iterable[str]) -> str:
+    """A row a hyper-parameter."""
+    rows = [_setting_row(name, getattr(cls, name), settings_of(cls)[name]) for name in names]
+    return table(("setting", "default", "allowed", "meaning", "whose default"), rows)
 
 
-def settings_table(cls: type, names: list[str]) -> str:
-    """Name, default and meaning."""
-    texts = described(cls)
-    defaults = {field.name: field.default for field in setting_fields(cls)}
-    rows = [(f"`{name}`", f"`{written(defaults[name])}`", texts[name]) for name in names]
-    return table(("setting", "default", "meaning"), rows)
-
-
-def written(value: Any) -> str:
-    """As a user types it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _setting_row(name: str, default: Any, about: Setting) -> tuple[str, ...]:
+    allowed = ", ".join(f"`{written(choice)}`" for choice in about.choices) or about.bounds or "any"
+    return f"`{name}`", f"`{written(default)}`", allowed, about.meaning, "this package's" if about.own else ""
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -18,29 +18,20 @@ from torch import Tensor
 
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning
 from unbackdoor.errors import SettingError
+from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadNets(DataPoisoning):
-    """The patch attack.
-
-    Attributes:
-        size: side k of the patch in pixels (3 in the paper that introduces LPP).
-        pattern: "white", or "checkerboard" of white and black beginning with white.
-    """
+    """The patch attack."""
 
     name: ClassVar[str] = "badnet"
     title: ClassVar[str] = "BadNets"
     source: ClassVar[str] = "Gu et al. 2017"
-    size: int = 3
-    pattern: Literal["white", "checkerboard"] = "white"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.size < 1:
-            raise SettingError(f"badnet size: expected at least 1 pixel, got {self.size}")
-        if self.pattern not in ("white", "checkerboard"):
-            raise SettingError(f"badnet pattern: expected white or checkerboard, got {self.pattern!r}")
+    size: int = setting(3, "side k of the patch in pixels (3 in the paper that introduces LPP)", least=1)
+    pattern: Literal["white", "checkerboard"] = setting(
+        "white", '"white", or "checkerboard" of white and black beginning with white'
+    )
 
     def check(self, *, num_classes: int, size: int) -> None:
         """The patch must fit too."""

@@ -20,30 +20,19 @@ from torch import Tensor
 
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning
 from unbackdoor.errors import SettingError
+from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class SIG(DataPoisoning):
-    """A sinusoidal stripe pattern.
-
-    Attributes:
-        delta: amplitude, of 255 (40 in the field's benchmarks).
-        frequency: periods over the image's width.
-    """
+    """A sinusoidal stripe pattern."""
 
     name: ClassVar[str] = "sig"
     title: ClassVar[str] = "SIG"
     source: ClassVar[str] = "Barni et al. 2019"
     clean_label: ClassVar[bool] = True
-    delta: float = 40.0
-    frequency: float = 6.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.delta <= 255:
-            raise SettingError(f"sig delta: expected more than 0 and at most 255, got {self.delta}")
-        if not 0 < self.frequency < 1e4:
-            raise SettingError(f"sig frequency: expected more than 0, got {self.frequency}")
+    delta: float = setting(40.0, "amplitude, of 255 (40 in the field's benchmarks)", above=0, most=255)
+    frequency: float = setting(6.0, "periods over the image's width", above=0, below=1e4)
 
     @classmethod
     def backdoorbench(cls) -> SIG:

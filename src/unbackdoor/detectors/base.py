@@ -20,7 +20,7 @@ from unbackdoor.defender.working_copy import seeded, working_copy
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.outputs import answering
 from unbackdoor.registry import Registry
-from unbackdoor.settings import build, read_options
+from unbackdoor.settings import Configured, build, read_options
 
 DETECTORS: Registry[type[Detector]] = Registry("detector")
 
@@ -93,7 +93,7 @@ class Detection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detector(ABC):
+class Detector(Configured, ABC):
     """A way to look for a backdoor; its fields are its hyper-parameters."""
 
     name: ClassVar[str]
@@ -168,7 +168,7 @@ class Detector(ABC):
             )
         return Detection(
             detector=self.name,
-            settings=dataclasses.asdict(self),
+            settings=self.settings(),
             classes=found,
             images=len(data),
             digest=data.digest,
