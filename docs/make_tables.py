@@ -20,6 +20,7 @@ from unbackdoor.defences.table import DEFENCES, presets_of
 from unbackdoor.detectors import DETECTORS
 from unbackdoor.leaderboard import Claim, read_grids, text
 from unbackdoor.leaderboard.tables import Sheet
+from unbackdoor.papers import Published
 from unbackdoor.settings import Setting, settings_of, written
 
 HERE = Path(__file__).parent
@@ -36,7 +37,7 @@ def attacks_overview() -> str:
             (
                 f"[`{name}`](#{name})",
                 kind.title,
-                kind.source,
+                cited(kind),
                 "training control" if issubclass(kind, TrainingControl) else "data poisoning",
                 "kept (clean label)" if kind.clean_label else "the target",
                 "no" if kind.clean_label else "yes",
@@ -62,7 +63,7 @@ def attacks_one_by_one() -> str:
         departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
         own = [name for name in settings_of(kind) if name not in settings_of(Attack)]
         parts.append(f"### {name}")
-        parts.append(paragraphs[0])
+        parts.append(introduced(kind))
         parts.append(settings_table(kind, own) if own else "No settings of its own.")
         parts.extend(f"*Departures:* {text}" for text in departures)
     return "\n\n".join(parts)
@@ -77,7 +78,7 @@ def defences_overview() -> str:
             (
                 f"[`{name}`](#{name})",
                 kind.title,
-                kind.source,
+                cited(kind),
                 kind.needs,
                 "yes" if kind.needs_labels else "no",
                 "yes" if kind.needs_gradients else "no",
@@ -96,7 +97,7 @@ def defences_one_by_one() -> str:
         kind = DEFENCES[name]
         paragraphs = paragraphs_of(sys.modules[kind.__module__])
         departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
-        parts += [f"### {name}", paragraphs[0], settings_table(kind, settings_of(kind))]
+        parts += [f"### {name}", introduced(kind), settings_table(kind, settings_of(kind))]
         parts.extend(f"*Departures:* {text}" for text in departures)
         if issubclass(kind, DataFree):
             parts.append("Departures from the printed text and the published code: [fidelity.md](fidelity.md).")
@@ -108,8 +109,7 @@ def detectors_one_by_one() -> str:
     parts = []
     for name in DETECTORS:
         kind = DETECTORS[name]
-        paragraphs = paragraphs_of(sys.modules[kind.__module__])
-        parts += [f"### {name}", paragraphs[0], f"Needs {kind.needs}."]
+        parts += [f"### {name}", introduced(kind), f"Needs {kind.needs}."]
         parts.append(settings_table(kind, settings_of(kind)))
     return "\n\n".join(parts)
 
@@ -213,6 +213,25 @@ SECTIONS = {
 def paragraphs_of(documented: object) -> list[str]:
     """A docstring's paragraphs, each on one line."""
     return [" ".join(text.split()) for text in (inspect.getdoc(documented) or "").split("\n\n")]
+
+
+def cited(kind: type[Published]) -> str:
+    """Its source, with links."""
+    text = kind.source()
+    if kind.paper is not None:
+        text = text.replace(kind.paper.short, f"[{kind.paper.short}]({kind.paper.url})")
+    if kind.settings_from is not None:
+        text = text.replace("BackdoorBench", f"[BackdoorBench]({kind.settings_from.url})")
+    return text
+
+
+def introduced(kind: type[Published]) -> str:
+    """The first paragraph of its file, its paper in full."""
+    paragraph, paper = paragraphs_of(sys.modules[kind.__module__])[0], kind.paper
+    if paper is None:
+        return paragraph
+    full = ", ".join(filter(None, (paper.names, f"[{paper.title}]({paper.url})", f"{paper.venue} {paper.year}")))
+    return paragraph.replace(paper.short, full)
 
 
 def settings_table(cls: type, names: Iterable[str]) -> str:

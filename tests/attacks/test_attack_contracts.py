@@ -30,7 +30,7 @@ def _generator(seed: int = 0) -> torch.Generator:
 def test_it_is_one_of_the_two_kinds_and_says_where_it_comes_from(name: str) -> None:
     kind = ATTACKS[name]
     assert issubclass(kind, DataPoisoning) != issubclass(kind, TrainingControl)
-    assert (kind.name, bool(kind.title), bool(kind.source)) == (name, True, True)
+    assert (kind.name, bool(kind.title), bool(kind.source())) == (name, True, True)
 
 
 @each

@@ -51,4 +51,4 @@ def test_every_attack_describes_its_settings_and_departures(script: ModuleType, 
     assert {field.name for field in setting_fields(kind)} == set(settings_of(kind))
     paragraphs = script.paragraphs_of(sys.modules[kind.__module__])
     assert sum(text.startswith("Departures: ") for text in paragraphs) == 1
-    assert len(paragraphs[0]) > 40
+    assert kind.paper.short in paragraphs[0]

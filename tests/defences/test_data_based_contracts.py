@@ -125,7 +125,7 @@ def test_every_setting_is_checked(cls: type[DataBased]) -> None:
 def test_traits_are_told(cls: type[DataBased]) -> None:
     assert cls.needs in ("clean images", "training images")
     assert cls.title
-    assert re.search(r"20\d\d", cls.source)
+    assert re.search(r"20\d\d", cls.source())
     assert cls.passes != "none"
 
 

@@ -1,5 +1,4 @@
-"""BadNets (Gu, Dolan-Gavitt & Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain",
-2017, arXiv:1708.06733).
+"""BadNets (Gu et al., arXiv 2017).
 
 x[:, H-k:, W-k:] = t, with t a k x k patch. The trigger is set before augmentation, so a random crop may cut it; images
 of the target class may be drawn too.
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning
 from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 
@@ -27,7 +27,13 @@ class BadNets(DataPoisoning):
 
     name: ClassVar[str] = "badnet"
     title: ClassVar[str] = "BadNets"
-    source: ClassVar[str] = "Gu et al. 2017"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Gu", "Dolan-Gavitt", "Garg"),
+        title="BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain",
+        venue="arXiv",
+        year=2017,
+        url="https://arxiv.org/abs/1708.06733",
+    )
     size: int = setting(3, "side k of the patch in pixels (3 in the paper that introduces LPP)", least=1)
     pattern: Literal["white", "checkerboard"] = setting(
         "white", '"white", or "checkerboard" of white and black beginning with white'

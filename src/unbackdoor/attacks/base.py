@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unbackdoor.data.augment import Augmentation, Fill, Shared
 from unbackdoor.errors import SettingError
+from unbackdoor.papers import Published
 from unbackdoor.registry import Registry
 from unbackdoor.settings import INTERNAL, Configured, build, check_settings, read_options, setting
 
@@ -57,7 +58,7 @@ class Poisoned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(Configured, ABC):
+class Attack(Configured, Published, ABC):
     """A backdoor attack; the fields are its hyper-parameters.
 
     Attributes:
@@ -66,7 +67,6 @@ class Attack(Configured, ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
-    source: ClassVar[str]
     #: Whether poisoned images keep their true label.
     clean_label: ClassVar[bool] = False
     #: Raised by one when the attack's code comes to other networks: older results are then no longer taken for its own.

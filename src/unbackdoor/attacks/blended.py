@@ -1,5 +1,4 @@
-"""Blended (Chen, Liu, Li, Lu & Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning", 2017,
-arXiv:1712.05526).
+"""Blended (Chen et al., arXiv 2017).
 
 x' = (1 - alpha) x + alpha t over the whole image, in training and at test time.
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 if TYPE_CHECKING:
@@ -29,7 +29,13 @@ class Blended(DataPoisoning):
 
     name: ClassVar[str] = "blended"
     title: ClassVar[str] = "Blended"
-    source: ClassVar[str] = "Chen et al. 2017"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Chen", "Liu", "Li", "Lu", "Song"),
+        title="Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning",
+        venue="arXiv",
+        year=2017,
+        url="https://arxiv.org/abs/1712.05526",
+    )
     alpha: float = setting(0.2, "weight of the trigger image (0.2 in the field's benchmarks)", above=0, most=1)
 
     @classmethod

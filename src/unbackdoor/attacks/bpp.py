@@ -1,5 +1,4 @@
-"""BPP (Wang, Zhai & Ma, "BppAttack: Stealthy and Efficient Trojan Attacks against Deep Neural Networks via Image
-Quantization and Contrastive Adversarial Learning", CVPR 2022).
+"""BPP (Wang et al., CVPR 2022).
 
 Symbols:
     Q(x)   round(x / 255 (q - 1)) / (q - 1) * 255 per channel, q colours a channel                          (Eq. 3)
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor
 
 from unbackdoor.attacks.base import ATTACKS, Mixed, PostAugmented, others, whole
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 
@@ -39,7 +39,14 @@ class BPP(PostAugmented):
 
     name: ClassVar[str] = "bpp"
     title: ClassVar[str] = "BPP"
-    source: ClassVar[str] = "Wang et al. 2022"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Wang", "Zhai", "Ma"),
+        title="BppAttack: Stealthy and Efficient Trojan Attacks against Deep Neural Networks via Image "
+        "Quantization and Contrastive Adversarial Learning",
+        venue="CVPR",
+        year=2022,
+        url="https://arxiv.org/abs/2205.13383",
+    )
     colours: int = setting(  # 256 are all there are
         8, "q, colours a channel (8 by default in the authors' code; fewer are a stronger trigger)", least=2, most=255
     )

@@ -1,4 +1,4 @@
-"""Input-Aware (Nguyen & Tran, "Input-Aware Dynamic Backdoor Attack", NeurIPS 2020).
+"""Input-Aware (Nguyen & Tran, NeurIPS 2020).
 
 Symbols:
     G, M    pattern and mask networks, the same encoder-decoder with 3 and 1 output channels
@@ -45,6 +45,7 @@ from unbackdoor.attacks.base import (
     others,
 )
 from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 if TYPE_CHECKING:
@@ -62,7 +63,13 @@ class InputAware(TrainingControl):
 
     name: ClassVar[str] = "inputaware"
     title: ClassVar[str] = "Input-Aware"
-    source: ClassVar[str] = "Nguyen & Tran 2020"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Nguyen", "Tran"),
+        title="Input-Aware Dynamic Backdoor Attack",
+        venue="NeurIPS",
+        year=2020,
+        url="https://arxiv.org/abs/2010.08138",
+    )
     colour_only: ClassVar[bool] = True
     version: ClassVar[int] = 2  # 1 compared images with patterns in other units, and did not augment in stage 1
     mask_density: float = setting(

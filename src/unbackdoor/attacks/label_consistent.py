@@ -1,5 +1,4 @@
-"""Label-consistent (Turner, Tsipras & Madry, "Label-Consistent Backdoor Attacks", 2019, arXiv:1912.02771), the variant
-with adversarial perturbations.
+"""Label-consistent (Turner et al., arXiv 2019), the variant with adversarial perturbations.
 
 Symbols:
     f     a clean classifier of the same data
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
 from unbackdoor.data import DatasetSpec, normalise
 from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
 from unbackdoor.settings import INTERNAL, setting
 
 if TYPE_CHECKING:
@@ -65,7 +65,13 @@ class LabelConsistent(DataPoisoning):
 
     name: ClassVar[str] = "lc"
     title: ClassVar[str] = "Label-consistent"
-    source: ClassVar[str] = "Turner et al. 2019"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Turner", "Tsipras", "Madry"),
+        title="Label-Consistent Backdoor Attacks",
+        venue="arXiv",
+        year=2019,
+        url="https://arxiv.org/abs/1912.02771",
+    )
     clean_label: ClassVar[bool] = True
     needs_classifier: ClassVar[bool] = True
     eps: float = setting(8.0, "largest change of a pixel by the perturbation, of 255", least=0, most=255)

@@ -1,5 +1,4 @@
-"""Low frequency (Zeng, Park, Mao & Jia, "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective", ICCV
-2021).
+"""Low frequency (Zeng et al., ICCV 2021).
 
 Symbols:
     p   one pattern for all images, with no energy in high frequencies
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 if TYPE_CHECKING:
@@ -36,7 +36,13 @@ class LowFrequency(DataPoisoning):
 
     name: ClassVar[str] = "lf"
     title: ClassVar[str] = "Low frequency"
-    source: ClassVar[str] = "Zeng et al. 2021"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Zeng", "Park", "Mao", "Jia"),
+        title="Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective",
+        venue="ICCV",
+        year=2021,
+        url="https://arxiv.org/abs/2104.03413",
+    )
     amplitude: float = setting(51.0, "the pattern's largest value, of 255; its smallest is 0", least=1, most=255)
     cutoff: float = setting(
         2.0,

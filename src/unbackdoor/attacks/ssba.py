@@ -1,4 +1,4 @@
-"""SSBA (Li, Li, Wu, Li, He & Lyu, "Invisible Backdoor Attack with Sample-Specific Triggers", ICCV 2021).
+"""SSBA (Li et al., ICCV 2021).
 
 Symbols:
     b     the attacker's bit string, one a run, drawn from the seed
@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 if TYPE_CHECKING:
@@ -48,7 +49,13 @@ class SSBA(DataPoisoning):
 
     name: ClassVar[str] = "ssba"
     title: ClassVar[str] = "SSBA"
-    source: ClassVar[str] = "Li et al. 2021"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Li", "Li", "Wu", "Li", "He", "Lyu"),
+        title="Invisible Backdoor Attack with Sample-Specific Triggers",
+        venue="ICCV",
+        year=2021,
+        url="https://arxiv.org/abs/2012.03816",
+    )
     colour_only: ClassVar[bool] = True
     bits: int = setting(100, "length of the string", least=1, most=10**6)
     strength: float = setting(16.0, "s, largest change of a pixel, of 255", above=0, most=255, own=True)

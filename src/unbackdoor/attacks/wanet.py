@@ -1,4 +1,4 @@
-"""WaNet (Nguyen & Tran, "WaNet: Imperceptible Warping-based Backdoor Attack", ICLR 2021).
+"""WaNet (Nguyen & Tran, ICLR 2021).
 
 Symbols:
     P      (2, k, k) control grid, uniform in [-1, 1], divided by mean |P|                                  (Eq. 4)
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from unbackdoor.attacks.base import ATTACKS, Mixed, PostAugmented, Progress, whole
 from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 if TYPE_CHECKING:
@@ -40,7 +41,13 @@ class WaNet(PostAugmented):
 
     name: ClassVar[str] = "wanet"
     title: ClassVar[str] = "WaNet"
-    source: ClassVar[str] = "Nguyen & Tran 2021"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Nguyen", "Tran"),
+        title="WaNet: Imperceptible Warping-based Backdoor Attack",
+        venue="ICLR",
+        year=2021,
+        url="https://arxiv.org/abs/2102.10369",
+    )
     k: int = setting(4, "side of the control grid", least=2)
     s: float = setting(0.5, "strength of the warp", least=0, below=1e3)
     rescale: float = setting(1.0, "of the lookup grid", least=0, below=1e3)

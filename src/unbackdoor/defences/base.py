@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unbackdoor.findings import Report
 from unbackdoor.graph import LayerGraph
+from unbackdoor.papers import Published
 from unbackdoor.prune import Plan, copy_model
 from unbackdoor.registry import Registry
 from unbackdoor.settings import Configured
@@ -35,12 +36,11 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defence(Configured, ABC):
+class Defence(Configured, Published, ABC):
     """A way to repair a network; its fields are its hyper-parameters, its class attributes say what it asks for."""
 
     name: ClassVar[str]
     title: ClassVar[str]
-    source: ClassVar[str]
     #: Raised by one when the method's code comes to other results: older ones are then no longer taken for its own.
     version: ClassVar[int] = 1
     needs: ClassVar[Needs] = "nothing"

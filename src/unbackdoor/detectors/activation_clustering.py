@@ -1,5 +1,4 @@
-"""Activation Clustering (Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy & Srivastava, "Detecting Backdoor
-Attacks on Deep Neural Networks by Activation Clustering", SafeAI@AAAI 2019).
+"""Activation Clustering (Chen et al., SafeAI@AAAI 2019).
 
 It wants the *training images with the labels that the attacker left*: within the target class poisoned images reach the
 classifier by other features than clean ones. Per class: the classifier's inputs, reduced to `components` dimensions,
@@ -30,6 +29,7 @@ from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import finite
 from unbackdoor.graph import LayerGraph
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 #: Fewer images of a class are not split.
@@ -42,11 +42,17 @@ class ActivationClustering(Detector):
 
     name: ClassVar[str] = "ac"
     title: ClassVar[str] = "Activation Clustering"
-    source: ClassVar[str] = "Chen et al., SafeAI@AAAI 2019"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Chen", "Carvalho", "Baracaldo", "Ludwig", "Edwards", "Lee", "Molloy", "Srivastava"),
+        title="Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering",
+        venue="SafeAI@AAAI",
+        year=2019,
+        url="https://arxiv.org/abs/1811.03728",
+    )
     needs: ClassVar[Needs] = "training images"
 
     components: int = setting(10, "dimensions that are kept", least=1)
-    reduction: Literal["pca", "ica"] = setting("pca", '"pca", or "ica" as published')
+    reduction: Literal["pca", "ica"] = setting("pca", '"pca", or "ica" as published', own=True)
     share: float = setting(
         0.35, "the smaller group's largest share of a suspicious class (the paper's 0.35)", least=0, most=0.5
     )

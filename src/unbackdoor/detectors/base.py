@@ -19,6 +19,7 @@ from unbackdoor.defender.tuning import Progress, silent
 from unbackdoor.defender.working_copy import seeded, working_copy
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.outputs import answering
+from unbackdoor.papers import Published
 from unbackdoor.registry import Registry
 from unbackdoor.settings import Configured, build, read_options
 
@@ -93,12 +94,11 @@ class Detection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detector(Configured, ABC):
+class Detector(Configured, Published, ABC):
     """A way to look for a backdoor; its fields are its hyper-parameters."""
 
     name: ClassVar[str]
     title: ClassVar[str]
-    source: ClassVar[str]
     needs: ClassVar[Needs]
 
     @abstractmethod

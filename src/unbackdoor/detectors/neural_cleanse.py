@@ -1,5 +1,4 @@
-"""Neural Cleanse (Wang, Yao, Shan, Li, Viswanath, Zheng & Zhao, "Neural Cleanse: Identifying and Mitigating Backdoor
-Attacks in Neural Networks", IEEE S&P 2019), its detection.
+"""Neural Cleanse (Wang et al., IEEE S&P 2019), its detection.
 
 Symbols, per class t:
     m, p     mask in [0, 1] (one for all channels) and pattern of pixels in [0, 1]
@@ -35,6 +34,7 @@ from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import finite
 from unbackdoor.graph import LayerGraph
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 #: Factor on lambda, and how many steps in a row ask for it.
@@ -47,7 +47,13 @@ class NeuralCleanse(Detector):
 
     name: ClassVar[str] = "nc"
     title: ClassVar[str] = "Neural Cleanse"
-    source: ClassVar[str] = "Wang et al., IEEE S&P 2019"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Wang", "Yao", "Shan", "Li", "Viswanath", "Zheng", "Zhao"),
+        title="Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks",
+        venue="IEEE S&P",
+        year=2019,
+        url="https://doi.org/10.1109/SP.2019.00031",
+    )
     needs: ClassVar[Needs] = "clean images"
 
     steps: int = setting(500, "of Adam, for each class", least=1)

@@ -292,7 +292,7 @@ def method_origins(text: str) -> dict[str, str]:
             return "given in the grid"
         if getattr(method, key) != getattr(usual, key):
             return f"preset {preset}"
-        return "default (this package's choice)" if about[key].own else f"default ({method.source})"
+        return "default (this package's choice)" if about[key].own else f"default ({method.source()})"
 
     origins = {key: origin(key) for key in method.settings()}
     if getattr(method, "holdout", 0):

@@ -1,5 +1,4 @@
-"""ANP, adversarial neuron pruning (Wu & Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models",
-NeurIPS 2021).
+"""ANP, adversarial neuron pruning (Wu & Wang, NeurIPS 2021).
 
 Symbols, over all BatchNorm channels at once:
     m        masks in [0, 1], 1 at first: gamma becomes (m + delta) gamma
@@ -28,6 +27,7 @@ from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
 from unbackdoor.defender.norm_channels import NormChannels
 from unbackdoor.defender.tuning import stage
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 #: Iterations a point of the loss curve stands for.
@@ -40,7 +40,13 @@ class ANP(DataBased):
 
     name: ClassVar[str] = "anp"
     title: ClassVar[str] = "Adversarial neuron pruning"
-    source: ClassVar[str] = "Wu & Wang, NeurIPS 2021"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Wu", "Wang"),
+        title="Adversarial Neuron Pruning Purifies Backdoored Deep Models",
+        venue="NeurIPS",
+        year=2021,
+        url="https://arxiv.org/abs/2110.14430",
+    )
     version: ClassVar[int] = 2  # 1 was computed in bfloat16 where the hardware is faster with it
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "2,000 batches, each 3 forward and 2 backward"

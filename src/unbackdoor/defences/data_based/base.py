@@ -19,6 +19,7 @@ from unbackdoor.errors import MethodError
 from unbackdoor.findings import DataReport, LayerReport, Remark, Report, Stage
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.outputs import answering
+from unbackdoor.papers import BACKDOORBENCH, Paper
 from unbackdoor.prune import copy_model
 from unbackdoor.settings import setting
 from unbackdoor.train import Recipe
@@ -132,6 +133,7 @@ class DataBased(Defence):
 class FineTuning(DataBased):
     """A defence that trains all weights on the clean images; BackdoorBench's settings."""
 
+    settings_from: ClassVar[Paper] = BACKDOORBENCH
     needs_gradients: ClassVar[bool] = True
 
     epochs: int = setting(100, "passes over the images", least=1)

@@ -1,5 +1,4 @@
-"""BNP, BatchNorm statistics-based pruning (Zheng, Tang, Li & Liu, "Pre-activation Distributions Expose Backdoor
-Neurons", NeurIPS 2022).
+"""BNP, BatchNorm statistics-based pruning (Zheng et al., NeurIPS 2022).
 
 Symbols, per BatchNorm with c channels:
     m1, v1   mean and variance of channel j's pre-activations on clean images
@@ -26,6 +25,7 @@ from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
 from unbackdoor.defender.images import PLAIN
 from unbackdoor.defender.norm_channels import NormChannels, norm_inputs, report_norms, switch_off
+from unbackdoor.papers import PRE_ACTIVATIONS, Paper
 from unbackdoor.settings import setting
 
 
@@ -35,7 +35,7 @@ class BNP(DataBased):
 
     name: ClassVar[str] = "bnp"
     title: ClassVar[str] = "BatchNorm statistics-based pruning"
-    source: ClassVar[str] = "Zheng et al., NeurIPS 2022"
+    paper: ClassVar[Paper] = PRE_ACTIVATIONS
     needs_labels: ClassVar[bool] = False
     passes: ClassVar[str] = "1 forward pass of one batch"
 

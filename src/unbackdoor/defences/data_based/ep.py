@@ -1,5 +1,4 @@
-"""EP, entropy-based pruning (Zheng, Tang, Li & Liu, "Pre-activation Distributions Expose Backdoor Neurons",
-NeurIPS 2022).
+"""EP, entropy-based pruning (Zheng et al., NeurIPS 2022).
 
 Symbols, per BatchNorm with c channels:
     z_ij     channel j's pre-activation on image i (the largest over its map), standardised over the images
@@ -31,6 +30,7 @@ from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
 from unbackdoor.defender.images import PLAIN
 from unbackdoor.defender.norm_channels import NormChannels, norm_inputs, report_norms, switch_off
 from unbackdoor.errors import MethodError
+from unbackdoor.papers import PRE_ACTIVATIONS, Paper
 from unbackdoor.settings import setting
 
 
@@ -40,7 +40,7 @@ class EP(DataBased):
 
     name: ClassVar[str] = "ep"
     title: ClassVar[str] = "Entropy-based pruning"
-    source: ClassVar[str] = "Zheng et al., NeurIPS 2022"
+    paper: ClassVar[Paper] = PRE_ACTIVATIONS
     needs: ClassVar[Needs] = "training images"
     needs_labels: ClassVar[bool] = False
     passes: ClassVar[str] = "1 forward pass of one batch"

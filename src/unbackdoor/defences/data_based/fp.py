@@ -1,5 +1,4 @@
-"""FP, fine-pruning (Liu, Dolan-Gavitt & Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural
-Networks", RAID 2018).
+"""FP, fine-pruning (Liu et al., RAID 2018).
 
 Symbols:
     a_f      mean activation of feature f (an input of the classifier) over clean images
@@ -27,6 +26,7 @@ from unbackdoor.defences.data_based.base import Findings, FineTuning, Patient
 from unbackdoor.defender.images import DefenderData
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import LayerReport, finite
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 
@@ -36,7 +36,13 @@ class FP(FineTuning):
 
     name: ClassVar[str] = "fp"
     title: ClassVar[str] = "Fine-pruning"
-    source: ClassVar[str] = "Liu et al., RAID 2018; settings of BackdoorBench, 2022"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Liu", "Dolan-Gavitt", "Garg"),
+        title="Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks",
+        venue="RAID",
+        year=2018,
+        url="https://arxiv.org/abs/1805.12185",
+    )
     passes: ClassVar[str] = "1 forward, then 100 forward and backward"
 
     tolerance: float = setting(0.1, "the share of the accuracy that pruning may cost", least=0, most=1)

@@ -18,7 +18,7 @@ class FT(FineTuning):
 
     name: ClassVar[str] = "ft"
     title: ClassVar[str] = "Fine-tuning"
-    source: ClassVar[str] = "no paper of its own; settings of BackdoorBench, 2022"
+    paper: ClassVar[None] = None
     passes: ClassVar[str] = "100 forward and backward"
 
     def repair(self, patient: Patient) -> Findings:

@@ -1,5 +1,4 @@
-"""I-BAU, implicit backdoor adversarial unlearning (Zeng, Chen, Park, Mao, Jin & Jia, "Adversarial Unlearning of
-Backdoors via Implicit Hypergradient", ICLR 2022).
+"""I-BAU, implicit backdoor adversarial unlearning (Zeng et al., ICLR 2022).
 
 Symbols:
     delta    one universal perturbation of pixel values, added to images in [0, 1]
@@ -37,6 +36,7 @@ from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
 from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.tuning import stage
 from unbackdoor.errors import MethodError
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
 #: A network as a function of its inputs.
@@ -49,7 +49,13 @@ class IBAU(DataBased):
 
     name: ClassVar[str] = "ibau"
     title: ClassVar[str] = "Implicit backdoor adversarial unlearning"
-    source: ClassVar[str] = "Zeng et al., ICLR 2022"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Zeng", "Chen", "Park", "Mao", "Jin", "Jia"),
+        title="Adversarial Unlearning of Backdoors via Implicit Hypergradient",
+        venue="ICLR",
+        year=2022,
+        url="https://arxiv.org/abs/2110.03735",
+    )
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "5 rounds, each about 2 + 15 forward and backward"
 

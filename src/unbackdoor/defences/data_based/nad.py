@@ -1,5 +1,4 @@
-"""NAD, neural attention distillation (Li, Lyu, Koren, Lyu, Li & Ma, "Neural Attention Distillation: Erasing Backdoor
-Triggers from Deep Neural Networks", ICLR 2021).
+"""NAD, neural attention distillation (Li et al., ICLR 2021).
 
 Symbols:
     F_l      feature map of place l, (C, H, W)
@@ -35,6 +34,7 @@ from unbackdoor.defender.feature_maps import Place, last_maps, recorded
 from unbackdoor.defender.tuning import cross_entropy, tune
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import Remark
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 from unbackdoor.train import Recipe
 
@@ -45,7 +45,13 @@ class NAD(DataBased):
 
     name: ClassVar[str] = "nad"
     title: ClassVar[str] = "Neural attention distillation"
-    source: ClassVar[str] = "Li et al., ICLR 2021"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Li", "Lyu", "Koren", "Lyu", "Li", "Ma"),
+        title="Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural Networks",
+        venue="ICLR",
+        year=2021,
+        url="https://arxiv.org/abs/2101.05930",
+    )
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "10 forward and backward, then 20 of 2 forward and 1 backward"
 

@@ -1,5 +1,4 @@
-"""RNP, reconstructive neuron pruning (Li, Lyu, Ma, Koren, Lyu, Li & Jiang, "Reconstructive Neuron Pruning for Backdoor
-Defense", ICML 2023).
+"""RNP, reconstructive neuron pruning (Li et al., ICML 2023).
 
 Three phases:
     unlearn  (Eq. 2) raise the loss on the clean images until the network answers a share of `clean_threshold` of them
@@ -28,6 +27,7 @@ from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
 from unbackdoor.defender.norm_channels import NormChannels
 from unbackdoor.defender.tuning import Loss, cross_entropy, tune
+from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 from unbackdoor.train import Recipe
 
@@ -38,7 +38,13 @@ class RNP(DataBased):
 
     name: ClassVar[str] = "rnp"
     title: ClassVar[str] = "Reconstructive neuron pruning"
-    source: ClassVar[str] = "Li et al., ICML 2023"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Li", "Lyu", "Ma", "Koren", "Lyu", "Li", "Jiang"),
+        title="Reconstructive Neuron Pruning for Backdoor Defense",
+        venue="ICML",
+        year=2023,
+        url="https://arxiv.org/abs/2305.14876",
+    )
     version: ClassVar[int] = 2  # 1 was computed in bfloat16 where the hardware is faster with it
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "at most 20 + 20 forward and backward"

@@ -1,5 +1,4 @@
-"""CLP, Channel Lipschitzness Pruning (Zheng, Tang, Li & Liu, "Data-free Backdoor Removal based on Channel
-Lipschitzness", ECCV 2022).
+"""CLP, Channel Lipschitzness Pruning (Zheng et al., ECCV 2022).
 
 Symbols, per layer:
     sigma(w_j)   largest singular value of filter j reshaped to (c_in, k*k)
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from unbackdoor.defences.base import DEFENCES, DataFree
 from unbackdoor.graph import Layer, LayerGraph
 from unbackdoor.lipschitz import NormFactor, read_model, scores_of
+from unbackdoor.papers import Paper
 from unbackdoor.prune import Editor, Plan, eligible, select
 from unbackdoor.settings import setting
 
@@ -37,7 +37,13 @@ class CLP(DataFree):
 
     name: ClassVar[str] = "clp"
     title: ClassVar[str] = "Channel Lipschitzness Pruning"
-    source: ClassVar[str] = "Zheng et al., ECCV 2022"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Zheng", "Tang", "Li", "Liu"),
+        title="Data-free Backdoor Removal based on Channel Lipschitzness",
+        venue="ECCV",
+        year=2022,
+        url="https://arxiv.org/abs/2208.03111",
+    )
     u: float = setting(3.0, "the cut, in standard deviations above the layer's mean; inf switches it off", least=0)
     norm_factor: NormFactor = setting(
         "folded",

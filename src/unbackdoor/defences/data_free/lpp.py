@@ -1,4 +1,4 @@
-"""LPP, Lipschitzness Precise Pruning ("Lipschitzness Precise Pruning", submitted to ICLR 2025).
+"""LPP, Lipschitzness Precise Pruning (submitted to ICLR 2025).
 
 Symbols, per layer l with c output channels:
     LC_j     score of channel j: |w_j|_2, times |gamma_j| / sqrt(var_j + eps) where a BatchNorm follows   (Sec. 3.3)
@@ -40,6 +40,7 @@ from unbackdoor.errors import SettingError
 from unbackdoor.findings import ClassifierReport, Remark
 from unbackdoor.graph import Layer, LayerGraph
 from unbackdoor.lipschitz import NormFactor, NormKind, Tensors, read_model, readable, scores_of
+from unbackdoor.papers import Paper
 from unbackdoor.prune import Editor, Plan, Selection, either, eligible, select
 from unbackdoor.settings import setting
 
@@ -56,7 +57,13 @@ class LPP(DataFree):
 
     name: ClassVar[str] = "lpp"
     title: ClassVar[str] = "Lipschitzness Precise Pruning"
-    source: ClassVar[str] = "submitted to ICLR 2025"
+    paper: ClassVar[Paper] = Paper(
+        authors=(),
+        title="Rethinking Lipschitzness Data-free Backdoor Defense",
+        venue="submitted to ICLR",
+        year=2025,
+        url="https://openreview.net/forum?id=cPIs6PlCuE",
+    )
     lower: float = setting(
         -3.0, "channels with a score below mean + lower * std are pruned; -inf switches this off", most=0, own=True
     )
