@@ -19,19 +19,19 @@ from unbackdoor.defender.working_copy import seeded, working_copy
 from unbackdoor.findings import ClassFinding, Detection
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.outputs import answering
+from unbackdoor.papers import Published
 from unbackdoor.registry import Registry
-from unbackdoor.settings import build, read_options
+from unbackdoor.settings import Configured, build, read_options
 
 DETECTORS: Registry[type[Detector]] = Registry("detector")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detector(ABC):
+class Detector(Configured, Published, ABC):
     """A way to look for a backdoor; its fields are its hyper-parameters."""
 
     name: ClassVar[str]
     title: ClassVar[str]
-    source: ClassVar[str]
     needs: ClassVar[Needs]
 
     @abstractmethod
@@ -101,7 +101,7 @@ class Detector(ABC):
             )
         return Detection(
             detector=self.name,
-            settings=dataclasses.asdict(self),
+            settings=self.settings(),
             classes=found,
             images=len(data),
             digest=data.digest,
