@@ -20,15 +20,15 @@ from unbackdoor.api.defending import mixture, timed
 from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalise
 from unbackdoor.defences.base import DataFree
+from unbackdoor.defences.table import parse_method
 from unbackdoor.experiments.cell import (
-    EPOCHS,
+    VERSIONS,
     Cell,
     Correlation,
     Probe,
     Repair,
     Training,
     method_origins,
-    parse_method_text,
 )
 from unbackdoor.findings import effectiveness, read_evaluation
 from unbackdoor.metrics.activation_change import correlations
@@ -101,7 +101,7 @@ def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) 
         "schema_version": SCHEMA_VERSION,
         "kind": cell.kind,
         "config": cell.config,
-        "epoch": EPOCHS[cell.kind],
+        "epoch": VERSIONS[cell.kind],
         "data_digest": None if cell.data_name is None else work.digests[cell.data_name],
         "result": result,
         "seconds": round(time.perf_counter() - started, 3),
@@ -142,7 +142,7 @@ def _train(cell: Training, work: Work, progress: Progress) -> tuple[dict[str, An
 
 def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     model, attack, test = _trained(cell.training, work)
-    method = parse_method_text(cell.method)
+    method: Any = parse_method(cell.method)
     poisoned = 0
     if isinstance(method, DataFree):
         call: Callable[[], Any] = functools.partial(method, model)
