@@ -82,7 +82,7 @@ def claim_of(cell: Cell, key: str, record: Record | None, failed: str | None = N
         correlation=result if isinstance(cell, Correlation) and result else None,
         layers=None if repair is None else result.get("layers"),
         stages=None if repair is None else result.get("stages") or None,
-        paper="" if repair is None else parse_method(repair.method).source,
+        paper="" if repair is None else parse_method(repair.method).source(),
         note="taken over from a run of unbackdoor train" if record.get("adopted") else "",
     )
 
