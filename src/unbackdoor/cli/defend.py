@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from unbackdoor.cli.options import (
+    Listing,
     announce,
     arch_option,
     csv_option,
@@ -23,6 +24,7 @@ from unbackdoor.cli.options import (
     part_and_file,
     part_option,
     quiet_option,
+    registered,
 )
 from unbackdoor.errors import IncompleteError, SettingError
 from unbackdoor.report.escape import visible
@@ -40,9 +42,16 @@ _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o")
     "--method",
     "method_text",
     required=True,
-    help="bnp, ep, ft, fp, anp, nad, ibau, rnp, lpp or clp, with settings as in anp:threshold=0.1 (docs/defences.md).",
+    cls=Listing,
+    names=lambda: registered("defences.table", "DEFENCES"),
+    help="NAMES; with settings as in anp:threshold=0.1 (docs/defences.md).",
 )
-@click.option("--preset", help="A method's other settings: backdoorbench, as_published, as_printed, either_norm.")
+@click.option(
+    "--preset",
+    cls=Listing,
+    names=lambda: registered("defences.table", "PRESETS"),
+    help="Settings of another source, or that belong together: NAMES; which method has which is in docs/defences.md.",
+)
 @click.option("--data", help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md).")
 @click.option(
     "--clean",

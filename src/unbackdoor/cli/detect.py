@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from unbackdoor.cli.options import (
+    Listing,
     announce,
     arch_option,
     download_option,
@@ -21,14 +22,21 @@ from unbackdoor.cli.options import (
 )
 
 
+def _detectors() -> list[str]:
+    from unbackdoor.detectors import DETECTORS
+
+    return [f"{name} ({DETECTORS[name].title}, wants {DETECTORS[name].needs})" for name in DETECTORS]
+
+
 @click.command(epilog="Exit codes: 0 no class is suspicious; 1 a class is; 2 error, or refused.")
 @click.argument("model")
 @click.option(
     "--method",
     "method_text",
     required=True,
-    help="ac (Activation Clustering, wants the training images) or nc (Neural Cleanse, wants clean images), with "
-    "settings as in nc:steps=200 (docs/defences.md).",
+    cls=Listing,
+    names=_detectors,
+    help="NAMES; with settings as in nc:steps=200 (docs/defences.md).",
 )
 @click.option(
     "--data", required=True, help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -61,6 +62,29 @@ csv_option = click.option(
 format_option = click.option(
     "--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="Of the report."
 )
+
+
+class Listing(click.Option):
+    """An option whose help names what a registry holds, which is read only when help is asked for.
+
+    Args:
+        names: the names; they stand where the help says NAMES.
+    """
+
+    def __init__(self, *arguments: Any, names: Callable[[], Iterable[str]], **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._names = names
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Its line of the help."""
+        self.help = (self.help or "").replace("NAMES", ", ".join(self._names()))
+        return super().get_help_record(ctx)
+
+
+def registered(module: str, table: str) -> Iterable[str]:
+    """The names in a table of this package; its file is imported now and not when the command line is read."""
+    found: Iterable[str] = getattr(importlib.import_module(f"unbackdoor.{module}"), table)
+    return found
 
 
 def method_options(function: F) -> F:

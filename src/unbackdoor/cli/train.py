@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from unbackdoor.cli.options import download_option
+from unbackdoor.cli.options import Listing, download_option, registered
 
 
 @click.command(context_settings={"show_default": True})
@@ -21,11 +21,16 @@ from unbackdoor.cli.options import download_option
 @click.option(
     "--attack",
     "attack_text",
-    help="Attack, as badnet, badnet:size=3 or bpp@as_published (see docs/attacks.md); none trains a clean network.",
+    cls=Listing,
+    names=lambda: registered("attacks", "ATTACKS"),
+    help="NAMES; with settings as in badnet:size=3, or a preset as in bpp@as_published (docs/attacks.md). None trains "
+    "a clean network.",
 )
 @click.option("--rate", type=float, default=0.1, help="Share of the training images that carry the trigger.")
 @click.option("--target", type=int, help="The attacker's class; 0 where --attack says nothing else.")
-@click.option("--recipe", "recipe_name", default="fast", help="fast, paper, backdoorbench or clp.")
+@click.option(
+    "--recipe", "recipe_name", cls=Listing, names=lambda: registered("train", "RECIPES"), default="fast", help="NAMES."
+)
 @click.option("--epochs", type=int, help="Instead of the recipe's number.")
 @click.option("--seed", type=int, default=0, help="Of weights, poisoned images, order and augmentation.")
 @click.option("--dtype", default="float32", help="Of the stored weights: float32, bfloat16 or float16.")
