@@ -28,7 +28,7 @@ from unbackdoor.experiments import Engine, Grid, Local, Probe, Store, Training, 
 from unbackdoor.experiments.cell import VERSIONS, Cell, Repair, method_origins
 from unbackdoor.experiments.on_ray import OnRay
 from unbackdoor.experiments.perform import SCHEMA_VERSION
-from unbackdoor.metrics import defence_effectiveness
+from unbackdoor.findings import defence_effectiveness
 from unbackdoor.train import circumstances, processor
 
 #: Cells a second; seconds.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from unbackdoor.defences.table import DEFENCES, presets_of
 from unbackdoor.detectors import DETECTORS
 from unbackdoor.leaderboard import Claim, read_grids, text
 from unbackdoor.leaderboard.tables import Sheet
-from unbackdoor.settings import setting_fields
+from unbackdoor.papers import Published
+from unbackdoor.settings import Setting, settings_of, written
 
 HERE = Path(__file__).parent
 CLAIMS = HERE.parent / "results" / "claims"
-CLEAN_COST = HERE.parent / "benchmarks" / "clean_cost.json"
+CLEAN_COST = HERE.parent / "studies" / "clean_cost.json"
 
 
 def attacks_overview() -> str:
@@ -36,7 +37,7 @@ def attacks_overview() -> str:
             (
                 f"[`{name}`](#{name})",
                 kind.title,
-                kind.source,
+                cited(kind),
                 "training control" if issubclass(kind, TrainingControl) else "data poisoning",
                 "kept (clean label)" if kind.clean_label else "the target",
                 "no" if kind.clean_label else "yes",
@@ -50,20 +51,19 @@ def attacks_overview() -> str:
 
 def attacks_common() -> str:
     """The settings that every attack has."""
-    return settings_table(Attack, [field.name for field in setting_fields(Attack)])
+    return settings_table(Attack, settings_of(Attack))
 
 
 def attacks_one_by_one() -> str:
     """A section an attack."""
-    common = {field.name for field in setting_fields(Attack)}
     parts = []
     for name in ATTACKS:
         kind = ATTACKS[name]
         paragraphs = paragraphs_of(sys.modules[kind.__module__])
         departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
-        own = [field.name for field in setting_fields(kind) if field.name not in common]
+        own = [name for name in settings_of(kind) if name not in settings_of(Attack)]
         parts.append(f"### {name}")
-        parts.append(paragraphs[0])
+        parts.append(introduced(kind))
         parts.append(settings_table(kind, own) if own else "No settings of its own.")
         parts.extend(f"*Departures:* {text}" for text in departures)
     return "\n\n".join(parts)
@@ -78,7 +78,7 @@ def defences_overview() -> str:
             (
                 f"[`{name}`](#{name})",
                 kind.title,
-                kind.source,
+                cited(kind),
                 kind.needs,
                 "yes" if kind.needs_labels else "no",
                 "yes" if kind.needs_gradients else "no",
@@ -97,7 +97,7 @@ def defences_one_by_one() -> str:
         kind = DEFENCES[name]
         paragraphs = paragraphs_of(sys.modules[kind.__module__])
         departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
-        parts += [f"### {name}", paragraphs[0], settings_table(kind, [field.name for field in setting_fields(kind)])]
+        parts += [f"### {name}", introduced(kind), settings_table(kind, settings_of(kind))]
         parts.extend(f"*Departures:* {text}" for text in departures)
         if issubclass(kind, DataFree):
             parts.append("Departures from the printed text and the published code: [fidelity.md](fidelity.md).")
@@ -109,9 +109,8 @@ def detectors_one_by_one() -> str:
     parts = []
     for name in DETECTORS:
         kind = DETECTORS[name]
-        paragraphs = paragraphs_of(sys.modules[kind.__module__])
-        parts += [f"### {name}", paragraphs[0], f"Needs {kind.needs}."]
-        parts.append(settings_table(kind, [field.name for field in setting_fields(kind)]))
+        parts += [f"### {name}", introduced(kind), f"Needs {kind.needs}."]
+        parts.append(settings_table(kind, settings_of(kind)))
     return "\n\n".join(parts)
 
 
@@ -216,24 +215,34 @@ def paragraphs_of(documented: object) -> list[str]:
     return [" ".join(text.split()) for text in (inspect.getdoc(documented) or "").split("\n\n")]
 
 
-def described(cls: type) -> dict[str, str]:
-    """Field -> what the `Attributes:` of the class's docstring say of it; "a, b: text" describes both."""
-    _, _, listed = (inspect.getdoc(cls) or "").partition("Attributes:\n")
-    entries = re.findall(r"^ {4}(\w[\w, ]*): (.+(?:\n {8}.+)*)", listed, re.MULTILINE)
-    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+def cited(kind: type[Published]) -> str:
+    """Its source, with links."""
+    text = kind.source()
+    if kind.paper is not None:
+        text = text.replace(kind.paper.short, f"[{kind.paper.short}]({kind.paper.url})")
+    if kind.settings_from is not None:
+        text = text.replace("BackdoorBench", f"[BackdoorBench]({kind.settings_from.url})")
+    return text
 
 
-def settings_table(cls: type, names: list[str]) -> str:
-    """Name, default and meaning."""
-    texts = described(cls)
-    defaults = {field.name: field.default for field in setting_fields(cls)}
-    rows = [(f"`{name}`", f"`{written(defaults[name])}`", texts[name]) for name in names]
-    return table(("setting", "default", "meaning"), rows)
+def introduced(kind: type[Published]) -> str:
+    """The first paragraph of its file, its paper in full."""
+    paragraph, paper = paragraphs_of(sys.modules[kind.__module__])[0], kind.paper
+    if paper is None:
+        return paragraph
+    full = ", ".join(filter(None, (paper.names, f"[{paper.title}]({paper.url})", f"{paper.venue} {paper.year}")))
+    return paragraph.replace(paper.short, full)
 
 
-def written(value: Any) -> str:
-    """As a user types it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def settings_table(cls: type, names: Iterable[str]) -> str:
+    """A row a hyper-parameter."""
+    rows = [_setting_row(name, getattr(cls, name), settings_of(cls)[name]) for name in names]
+    return table(("setting", "default", "allowed", "meaning", "whose default"), rows)
+
+
+def _setting_row(name: str, default: Any, about: Setting) -> tuple[str, ...]:
+    allowed = ", ".join(f"`{written(choice)}`" for choice in about.choices) or about.bounds or "any"
+    return f"`{name}`", f"`{written(default)}`", allowed, about.meaning, "this package's" if about.own else ""
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -88,7 +88,7 @@ def test_keys_tell_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.
         ({"method": "lpp@backdoorbench"}, "it has as_printed"),
         ({"method": "bnp", "clean": 5.0}, "clean: expected a share above 0"),
         ({"recipe": "slow"}, "unknown recipe"),
-        ({"epochs": -1}, "epochs: expected at least 1"),
+        ({"epochs": -1}, "epochs: expected a whole number of at least 1"),
         ({"seed": "0"}, "seed: expected int"),
         ({"seed": [0, True]}, "seed[1]: expected int, got bool"),
         ({"seed": []}, "seed: expected array of length >= 1, got []"),

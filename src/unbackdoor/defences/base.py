@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +9,12 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from unbackdoor.errors import SettingError
 from unbackdoor.findings import Report
 from unbackdoor.graph import LayerGraph
+from unbackdoor.papers import Published
 from unbackdoor.prune import Plan, copy_model
 from unbackdoor.registry import Registry
+from unbackdoor.settings import Configured
 
 DEFENCES: Registry[type[Defence]] = Registry("method")
 
@@ -37,14 +36,11 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defence(ABC):
+class Defence(Configured, Published, ABC):
     """A way to repair a network; its fields are its hyper-parameters, its class attributes say what it asks for."""
 
     name: ClassVar[str]
     title: ClassVar[str]
-    source: ClassVar[str]
-    #: Settings whose default is this package's choice, as the source prints none or another.
-    own: ClassVar[frozenset[str]] = frozenset()
     #: Raised by one when the method's code comes to other results: older ones are then no longer taken for its own.
     version: ClassVar[int] = 1
     needs: ClassVar[Needs] = "nothing"
@@ -52,10 +48,6 @@ class Defence(ABC):
     needs_gradients: ClassVar[bool] = False
     #: What it costs, in passes over the images it is given.
     passes: ClassVar[str] = "none"
-
-    def settings(self) -> dict[str, Any]:
-        """Every hyper-parameter by name."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +77,3 @@ class DataFree(Defence):
         repaired = copy_model(model)
         plan.apply_(repaired)
         return Outcome(repaired, plan.report(action="repair"))
-
-
-def check_number(name: str, value: object, *, least: float, most: float = math.inf) -> None:
-    """SettingError unless `value` is a number in [least, most]; infinities count where the range allows them."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not least <= value <= most:  # type: ignore[operator]
-        raise SettingError(f"{name}: expected a number from {least:g} to {most:g}, got {value!r}")
-
-
-def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """SettingError unless `value` is one of `choices`."""
-    if not any(type(value) is type(choice) and value == choice for choice in choices):  # True is not 1 here
-        raise SettingError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
-
-
-def check_count(name: str, value: object, *, least: int = 1) -> None:
-    """SettingError unless `value` is a whole number of at least `least`."""
-    if type(value) is not int or value < least:
-        raise SettingError(f"{name}: expected a whole number of at least {least}, got {value!r}")

@@ -2,7 +2,7 @@
 
 A cell's key is a digest of its canonical configuration, of the data set's content, and of the version of the code that
 performs it. Defaults are written out in the configuration, so that a cell whose defaults have changed is another cell;
-a setting that a method or an attack got later (`config.ADDED`) is written out only where it is not at its default, so
+a setting that a method or an attack got later (`added`) is written out only where it is not at its default, so
 that the keys of older results stand.
 """
 
@@ -21,7 +21,7 @@ from unbackdoor.data import dataset_spec
 from unbackdoor.defences.table import parse_method
 from unbackdoor.errors import SettingError
 from unbackdoor.models import parse_arch
-from unbackdoor.settings import distinguishing
+from unbackdoor.settings import distinguishing, settings_of
 from unbackdoor.train import RECIPES, Recipe
 
 #: Of each kind's code, raised by one whenever it comes to other results: its old records are then no longer taken for
@@ -274,7 +274,7 @@ def method_origins(text: str) -> dict[str, str]:
     method = parse_method(text)
     name, _, options = text.partition(":")
     preset = name.partition("@")[2]
-    usual = type(method)()
+    usual, about = type(method)(), settings_of(type(method))
     given = {option.partition("=")[0].strip() for option in options.split(",") if option}
 
     def origin(key: str) -> str:
@@ -282,7 +282,7 @@ def method_origins(text: str) -> dict[str, str]:
             return "given in the grid"
         if getattr(method, key) != getattr(usual, key):
             return f"preset {preset}"
-        return "default (this package's choice)" if key in method.own else f"default ({method.source})"
+        return "default (this package's choice)" if about[key].own else f"default ({method.source()})"
 
     origins = {key: origin(key) for key in method.settings()}
     if getattr(method, "holdout", 0):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import unbackdoor
-from unbackdoor.api import Defended, load_model
+from unbackdoor.api import load_model
 from unbackdoor.api.defending import mixture, timed
 from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalise
@@ -30,7 +30,7 @@ from unbackdoor.experiments.cell import (
     Training,
     method_origins,
 )
-from unbackdoor.metrics import read_evaluation
+from unbackdoor.findings import effectiveness, read_evaluation
 from unbackdoor.metrics.activation_change import correlations
 from unbackdoor.models import parse_arch
 from unbackdoor.train import Run, circumstances, measure, train_run
@@ -165,7 +165,6 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     outcome, seconds = timed(call)
     after = measure(outcome.model, test, attack)
     assert work.before is not None
-    done = Defended(outcome.report, read_evaluation(work.before), after, seconds)
     changed = any(
         not torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), outcome.model.state_dict().values(), strict=True)
@@ -174,7 +173,7 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     return {
         "rates": after.to_dict(),
         "before": dict(work.before),
-        "der": done.effectiveness,
+        "der": effectiveness(read_evaluation(work.before), after),
         "changed": changed,
         "pruned": outcome.report.pruned,
         "scaled": outcome.report.scaled,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.data import DatasetSpec
-from unbackdoor.defences.base import Defence, Needs, Outcome, check_count, check_number
+from unbackdoor.defences.base import Defence, Needs, Outcome
 from unbackdoor.defender.images import DefenderData, defender_data
 from unbackdoor.defender.tuning import Progress, cross_entropy, silent, tune
 from unbackdoor.defender.working_copy import seeded, working_copy
@@ -19,7 +19,9 @@ from unbackdoor.errors import MethodError
 from unbackdoor.findings import DataReport, LayerReport, Remark, Report, Stage
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.outputs import answering
+from unbackdoor.papers import BACKDOORBENCH, Paper
 from unbackdoor.prune import copy_model
+from unbackdoor.settings import setting
 from unbackdoor.train import Recipe
 
 
@@ -129,32 +131,17 @@ class DataBased(Defence):
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(DataBased):
-    """A defence that trains all weights on the clean images; BackdoorBench's settings.
+    """A defence that trains all weights on the clean images; BackdoorBench's settings."""
 
-    Attributes:
-        epochs: passes over the images.
-        lr: of SGD, falling by a cosine to 0.
-        batch_size: images a step.
-        momentum, weight_decay: of SGD.
-        crop_padding: zero pixels around an image before a random crop; 0 is none.
-    """
-
+    settings_from: ClassVar[Paper] = BACKDOORBENCH
     needs_gradients: ClassVar[bool] = True
 
-    epochs: int = 100
-    lr: float = 0.01
-    batch_size: int = 256
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop_padding: int = 4
-
-    def __post_init__(self) -> None:
-        check_count("epochs", self.epochs)
-        check_number("lr", self.lr, least=1e-9, most=1e3)
-        check_count("batch_size", self.batch_size, least=2)
-        check_number("momentum", self.momentum, least=0, most=1)
-        check_number("weight_decay", self.weight_decay, least=0, most=1)
-        check_count("crop_padding", self.crop_padding, least=0)
+    epochs: int = setting(100, "passes over the images", least=1)
+    lr: float = setting(0.01, "of SGD, falling by a cosine to 0", least=1e-9, most=1e3)
+    batch_size: int = setting(256, "images a step", least=2)
+    momentum: float = setting(0.9, "of SGD", least=0, most=1)
+    weight_decay: float = setting(5e-4, "of SGD", least=0, most=1)
+    crop_padding: int = setting(4, "zero pixels around an image before a random crop; 0 is none", least=0)
 
     def tuned(self, patient: Patient, forward: Callable[[Tensor], object]) -> Stage:
         """Ordinary training of `patient.model` from where it is.

@@ -1,32 +1,20 @@
-"""What a scan, a plan or a repair found, as plain values: no tensors, no torch, so that a page can be made anywhere.
+"""What a scan, a plan or a repair found, layer by layer.
 
 The same model and settings give the same values and the same bytes; no time, no host and no random number is kept.
-A number that is not finite is None here and null in JSON.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 1
+from unbackdoor.findings.unusual import unusual
+from unbackdoor.findings.values import as_json, plain, plain_settings, rendered
 
-# When what a data-free method would prune is out of the ordinary. The limits are the largest shares that LPP and CLP,
-# at their defaults, and LPP by either norm pruned of the networks in `studies/cut_shares.json`
-# (`studies/cut_shares.py` measures them anew), backdoored ones among them. More than that says that a network is unlike
-# those, not what is in it.
-#: The methods that were measured.
-MEASURED_METHODS = ("lpp", "clp")
-#: The largest share of layers with a pruned channel, and of pruned channels, among the measured networks.
-MOST_LAYERS, MOST_CHANNELS = 0.50, 0.0125
-#: Fewer say nothing: in a small network a single channel is a large share.
-FEW = 10
-MEASURED = "in the networks that were measured (ResNet-18 of width 16, with and without a backdoor)"
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,18 +206,13 @@ class Report:
     @property
     def unusual(self) -> str | None:
         """What to say where more is pruned than in any network that was measured."""
-        if self.method not in MEASURED_METHODS or not self.channels:
-            return None
-        hit, pruned = sum(1 for layer in self.layers if layer.pruned), self.pruned
-        many_layers = hit >= FEW and hit / len(self.layers) > MOST_LAYERS
-        many_channels = pruned >= FEW and pruned / self.channels > MOST_CHANNELS
-        if not many_layers and not many_channels:
-            return None
-        done, may = ("were", "may have cost") if self.changed else ("would be", "may cost")
-        return (
-            f"{hit:,} of {len(self.layers):,} layers and {pruned / self.channels:.1%} of all channels {done} pruned; "
-            f"{MEASURED} it was at most {MOST_LAYERS:.0%} of the layers and {MOST_CHANNELS:.2%} of the channels: this "
-            f"may be no backdoor, and the repair {may} accuracy. Measure it before the repaired network is used."
+        return unusual(
+            self.method,
+            hit_layers=sum(1 for layer in self.layers if layer.pruned),
+            layers=len(self.layers),
+            pruned_channels=self.pruned,
+            channels=self.channels,
+            changed=self.changed,
         )
 
     @property
@@ -263,53 +246,22 @@ class Report:
             "classifier_weights_cut": len(self.classifier.cut) if self.classifier else 0,
             "complete": self.complete,
         }
-        fields = {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
-        fields["settings"] = _settings(self.settings)
+        fields = {item.name: plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        fields["settings"] = plain_settings(self.settings)
         return {"schema_version": fields.pop("schema_version"), "totals": totals, "unusual": self.unusual, **fields}
 
     def to_json(self) -> str:
         """`to_dict` as JSON; equal reports give equal bytes."""
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=True) + "\n"
+        return as_json(self.to_dict())
 
     def to_text(self) -> str:
         """For a terminal or a log; plain characters only."""
-        return _rendered(self, "text")
+        return rendered(self, "text")
 
     def to_html(self) -> str:
         """One self-contained page."""
-        return _rendered(self, "html")
+        return rendered(self, "html")
 
     def to_sarif(self) -> str:
         """SARIF 2.1.0, for code scanning in CI."""
-        return _rendered(self, "sarif")
-
-
-def _rendered(report: Report, form: str) -> str:
-    """A page of a report. Values know no renderer: the one place that makes them is looked up when one is asked for."""
-    text: str = importlib.import_module("unbackdoor.report").render(report, form)
-    return text
-
-
-def finite(value: float | None) -> float | None:
-    """A number as JSON can hold it; None if it is not finite."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _plain(value: Any) -> Any:
-    """Records as dicts, tuples as lists, and numbers that are not finite as None: what JSON can hold."""
-    if dataclasses.is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A limit that is switched off is infinite: it becomes the word "inf" or "-inf", so that it is not lost."""
-    infinite = {math.inf: "inf", -math.inf: "-inf"}
-    return {
-        key: infinite[value] if isinstance(value, float) and math.isinf(value) else _plain(value)
-        for key, value in settings.items()
-    }
+        return rendered(self, "sarif")
