@@ -30,7 +30,8 @@ from unbackdoor.experiments import (
 )
 from unbackdoor.experiments.compact import row_names, rows
 from unbackdoor.experiments.drive import meet_data
-from unbackdoor.experiments.engine import Failed, attempt
+from unbackdoor.experiments.engine import attempt
+from unbackdoor.experiments.perform import Failed
 
 pytest.importorskip("pyarrow")
 
@@ -246,9 +247,9 @@ def test_other_data_are_refused(cache: Path) -> None:
 
 
 def test_a_full_disk_is_one_clear_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unbackdoor.experiments import drive
+    from unbackdoor.experiments import store
 
-    monkeypatch.setattr(drive, "SPACE", 2**62)
+    monkeypatch.setattr(store, "SPACE", 2**62)
     with pytest.raises(OutputError, match="MB are free on its disk, expected .* what is done is kept: make room"):
         run_grid(probes(2), Store(cache / "store"), Local())
 

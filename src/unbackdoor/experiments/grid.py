@@ -32,10 +32,8 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 from msgspec import Meta, Struct
 
-from unbackdoor.attacks import read_attack
-from unbackdoor.data import dataset_spec
 from unbackdoor.errors import SettingError, UnbackdoorError
-from unbackdoor.experiments.cell import Cell, Correlation, Repair, Training, canonical, check_share, wants_images
+from unbackdoor.experiments.cell import Cell, Correlation, Repair, Training, canonical
 from unbackdoor.records import typed
 
 T = TypeVar("T")
@@ -165,49 +163,16 @@ def _cells(run: Run) -> Iterator[Cell]:
                 seed=seed,
                 dtype=dtype,
             )
-            _check(training)
+            training.check()
             yield training
             yield from _behind(training, run)
 
 
 def _behind(training: Training, run: Run) -> Iterator[Cell]:
-    """What is done with a trained network."""
+    """What is done with a trained network; with "none" nothing, as the training's own record holds its rates."""
     for (images,) in run.product("correlation"):
         if images and training.attack is not None:
             yield Correlation(training=training, images=images, seed=0)
-    for (method,) in run.product("method"):
-        if method == NONE:  # the training's own record holds its rates
-            continue
-        wants = wants_images(method)
-        if wants is None:
-            yield Repair(training=training, method=method, clean=None, clean_seed=None, scores=run.scores)
-            continue
-        check_share("poisoned", run.poisoned)
-        mixed = wants == "training images" and training.attack is not None
-        for clean, seed in run.product("clean", "clean_seed"):
-            check_share("clean", clean)
-            yield Repair(
-                training=training,
-                method=method,
-                clean=clean,
-                clean_seed=seed,
-                poisoned=run.poisoned if mixed else None,
-                scores=run.scores,
-            )
-
-
-def _check(training: Training) -> None:
-    """Names, and what must fit together, before anything runs."""
-    spec = dataset_spec(training.data)
-    if training.attack is not None:
-        if not 0 < training.rate <= 1:
-            raise SettingError(f"rate: expected a share above 0 and up to 1, got {training.rate}")
-        if "target=" in training.attack.partition(":")[2]:
-            raise SettingError(f"attack {training.attack!r}: expected its class as a run's own key: target = 3")
-        attack = read_attack(training.config["attack"])
-        attack.check_data(spec)
-        if attack.needs_classifier:
-            raise SettingError(f"attack {attack.name}: needs a clean network first, which grids do not give it")
-    _ = training.config
-    if training.dtype not in ("float32", "bfloat16", "float16"):
-        raise SettingError(f"dtype: expected float32, bfloat16 or float16, got {training.dtype!r}")
+    for method, clean, seed in run.product("method", "clean", "clean_seed"):
+        if method != NONE:
+            yield Repair.of(training, method, clean, seed, poisoned=run.poisoned, scores=run.scores)

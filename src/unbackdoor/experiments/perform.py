@@ -75,6 +75,19 @@ class Produced:
     files: dict[str, bytes]
 
 
+@dataclass(frozen=True)
+class Failed:
+    """Why a cell could not be run.
+
+    Attributes:
+        reason: one line.
+        cause: "cell" where running it again may well fail again, "engine" where the machine was at fault.
+    """
+
+    reason: str
+    cause: str = "cell"
+
+
 def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) -> Produced:
     """Run one cell.
 

@@ -32,6 +32,8 @@ Record = dict[str, Any]
 RECORD = "record.json"
 #: What stands before and behind a record's own JSON.
 _HEAD, _TAIL, _NO_DIGEST = b'{"record":', b',"sha256":"%b"}\n', b"0" * 64
+#: The least free space, in bytes, with which work is begun.
+SPACE = 64 * 2**20
 #: Kinds whose results are more than a record.
 FOLDERS = ("training",)
 
@@ -124,6 +126,15 @@ class Store:
     def folder(self, cell: Cell, key: str) -> Path:
         """Where a training's files are."""
         return self.path(cell, key).parent
+
+    def check_space(self) -> None:
+        """OutputError unless its disk has room for the next cell's results."""
+        free = shutil.disk_usage(self.root).free
+        if free < SPACE:
+            raise OutputError(
+                f"{self.root}: {free / 2**20:.0f} MB are free on its disk, expected {SPACE / 2**20:.0f} at least; what "
+                "is done is kept: make room, and give the same command again"
+            )
 
     def digests(self) -> dict[str, str]:
         """Name of a data set -> digest of its content, of those used here."""
