@@ -1,7 +1,7 @@
-"""Writes what the pages in this folder say of registries and results: `python docs/make_tables.py`, behind each change.
+"""Writes the generated parts of the documentation: run `python docs/make_tables.py` after each change.
 
-A page keeps its prose; what stands between `<!-- NAME -->` and `<!-- end of NAME -->` is made anew by the function that
-SECTIONS has for it. With --check nothing is written, and the exit status is 1 where a page is not what it would be.
+A page keeps its prose. The text between `<!-- NAME -->` and `<!-- end of NAME -->` is replaced by what the function in
+SECTIONS returns. With --check nothing is written, and the exit status is 1 if a page is out of date.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLEAN_COST = HERE.parent / "studies" / "clean_cost.json"
 
 
 def attacks_overview() -> str:
-    """One row an attack."""
+    """One row per attack."""
     rows = []
     for name in ATTACKS:
         kind = ATTACKS[name]
@@ -55,7 +55,7 @@ def attacks_common() -> str:
 
 
 def attacks_one_by_one() -> str:
-    """A section an attack."""
+    """One section per attack."""
     parts = []
     for name in ATTACKS:
         kind = ATTACKS[name]
@@ -70,7 +70,7 @@ def attacks_one_by_one() -> str:
 
 
 def defences_overview() -> str:
-    """One row a method."""
+    """One row per method."""
     rows = []
     for name in _methods():
         kind = DEFENCES[name]
@@ -86,12 +86,12 @@ def defences_overview() -> str:
                 ", ".join(f"`{preset}`" for preset in presets_of(kind)),
             )
         )
-    header = ("`--method`", "method", "paper", "needs", "labels", "gradients", "passes over them", "`--preset`")
+    header = ("`--method`", "method", "paper", "needs", "labels", "gradients", "passes over the images", "`--preset`")
     return table(header, rows)
 
 
 def defences_one_by_one() -> str:
-    """A section a method."""
+    """One section per method."""
     parts = []
     for name in _methods():
         kind = DEFENCES[name]
@@ -100,12 +100,12 @@ def defences_one_by_one() -> str:
         parts += [f"### {name}", introduced(kind), settings_table(kind, settings_of(kind))]
         parts.extend(f"*Departures:* {text}" for text in departures)
         if issubclass(kind, DataFree):
-            parts.append("Departures from the printed text and the published code: [fidelity.md](fidelity.md).")
+            parts.append("*Departures* from the printed text and the published code: see [fidelity.md](fidelity.md).")
     return "\n\n".join(parts)
 
 
 def detectors_one_by_one() -> str:
-    """A section a detector."""
+    """One section per detector."""
     parts = []
     for name in DETECTORS:
         kind = DETECTORS[name]
@@ -120,7 +120,7 @@ def _methods() -> list[str]:
 
 
 def clean_cost() -> str:
-    """What LPP's variants cost networks without a backdoor: a row a variant, a column a network."""
+    """What LPP's variants cost networks without a backdoor: one row per variant, one column per network."""
     found = json.loads(CLEAN_COST.read_text(encoding="utf-8"))
     networks = list(next(iter(found["rows"].values())))
     rows = [(variant, *(_cost(figures[name]) for name in networks)) for variant, figures in found["rows"].items()]
@@ -133,7 +133,7 @@ def _cost(figures: dict[str, Any]) -> str:
 
 
 def ablations() -> str:
-    """What each choice of LPP came to on networks kept apart."""
+    """The result of each choice of LPP on the networks kept apart."""
     return _networks("small-ablations")
 
 
@@ -143,7 +143,7 @@ def misses() -> str:
 
 
 def _networks(name: str) -> str:
-    """A row a method, a column a network: ACC / ASR."""
+    """One row per method, one column per network: ACC / ASR."""
     [grid] = [grid for grid in read_grids(CLAIMS) if grid.name == name]
     claims = [claim for claim in grid.own if claim.acc is not None]
     several = len({claim.data for claim in claims}) > 1
@@ -164,7 +164,7 @@ def _rates(claim: Claim) -> str:
 
 
 def beside_the_paper() -> str:
-    """LPP's cells that the paper prints as well: ours, the paper's, and the difference; and the ASR that LPP met."""
+    """LPP's cells that the paper prints too: the ASR before, our result, the paper's, and the difference."""
     rows = []
     for grid in read_grids(CLAIMS):
         for shown in Sheet.of(grid).tables:
@@ -252,7 +252,7 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def rewritten(page: str, text: str) -> str:
-    """A page's text with its generated parts made anew; ValueError if it lacks the place for one."""
+    """A page's text with its generated parts replaced; ValueError if the markers of one are missing."""
     for name, make in SECTIONS[page].items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         head, found, rest = text.partition(begin)
@@ -264,7 +264,7 @@ def rewritten(page: str, text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """0 if all pages are as they should be, which they are once they have been written."""
+    """Returns 0 if all pages are up to date; without --check it brings them up to date first."""
     stale = 0
     for page in SECTIONS:
         path = HERE / page
@@ -273,10 +273,7 @@ def main(arguments: list[str]) -> int:
         if new != old:
             if "--check" in arguments:
                 stale += 1
-                print(
-                    f"{path.name}: is not what the registries and results say; run python docs/make_tables.py",
-                    file=sys.stderr,
-                )
+                print(f"{path.name}: out of date; run python docs/make_tables.py", file=sys.stderr)
             else:
                 path.write_text(new, encoding="utf-8")
     return int(stale > 0)

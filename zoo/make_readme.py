@@ -26,31 +26,49 @@ CLAIMS = ZOO / "claims"
 GRID = read_grid(ZOO.parent / "grids" / "zoo.toml")
 HEAD = """# A small zoo
 
-Real networks, honestly trained, one folder each: `model.safetensors` (bfloat16), the attack with its trigger
-(`attack.json`, `attack.safetensors`), `record.json` (command, settings, versions, rates on the whole test set) and
-`log.jsonl`. None was chosen among several or made to suit a defence: what LPP and CLP (default settings) do to
-each stands beside it, whatever that is; what every other method does to them is in [DEFENCES.md](DEFENCES.md).
-ACC: clean test images answered rightly; ASR: triggered test images of other classes answered with the attacker's class.
-The data sets are JPEG copies, so that accuracies come out a little low.
+Trained networks to try methods on, one folder each:
 
-WaNet was trained for 15 epochs first, like the others; its ASR was then 52.57 %, no established attack, and so it got
-60. SIG poisons every image of its class at 10 %, so that little is left to tell that class by. The minutes are those of
-a machine that had other work.
+- `model.safetensors`: the weights in bfloat16
+- `attack.json`, `attack.safetensors`: the attack and its trigger
+- `record.json`: command, settings, versions, rates on the whole test set
+- `log.jsonl`: the training curves
 
-This file is written by `python zoo/make_readme.py`.
+No network was picked out of several or made to suit a defence. The table shows what LPP and CLP do to each at their
+default settings. [DEFENCES.md](DEFENCES.md) shows every other method.
+
+ACC is the accuracy: clean test images given their true class. ASR is the attack success rate: triggered test images of
+other classes given the attacker's class. The data sets are JPEG copies, which lowers accuracies a little.
+
+WaNet was first trained for 15 epochs, like the others. Its ASR of 52.57 % was too low for an established attack, so it
+was trained for 60. At 10 %, SIG poisons every image of its class, so little is left by which to recognise that class.
+The minutes are those of a machine that also did other work.
+
+`python zoo/make_readme.py` writes this file.
 """
 DEFENCES_HEAD = """# Every method against the zoo
 
-Made by `unbackdoor bench run grids/zoo.toml` (a claim a cell in [claims/](claims/zoo)) and `python zoo/make_readme.py`.
-ResNet-18 of width 16; the methods' default settings ([this package's own](../docs/fidelity.md) are LPP's cuts and the
-repair of its text, CLP's eps, I-BAU's radius, RNP's threshold by held-out images), or the preset that stands beside a
-name; clean images are a share of the training part, drawn whatever their class. Rates are those of the whole test set;
-nothing was chosen by them. RA: triggered images answered with their own class. DER: 0.5 is no change, 1 a full repair
-for nothing. Seconds are those of one torch thread on a machine that had other work: what methods cost beside each other
-is in `benchmarks/defence_speed.json`. EP is given a sample of the poisoned training set ({poisoned:.0%} of it with the
-trigger), which the others are not; LPP and CLP are given nothing.
+The networks are ResNet-18 of width 16.
 
-A method whose ACC falls far was run as published all the same; the training curves are in its claim.
+- **ACC**, accuracy: clean test images given their true class.
+- **ASR**, attack success rate: triggered test images of other classes given the attacker's class.
+- **RA**, robust accuracy: triggered images still given their true class.
+- **DER**, defence effectiveness rating: 0.5 is no change, 1 is a full repair at no cost in accuracy.
+
+Rates are over the whole test set, and nothing was chosen by them. A method on which ACC falls far was run as published
+all the same. Its training curves are in its claim.
+
+**Settings.** Methods run at their defaults, or with the preset beside the name. Some defaults are [this package's
+choice](../docs/fidelity.md): LPP's limits and the corrections to its text, CLP's eps, I-BAU's radius, and RNP's
+threshold from held-out images.
+
+**Images.** LPP and CLP use none. EP uses a sample of the poisoned training set, with the trigger on {poisoned:.0%} of
+it. The other methods use clean images: a share of the training part, of any class.
+
+**Seconds** are for one torch thread on a machine that also did other work. `benchmarks/defence_speed.json` compares the
+cost of the methods.
+
+`unbackdoor bench run grids/zoo.toml` measures. [claims/](claims/zoo) holds one file per result.
+`python zoo/make_readme.py` writes this file.
 """
 
 
@@ -112,7 +130,7 @@ def _defences(zoo: Zoo) -> list[str]:
     names = zoo.all_methods()
     heads = ["method", *(name.removeprefix("cifar10_") for name in names)]
     before = [{rate: found and found["value"] for rate, found in zoo.records[x]["result"].items()} for x in names]
-    rows = [["as it came", *(_pair(rates["acc"], rates["asr"]) for rates in before)]]
+    rows = [["no defence", *(_pair(rates["acc"], rates["asr"]) for rates in before)]]
     rows += [[_named(m), *(_outcome(zoo.of(name, 0.05)[m][0]) for name in names)] for m in zoo.of(names[0], 0.05)]
     poisoned = next(cell.poisoned for cell in GRID.cells if isinstance(cell, Repair) and cell.poisoned)
     lines = [DEFENCES_HEAD.format(poisoned=poisoned), "## ACC / ASR in percent, 5 % clean images", ""]
