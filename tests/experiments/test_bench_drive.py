@@ -29,7 +29,7 @@ from unbackdoor.experiments import (
     standing,
 )
 from unbackdoor.experiments.compact import row_names, rows
-from unbackdoor.experiments.drive import meet_data
+from unbackdoor.experiments.data_sets import meet_data
 from unbackdoor.experiments.engine import attempt
 from unbackdoor.experiments.perform import Failed
 
@@ -238,10 +238,10 @@ def test_other_data_are_refused(cache: Path) -> None:
     (cache / "pictures" / "train" / "c0" / "0.png").write_bytes(
         (cache / "pictures" / "train" / "c1" / "0.png").read_bytes()
     )
-    from unbackdoor.experiments import perform
+    from unbackdoor.experiments import data_sets
 
-    perform.load.cache_clear()
-    perform.data_digest.cache_clear()
+    data_sets.load.cache_clear()
+    data_sets.data_digest.cache_clear()
     with pytest.raises(DataError, match="holds results on another version"):
         run_grid(grid, store, Local())
 

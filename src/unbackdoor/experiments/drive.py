@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from dataclasses import replace
 
 from unbackdoor.experiments.adopt import adopt_networks
 from unbackdoor.experiments.cell import Cell
+from unbackdoor.experiments.data_sets import meet_data
 from unbackdoor.experiments.engine import Engine
 from unbackdoor.experiments.grid import Grid
-from unbackdoor.experiments.perform import data_digest
 from unbackdoor.experiments.queue import Queue
 from unbackdoor.experiments.standing import Standing, standing
 from unbackdoor.experiments.store import Store
-
-
-def meet_data(grid: Grid, store: Store, data_dir: str | None) -> dict[str, str]:
-    """The digests of the grid's data sets, held against what the store was begun with.
-
-    Raises:
-        DataError: a data set was not found, or is another than the store's.
-    """
-    for name in grid.data_sets:
-        store.meet(name, data_digest(name, data_dir))
-    return store.digests()
 
 
 def run_grid(
@@ -60,10 +50,10 @@ def run_grid(
     queue = Queue(grid, store, digests, known, retry_failed=retry_failed)
     try:
         while queue:
-            for event, cell, key in queue.take(engine.slots):
-                told(event, cell, "")
-                if event == "start":
-                    engine.submit(key, queue.work(cell, data_dir=data_dir, device=device, threads=threads))
+            for key, cell, work in queue.take(engine.slots):
+                told("taken" if work is None else "start", cell, "")
+                if work is not None:
+                    engine.submit(key, replace(work, data_dir=data_dir, device=device, threads=threads))
             for key, outcome in engine.finished():
                 told(*queue.settle(key, outcome))
     finally:

@@ -40,7 +40,7 @@ class Queue:
         self._retry_failed = retry_failed
         self._keys = keys = {cell: cell.key(digests) for cell in grid.cells}
         self._ready: deque[Cell] = deque()
-        self._behind: dict[str, list[Cell]] = {}
+        self._behind: dict[str, deque[Cell]] = {}  # last first
         self._taken: dict[str, tuple[Cell, contextlib.ExitStack]] = {}
         cells: dict[str, Cell] = {}
         for cell, key in keys.items():
@@ -57,14 +57,14 @@ class Queue:
             if cell.needs is None or keys[cell.needs] in finished:
                 self._ready.append(cell)
             else:
-                self._behind.setdefault(keys[cell.needs], []).append(cell)
+                self._behind.setdefault(keys[cell.needs], deque()).appendleft(cell)
 
     def __bool__(self) -> bool:
         """Whether anything is left that can be run, or is at work."""
         return bool(self._ready or self._taken)
 
-    def take(self, most: int) -> Iterator[tuple[str, Cell, str]]:
-        """Claim cells while fewer than `most` are at work: ("start", cell, key); ("taken", cell, key) was done since.
+    def take(self, most: int) -> Iterator[tuple[str, Cell, Work | None]]:
+        """Claim cells while fewer than `most` are at work: key, cell and work; no work where it was done since.
 
         Raises:
             OutputError: the store's disk is full.
@@ -73,56 +73,39 @@ class Queue:
             cell = self._ready.popleft()
             key = self._keys[cell]
             stack = contextlib.ExitStack()
-            if not stack.enter_context(self._store.claim(key)):
-                stack.close()  # another driver is at it: its result is this one's as well
+            state = stack.enter_context(self._store.begin(cell, key, retry_failed=self._retry_failed))
+            if state == "left":
+                self._taken[key] = (cell, stack)
+                before, files = self._store.trained(cell.needs, self._keys[cell.needs]) if cell.needs else (None, {})
+                yield key, cell, Work(cell, files, before, self._digests, str(self._store.work_folder(key)))
                 continue
-            if self._store.has(cell, key) and self._store.read(cell, key) is not None:
-                stack.close()  # another driver has done it since
-                self._free(key)
-                yield "taken", cell, key
-                continue
-            if not self._retry_failed and self._store.failure(key) is not None:
-                stack.close()  # and failed at it
-                continue
-            self._taken[key] = (cell, stack)
-            self._store.check_space()
-            yield "start", cell, key
-
-    def work(self, cell: Cell, *, data_dir: str | None, device: str, threads: int) -> Work:
-        """What a worker is given for a cell."""
-        files: dict[str, bytes] = {}
-        before = None
-        if cell.needs is not None:
-            folder = self._store.folder(cell.needs, self._keys[cell.needs])
-            record = self._store.read(cell.needs, self._keys[cell.needs])
-            assert record is not None
-            before = record["result"]["rates"]
-            files = {name: (folder / name).read_bytes() for name in record["files"]}
-        place = str(self._store.work_folder(self._keys[cell]))
-        return Work(cell, files, before, data_dir, self._digests, place, device, threads)
+            stack.close()
+            if state == "done":
+                self._ready.extendleft(self._behind.pop(key, []))
+                yield key, cell, None
 
     def settle(self, key: str, outcome: Produced | Failed) -> tuple[str, Cell, str]:
-        """Keep what came back: "done" or "failed", the cell, and what to say of it."""
+        """Keep what came back: "done" or "failed", the cell, and what to say of it.
+
+        What waited for a cell that is done comes first: its data are at hand.
+        """
         cell, stack = self._taken.pop(key)
         with stack:
             if isinstance(outcome, Failed):
                 if outcome.cause == "cell":  # else it is no fault of the cell's, which stays left
                     self._store.fail(cell, key, outcome.reason)
                 return "failed", cell, outcome.reason
+            said = _said(outcome.record)
             self._store.put(cell, key, outcome.record, outcome.files)
             self._store.clear_work(key)
-        self._free(key)
-        return "done", cell, _said(outcome.record)
+        self._ready.extendleft(self._behind.pop(key, []))
+        return "done", cell, said
 
     def close(self) -> None:
         """Let go of what is at work."""
         for _, stack in self._taken.values():
             stack.close()
         self._taken.clear()
-
-    def _free(self, key: str) -> None:
-        """What waited for a cell can be run, and comes first: its data are at hand."""
-        self._ready.extendleft(reversed(self._behind.pop(key, [])))
 
 
 def _said(record: Record) -> str:
