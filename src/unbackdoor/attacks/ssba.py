@@ -17,7 +17,7 @@ steps with a squared distortion under a hard bound s, which takes less than a mi
 100 bits at 32x32 pixels: on CIFAR-10 more than 99.9 % of them are read in unseen images that differ from the originals
 by 9 of 255 (root mean square, 29 dB). About four fifths of the residual's energy are common to all images, a fifth is
 each image's own. The distortion's weight is the largest tried with which a backdoor takes at all at 10 %, asked of
-training images alone (benchmarks/ssba_distortion.py): 0.03 does not, 0.01 does.
+training images alone (studies/ssba_distortion.py): 0.03 does not, 0.01 does.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import unbackdoor
 from unbackdoor.api import load_model
 from unbackdoor.api.defending import mixture, timed
 from unbackdoor.attacks import load_attack
-from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalise
+from unbackdoor.data import LabelledImages, clean_subset, normalise
 from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.table import parse_method
 from unbackdoor.experiments.cell import (
@@ -30,6 +30,7 @@ from unbackdoor.experiments.cell import (
     Training,
     method_origins,
 )
+from unbackdoor.experiments.data_sets import load
 from unbackdoor.findings import effectiveness, read_evaluation
 from unbackdoor.metrics.activation_change import correlations
 from unbackdoor.models import parse_arch
@@ -50,9 +51,9 @@ class Work:
         cell: the cell.
         files: of the training that it needs, by name.
         before: the rates of that training.
-        data_dir: folder of the data sets; None takes $UNBACKDOOR_DATA.
         digests: what the data sets must hold.
         folder: where unfinished work may be left.
+        data_dir: folder of the data sets; None takes $UNBACKDOOR_DATA.
         device: where to run.
         threads: of torch; 0 leaves them as they are.
     """
@@ -60,10 +61,10 @@ class Work:
     cell: Cell
     files: Mapping[str, bytes]
     before: Mapping[str, Any] | None
-    data_dir: str | None
     digests: Mapping[str, str]
     folder: str
-    device: str
+    data_dir: str | None = None
+    device: str = "cpu"
     threads: int = 0
 
 
@@ -73,6 +74,19 @@ class Produced:
 
     record: dict[str, Any]
     files: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a cell could not be run.
+
+    Attributes:
+        reason: one line.
+        cause: "cell" where running it again may well fail again, "engine" where the machine was at fault.
+    """
+
+    reason: str
+    cause: str = "cell"
 
 
 def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) -> Produced:
@@ -207,23 +221,6 @@ def _trained(training: Training, work: Work) -> tuple[torch.nn.Module, Any, Labe
     model = load_model(folder / MODEL, arch=training.config["arch"]).to(work.device)
     attack = load_attack(folder / ATTACK) if ATTACK in work.files else None
     return model, attack, load(training.data, "test", work.data_dir)
-
-
-@functools.cache
-def load(data: str, split: str, data_dir: str | None) -> LabelledImages:
-    """One split, once a process."""
-    return load_dataset(data, split, data_dir)
-
-
-@functools.cache
-def data_digest(data: str, data_dir: str | None) -> str:
-    """SHA-256 of both splits' labels and images."""
-    digest = hashlib.sha256()
-    for split in ("train", "test"):
-        images = load(data, split, data_dir)
-        for tensor in (images.labels, images.images):
-            digest.update(tensor.contiguous().cpu().numpy().data)
-    return digest.hexdigest()
 
 
 @functools.cache
