@@ -5,9 +5,12 @@ classifier by other features than clean ones. Per class: the classifier's inputs
 split in two by k-means. A class is suspicious where the smaller part holds at most `share` of its images and the
 two parts are well apart (silhouette of at least `silhouette`).
 
-Departure: the dimensions are PCA's by default, where the paper takes ICA's. ICA gives all of its components the same
-variance, so that which of them decides the split is left to chance: one start finds the poisoned images
-and another does not. Where about half of a class is poisoned (10 % of a ten-class training set) neither part is small.
+Departures: The dimensions are PCA's by default. The paper takes ICA's (`reduction=ica`). ICA gives all its components
+the same variance, so chance decides which of them makes the split: one start finds the poisoned images and another does
+not.
+
+If about half of a class is poisoned (10 % of a ten-class training set), neither part is small, and the rule cannot see
+it.
 
 PCA, ICA, k-means and the silhouette are scikit-learn's (the extra `detect`).
 """

@@ -12,8 +12,9 @@ many classes and small triggers: image-wide triggers (Blended, SIG, WaNet, BPP) 
 
 Without a data set's spec, images are taken to be pixels in [0, 1].
 
-Departures: m and p are sigmoids of free parameters, where the published code uses tanh; the smallest mask is kept among
-those whose success was reached.
+Departures:
+    - m and p are sigmoids of free parameters. The published code uses tanh.
+    - The smallest mask is kept among those that reached the success limit.
 """
 
 from __future__ import annotations

@@ -6,10 +6,13 @@ Symbols, over all BatchNorm channels at once:
     alpha    weight of the loss without noise against the one with
 Masks are trained (Eq. 6) to keep the loss low under the noise; channels whose mask ends at or below `threshold` go.
 
-Departures: none in the mathematics. The published code prints the test results of all thresholds; here the threshold is
-fixed at the paper's 0.2, or chosen on held-out clean images (`holdout`), never by an attack's success. Noise on beta
-follows the published code, as the text does: (1 + xi) beta, no mask. Everything is computed in float32: a mask near the
-threshold falls to either side by what bfloat16 rounds off.
+Departures:
+    - None in the mathematics.
+    - The published code prints the test results of all thresholds. Here the threshold is the paper's 0.2, or is chosen
+      on held-out clean images (`holdout`). It is never chosen by an attack's success.
+    - The noise on beta follows the published code, as the text does: (1 + xi) beta, without a mask.
+    - Everything is computed in float32. In bfloat16, rounding alone would move a mask near the threshold to either side
+      of it.
 """
 
 from __future__ import annotations

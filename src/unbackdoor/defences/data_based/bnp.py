@@ -6,9 +6,11 @@ Symbols, per BatchNorm with c channels:
     KL_j     of N(m1, v1) from N(m2, v2)
     u        channels with KL_j > mean + u * std (sample) are pruned
 
-Departures: a benchmark's BNP records poisoned images over the clean ones and takes twice the log term; here the images
-are the defender's alone, and the formula is that of two normal distributions. eps is added to both variances, so
-that a channel that never moved has a finite divergence. A channel that is constant in both has a divergence of 0.
+Departures:
+    - One benchmark's BNP overwrites the statistics of the clean images with those of poisoned ones, and doubles the log
+      term. Here the images are the defender's alone, and the formula is that of two normal distributions.
+    - eps is added to both variances, so a channel that never varied has a finite divergence. A channel that is constant
+      in both has a divergence of 0.
 """
 
 from __future__ import annotations

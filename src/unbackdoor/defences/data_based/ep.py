@@ -9,11 +9,13 @@ Symbols, per BatchNorm with c channels:
 It wants the *training images*, poisoned ones among them: a backdoor channel answers those and the others differently,
 and its two-humped histogram has a low entropy. Clean images alone show it nothing.
 
-Departures: a channel that is constant over the images cannot be standardised; it is left out of mean and std and kept.
-By default every value is counted: one on the edge of two bins in the upper one, and the last bin as wide as the others.
-The published code takes whole bins alone and is strict on both edges, so that the smallest value of a layer, and those
-in the last piece that is narrower than a bin, are counted nowhere; `EP.as_published()` and `EP.backdoorbench()` do as
-it does (`histogram="published"`). What is not counted there still divides: shares are of all images.
+Departures:
+    - A channel that is constant over the images cannot be standardised. It is left out of mean and std, and kept.
+    - By default every value is counted. A value on the edge of two bins falls into the upper one, and the last bin is
+      as wide as the others. The published code takes whole bins only and is strict on both edges. So it leaves out the
+      smallest value of a layer, and the values in a last piece narrower than a bin. `EP.as_published()` and
+      `EP.backdoorbench()` do the same (`histogram="published"`). Shares are of all images there too, so values that are
+      not counted still divide.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ Symbols:
 
 The features are the classifier's inputs, which in a network with global pooling are the last convolution's channels.
 
-Departures: accuracy is measured on the clean images, never on test images; nothing was fitted to them before, so that
-all of them serve. What is fine-tuned is the last network that lost at most the tolerance, not the first that lost more.
+Departures:
+    - Accuracy is measured on the clean images, never on test images. All of them serve, because nothing was fitted to
+      them before.
+    - Fine-tuning starts from the last network that lost at most the tolerance, not from the first that lost more.
 """
 
 from __future__ import annotations

@@ -10,14 +10,19 @@ Symbols:
 Each round (Algorithm 1) finds a delta, then takes a step a batch along the hypergradient
     d psi / d theta + (d Phi / d theta)^T v,    v = (d Phi / d delta)^T v + d psi / d delta       (K fixed-point steps)
 
-Departures: delta lives in pixel space whatever the normalisation; the published code sees images in [0, 1], where the
-two are one, BackdoorBench normalised ones (`space="normalised"` behind its preset, steps and penalty and all). By
-default it stays in the paper's ball |delta| <= C (`radius`), which the published code and BackdoorBench leave out:
-without it, nothing holds delta back where a network is steep. C is not printed; 10 is this package's choice, twice an
-inverted 3x3 patch of three colours (5.2). It binds: without a ball |delta| comes to several hundred. `as_published` and
-`backdoorbench` have none. A batch below 100 images still perturbs one image, where the published code perturbs
-int(0.01 * B) = none and is plain fine-tuning. The defender's images are the clean subset; the published code takes half
-of the test set. BackdoorBench's weight decay for Adam is not known to us; there is none here.
+Departures:
+    - delta lives in pixel space, whatever the normalisation. The published code sees images in [0, 1], where the two
+      are one. BackdoorBench sees normalised images. Its preset does so too, including the steps and the penalty
+      (`space="normalised"`).
+    - By default delta stays in the paper's ball |delta| <= C (`radius`). The published code and BackdoorBench have no
+      ball, and neither do `as_published` and `backdoorbench`. Without one, nothing holds delta back where a network is
+      steep.
+    - The paper does not print C. The 10 here is this package's choice: twice an inverted 3x3 patch of three colours
+      (5.2). The limit matters: without it, |delta| grows to several hundred.
+    - A batch below 100 images still perturbs one image. The published code perturbs int(0.01 * B) = 0 images there,
+      which is plain fine-tuning.
+    - The defender's images are the clean subset. The published code takes half of the test set.
+    - BackdoorBench's weight decay for Adam is not known to us. There is none here.
 """
 
 from __future__ import annotations

@@ -6,16 +6,19 @@ Symbols:
     teacher  the network, fine-tuned on the clean images
     student  the network, trained by CE + sum of beta_l * mean (A(student) - A(teacher))^2           (Eq. 4)
 
-Departures: the maps are the last of each of the last three resolutions *before* pooling, found in any network by
-running it; in a PreActResNet-18 those of the first two are behind the next stage's first norm. BackdoorBench takes the
-pooled map as one of the three, whose attention is the constant 1: from a PreActResNet-18 it distils the results of the
-last two stages, from a ResNet-18 or a VGG none at all, which is plain fine-tuning. `backdoorbench` does as it does on
-PreActResNet-18, for any network (`maps="stages"`; which of the three weights is whose is our reading: in the order of
-the network); and it does not run parts of the network several times a step, which there moves BatchNorm's statistics
-further. The authors' Cutout of length 3 blackens 2x2 pixels; the default
-is 3x3, `as_published` theirs. The teacher is tuned with the student's learning rates. The published code keeps the best
-epoch by test images; here the last one is kept. Networks whose maps have a single resolution (vision transformers) are
-refused.
+Departures:
+    - The maps are the last of each of the last three resolutions *before* pooling, found in any network by running it.
+      In a PreActResNet-18 the first two come after the first norm of the next stage.
+    - BackdoorBench takes the pooled map as one of the three, and its attention is the constant 1. From a
+      PreActResNet-18 it distils the results of the last two stages. From a ResNet-18 or a VGG it distils none, which is
+      plain fine-tuning. The preset `backdoorbench` applies its PreActResNet-18 behaviour to any network
+      (`maps="stages"`). The order of the three weights is our reading: the order of the network.
+    - BackdoorBench runs parts of the network several times per step, which moves BatchNorm's statistics further. The
+      preset does not.
+    - The authors' Cutout of length 3 blackens 2x2 pixels. The default is 3x3, and `as_published` is theirs.
+    - The teacher is tuned with the student's learning rates.
+    - The published code keeps the epoch with the best test results. Here the last one is kept.
+    - Networks whose maps have a single resolution (vision transformers) are refused.
 """
 
 from __future__ import annotations

@@ -5,13 +5,16 @@ Three phases:
     recover  (Eq. 3) with those weights frozen, learn a mask in [0, 1] a BatchNorm channel that lowers it again
     prune    channels of the network *as it came* whose mask ends at or below a threshold
 
-Departures: the published code clips gradients before it has computed them, which does nothing; here they are clipped
-(`clip`) by default, and unlearning stays finite; `as_published` does not clip. It keeps the unlearned network only
-where the accuracy limit was reached; here the last epoch's is used, whatever it reached, and the report shows the
-curve. Its epochs are of 500 images, after each of which the accuracy is looked at; so they are here where there are
-more, for in epochs of 2,500 a network has unlearned far too much before anybody looks. It prints the test results of
-all thresholds; here the largest one is taken that costs at most `tolerance` of the accuracy on held-out clean images,
-or a fixed one (`holdout` 0). Everything is computed in float32.
+Departures:
+    - The published code clips gradients before it has computed them, which does nothing. By default they are clipped
+      here (`clip`), and unlearning stays finite. `as_published` does not clip.
+    - The published code keeps the unlearned network only if it reached the accuracy limit. Here the last epoch's
+      network is used in any case, and the report shows the curve.
+    - The published code checks the accuracy after each epoch of 500 images. This package does the same with larger
+      sets. In epochs of 2,500 images, a network unlearns far too much before the first check.
+    - The published code prints the test results of all thresholds. Here the threshold is the largest that costs at most
+      `tolerance` of the accuracy on held-out clean images, or a fixed one (`holdout` 0).
+    - Everything is computed in float32.
 """
 
 from __future__ import annotations
