@@ -75,17 +75,19 @@ class InputAware(TrainingControl):
     colour_only: ClassVar[bool] = True
     version: ClassVar[int] = 2  # 1 compared images with patterns in other units, and did not augment in stage 1
     mask_density: float = setting(
-        0.032, "share of an image that the mask may cover for nothing", least=0, below=math.inf
+        0.032, "share of an image that the mask may cover without a penalty", least=0, below=math.inf
     )
-    mask_weight: float = setting(100.0, "of what it covers beyond that", least=0, below=math.inf)
-    diversity_weight: float = setting(1.0, "of L_div, in both stages", least=0, below=math.inf)
+    mask_weight: float = setting(
+        100.0, "weight of the penalty on what the mask covers beyond that", least=0, below=math.inf
+    )
+    diversity_weight: float = setting(1.0, "weight of L_div, in both stages", least=0, below=math.inf)
     mask_share: float = setting(
         0.25,
-        "epochs of stage 1, for each epoch of stage 2 (25 for 100 in the field's benchmark)",
+        "epochs of stage 1 per epoch of stage 2 (25 to 100 in the field's benchmark)",
         least=0,
         below=math.inf,
     )
-    lr: float = setting(0.01, "of both networks", least=0, below=math.inf)
+    lr: float = setting(0.01, "learning rate of both networks", least=0, below=math.inf)
 
     def check(self, *, num_classes: int, size: int) -> None:
         """The networks halve an image three times, and double it again."""

@@ -77,9 +77,9 @@ class LabelConsistent(DataPoisoning):
     )
     clean_label: ClassVar[bool] = True
     needs_classifier: ClassVar[bool] = True
-    eps: float = setting(8.0, "largest change of a pixel by the perturbation, of 255", least=0, most=255)
-    step_size: float = setting(1.5, "of one step of PGD, of 255", least=0, most=255)
-    steps: int = setting(100, "of PGD", least=0)
+    eps: float = setting(8.0, "largest change of a pixel by the perturbation, out of 255", least=0, most=255)
+    step_size: float = setting(1.5, "size of one step of PGD, out of 255", least=0, most=255)
+    steps: int = setting(100, "steps of PGD", least=0)
     #: The clean classifier, given by `armed`; it is not saved.
     surrogate: Surrogate | None = field(default=None, repr=False, compare=False, metadata=INTERNAL)
 

@@ -44,7 +44,7 @@ class LowFrequency(DataPoisoning):
         year=2021,
         url="https://arxiv.org/abs/2104.03413",
     )
-    amplitude: float = setting(51.0, "the pattern's largest value, of 255; its smallest is 0", least=1, most=255)
+    amplitude: float = setting(51.0, "largest value of the pattern, out of 255; its smallest is 0", least=1, most=255)
     cutoff: float = setting(
         2.0,
         "periods over the image at which the Gaussian low-pass has fallen to exp(-1/2)",

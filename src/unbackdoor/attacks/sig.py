@@ -39,7 +39,7 @@ class SIG(DataPoisoning):
         url="https://arxiv.org/abs/1902.11237",
     )
     clean_label: ClassVar[bool] = True
-    delta: float = setting(40.0, "amplitude, of 255 (40 in the field's benchmarks)", above=0, most=255)
+    delta: float = setting(40.0, "amplitude, out of 255 (40 in the field's benchmarks)", above=0, most=255)
     frequency: float = setting(6.0, "periods over the image's width", above=0, below=1e4)
 
     @classmethod

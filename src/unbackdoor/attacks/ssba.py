@@ -59,11 +59,11 @@ class SSBA(DataPoisoning):
         url="https://arxiv.org/abs/2012.03816",
     )
     colour_only: ClassVar[bool] = True
-    bits: int = setting(100, "length of the string", least=1, most=10**6)
-    strength: float = setting(16.0, "s, largest change of a pixel, of 255", above=0, most=255, own=True)
+    bits: int = setting(100, "length of the bit string", least=1, most=10**6)
+    strength: float = setting(16.0, "s, the largest change of a pixel, out of 255", above=0, most=255, own=True)
     distortion: float = setting(0.01, "lambda, weight of the residual's size", least=0, below=math.inf, own=True)
-    steps: int = setting(400, "of the training of E and D", least=1, most=10**6, own=True)
-    lr: float = setting(0.005, "of that training, the largest", least=0, below=math.inf, own=True)
+    steps: int = setting(400, "steps of training E and D", least=1, most=10**6, own=True)
+    lr: float = setting(0.005, "largest learning rate of that training", least=0, below=math.inf, own=True)
     width: int = setting(16, "channels of the networks' first layers", least=1, most=10**6, own=True)
 
     def armed(

@@ -52,8 +52,8 @@ class WaNet(PostAugmented):
     )
     k: int = setting(4, "side of the control grid", least=2)
     s: float = setting(0.5, "strength of the warp", least=0, below=1e3)
-    rescale: float = setting(1.0, "of the lookup grid", least=0, below=1e3)
-    cross_ratio: float = setting(2.0, "noise-mode images for each attacked one", least=0, below=1e3)
+    rescale: float = setting(1.0, "scale of the lookup grid", least=0, below=1e3)
+    cross_ratio: float = setting(2.0, "noise-mode images per attacked image", least=0, below=1e3)
 
     @classmethod
     def as_published(cls) -> WaNet:

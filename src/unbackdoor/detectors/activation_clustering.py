@@ -54,14 +54,17 @@ class ActivationClustering(Detector):
     )
     needs: ClassVar[Needs] = "training images"
 
-    components: int = setting(10, "dimensions that are kept", least=1)
+    components: int = setting(10, "number of dimensions that are kept", least=1)
     reduction: Literal["pca", "ica"] = setting("pca", '"pca", or "ica" as published', own=True)
     share: float = setting(
-        0.35, "the smaller group's largest share of a suspicious class (the paper's 0.35)", least=0, most=0.5
+        0.35,
+        "a class is suspicious if its smaller group holds at most this share (0.35 in the paper)",
+        least=0,
+        most=0.5,
     )
     silhouette: float = setting(
         0.1,
-        "the smallest silhouette of a suspicious class (the paper's range for poisoned classes begins there)",
+        "a class is suspicious from this silhouette on (the paper's range for poisoned classes begins there)",
         least=-1,
         most=1,
     )

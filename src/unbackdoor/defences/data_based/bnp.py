@@ -41,7 +41,7 @@ class BNP(DataBased):
     needs_labels: ClassVar[bool] = False
     passes: ClassVar[str] = "1 forward pass of one batch"
 
-    u: float = setting(3.0, "the cut, in standard deviations above the layer's mean divergence", least=0)
+    u: float = setting(3.0, "channels with a divergence above mean + u * std are pruned", least=0)
     batch_size: int = setting(500, "how many of the images are used, in one batch", least=2)
     crop_padding: int = setting(
         4, "zero pixels around an image before a random crop, as in training; 0 shows images as they are", least=0

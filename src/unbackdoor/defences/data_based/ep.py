@@ -48,8 +48,10 @@ class EP(DataBased):
     passes: ClassVar[str] = "1 forward pass of one batch"
     version: ClassVar[int] = 2  # 1 saw WaNet, BPP and Input-Aware without the images that stand beside the trigger
 
-    u: float = setting(3.0, "the cut, in standard deviations below the layer's mean entropy", least=0)
-    bin_width: float = setting(0.01, "of the histograms, in standard deviations of a channel", least=1e-4, most=10)
+    u: float = setting(3.0, "channels with an entropy below mean - u * std are pruned", least=0)
+    bin_width: float = setting(
+        0.01, "width of the histogram's bins, in standard deviations of a channel", least=1e-4, most=10
+    )
     batch_size: int = setting(500, "how many of the images are used, in one batch", least=2)
     crop_padding: int = setting(
         4, "zero pixels around an image before a random crop, as in training; 0 shows images as they are", least=0

@@ -47,8 +47,8 @@ class FP(FineTuning):
     )
     passes: ClassVar[str] = "1 forward, then 100 forward and backward"
 
-    tolerance: float = setting(0.1, "the share of the accuracy that pruning may cost", least=0, most=1)
-    step: float = setting(0.01, "the share of all features that goes at a time", least=1e-6, most=1)
+    tolerance: float = setting(0.1, "share of the accuracy that pruning may cost", least=0, most=1)
+    step: float = setting(0.01, "share of all features that is pruned at a time", least=1e-6, most=1)
 
     def repair(self, patient: Patient) -> Findings:
         """Prune (Sec. 3.1), then fine-tune with the mask kept (Sec. 3.3)."""

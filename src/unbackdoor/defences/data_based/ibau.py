@@ -64,18 +64,20 @@ class IBAU(DataBased):
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "5 rounds, each about 2 + 15 forward and backward"
 
-    rounds: int = setting(5, "of finding a perturbation and unlearning it", least=1)
-    lr: float = setting(1e-3, "of Adam on the weights", least=1e-9, most=1e3)
-    inner_lr: float = setting(10.0, "of SGD on the perturbation", least=0, most=1e6)
-    inner_step: float = setting(0.1, "of Phi, the inner step that the hypergradient goes through", least=0, most=1e6)
+    rounds: int = setting(5, "rounds of finding a perturbation and unlearning it", least=1)
+    lr: float = setting(1e-3, "learning rate of Adam on the weights", least=1e-9, most=1e3)
+    inner_lr: float = setting(10.0, "learning rate of SGD on the perturbation", least=0, most=1e6)
+    inner_step: float = setting(
+        0.1, "step size of Phi, the inner step that the hypergradient goes through", least=0, most=1e6
+    )
     radius: float = setting(
         10.0, "C, the largest |delta|, in the units of `space`; inf is the published code's", least=0, own=True
     )
     penalty: float = setting(0.001, "weight of |delta|^2", least=0, most=1e6)
-    fixed_point: int = setting(5, "K, steps towards v", least=1)
-    batch_size: int = setting(100, "images a step", least=1)
+    fixed_point: int = setting(5, "K, the number of steps towards v", least=1)
+    batch_size: int = setting(100, "images per step", least=1)
     perturbed: float = setting(
-        0.01, "share of each batch that carries the perturbation, one image at least", least=0, most=1
+        0.01, "share of each batch that carries the perturbation; at least one image", least=0, most=1
     )
     space: Literal["pixels", "normalised"] = setting(
         "pixels",

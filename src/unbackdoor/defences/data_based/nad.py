@@ -58,10 +58,10 @@ class NAD(DataBased):
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "10 forward and backward, then 20 of 2 forward and 1 backward"
 
-    teacher_epochs: int = setting(10, "of fine-tuning the teacher", least=1)
-    epochs: int = setting(20, "of the student", least=1)
-    lr: float = setting(0.1, "of SGD", least=1e-9, most=1e3)
-    fall: int = setting(2, "the epoch, counted from 0, from which lr is a tenth", least=1)
+    teacher_epochs: int = setting(10, "epochs of fine-tuning the teacher", least=1)
+    epochs: int = setting(20, "epochs of training the student", least=1)
+    lr: float = setting(0.1, "learning rate of SGD", least=1e-9, most=1e3)
+    fall: int = setting(2, "epoch, counted from 0, from which lr is a tenth", least=1)
     beta1: float = setting(
         500.0, "weights of the attention losses, from the earliest map to the last", least=0, most=1e9
     )
@@ -71,10 +71,10 @@ class NAD(DataBased):
     beta3: float = setting(
         1000.0, "weights of the attention losses, from the earliest map to the last", least=0, most=1e9
     )
-    power: float = setting(2.0, "p in the attention", least=1, most=10)
-    batch_size: int = setting(64, "images a step", least=2)
-    momentum: float = setting(0.9, "of SGD", least=0, most=1)
-    weight_decay: float = setting(1e-4, "of SGD", least=0, most=1)
+    power: float = setting(2.0, "exponent p in the attention", least=1, most=10)
+    batch_size: int = setting(64, "images per step", least=2)
+    momentum: float = setting(0.9, "momentum of SGD", least=0, most=1)
+    weight_decay: float = setting(1e-4, "weight decay of SGD", least=0, most=1)
     crop_padding: int = setting(4, "zero pixels around an image before a random crop; 0 is none", least=0)
     cutout: int = setting(3, "side of a square blacked out in each image; 0 is none", least=0, own=True)
     nesterov: bool = setting(True, "whether momentum is Nesterov's", added=True)
