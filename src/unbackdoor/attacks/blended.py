@@ -2,9 +2,11 @@
 
 x' = (1 - alpha) x + alpha t over the whole image, in training and at test time.
 
-Departures: The paper blends with a cartoon or with random noise; here t is noise drawn from the seed, each pixel
-uniform in 0..255, and is saved with the attack. Triggered images are rounded to 8 bits; BackdoorBench, whose t is a
-cartoon, truncates them (`blended@backdoorbench`, with noise).
+Departures:
+    - The paper blends with a cartoon or with random noise. Here t is noise drawn from the seed, each pixel uniform in
+      0..255, and is saved with the attack.
+    - Triggered images are rounded to 8 bits. BackdoorBench, whose t is a cartoon, truncates them
+      (`blended@backdoorbench`, with noise).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def _detectors() -> list[str]:
     return [f"{name} ({DETECTORS[name].title}, wants {DETECTORS[name].needs})" for name in DETECTORS]
 
 
-@click.command(epilog="Exit codes: 0 no class is suspicious; 1 a class is; 2 error, or refused.")
+@click.command(epilog="Exit codes: 0 no class is suspicious; 1 a class is; 2 error, or file refused.")
 @click.argument("model")
 @click.option(
     "--method",
@@ -46,12 +46,16 @@ def _detectors() -> list[str]:
     type=float,
     default=0.05,
     show_default=True,
-    help="Share of its training images that the detector is given; above 1 their number.",
+    help="Training images for the detector: a fraction up to 1, or a count.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw of these, and of the detector's.")
-@click.option("--attack", "attack_text", help="Poison some of them: an attack, or the attack.json that train wrote.")
 @click.option(
-    "--poisoned", type=float, default=0.0, show_default=True, help="Share of the images given that are poisoned (ac)."
+    "--seed", type=int, default=0, show_default=True, help="Decides which images, and the detector's random choices."
+)
+@click.option(
+    "--attack", "attack_text", help="Attack that poisons some of them: badnet, badnet:size=3, or an attack.json."
+)
+@click.option(
+    "--poisoned", type=float, default=0.0, show_default=True, help="Share of the detector's images to poison (ac)."
 )
 @arch_option
 @input_option
@@ -61,7 +65,7 @@ def _detectors() -> list[str]:
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @download_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("-o", "output", type=click.Path(path_type=Path), help="Write the findings there, not to stdout.")
+@click.option("-o", "output", type=click.Path(path_type=Path), help="Write the findings to this file, not to stdout.")
 @force_option
 @quiet_option
 def command(
@@ -85,7 +89,7 @@ def command(
     force: bool,
     quiet: bool,
 ) -> int:
-    """Look for a backdoor, and its target class, with images; needs data, unlike scan."""
+    """Look for a backdoor and its target class, with images. Unlike scan, this needs data."""
     from unbackdoor.api import detect
     from unbackdoor.atomic import check_target
     from unbackdoor.attacks import load_attack, parse_attack
