@@ -2,7 +2,7 @@
 
 from unbackdoor.train.fit import Epoch, Step, fit
 from unbackdoor.train.recipe import RECIPES, Recipe
-from unbackdoor.train.run import Run, check_device, check_run, circumstances, measure, processor, train_run
+from unbackdoor.train.run import Run, check_device, check_run, measure, train_run
 from unbackdoor.train.trial import check_answer
 
 __all__ = [
@@ -14,9 +14,7 @@ __all__ = [
     "check_answer",
     "check_device",
     "check_run",
-    "circumstances",
     "fit",
     "measure",
-    "processor",
     "train_run",
 ]

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from unbackdoor.graph import layer_graph
 from unbackdoor.lock import locked
 from unbackdoor.metrics import evaluate_model
 from unbackdoor.models import Arch
+from unbackdoor.provenance import circumstances
 from unbackdoor.train.fit import Epoch, Step, all_finite, batch_sizes, fit
 from unbackdoor.train.recipe import Recipe
 from unbackdoor.train.trial import check_answer
@@ -246,27 +246,6 @@ def _record(
         "result": result.to_dict(),
         "seconds": 0.0,
         **circumstances(run.device),
-    }
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def circumstances(device: str) -> dict[str, Any]:
-    """What a record says of the machine and the libraries."""
-    return {
-        "hardware": {
-            "device": device,
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
 
 
