@@ -23,7 +23,7 @@ from unbackdoor.api import load_model
 from unbackdoor.data import LabelledImages, load_dataset
 from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.data_free import CLP, LPP
-from unbackdoor.train import measure
+from unbackdoor.metrics import measure
 
 VARIANTS: dict[str, DataFree | None] = {
     "as it came": None,

@@ -28,7 +28,7 @@ from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, load_dataset, normalise
 from unbackdoor.defences.data_free import CLP, LPP
 from unbackdoor.graph import layer_graph
-from unbackdoor.train import measure
+from unbackdoor.metrics import measure
 
 Channels = frozenset[tuple[str, int]]
 

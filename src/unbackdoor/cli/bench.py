@@ -80,7 +80,7 @@ def run(
     """Run what is left of a grid."""
     from unbackdoor.cli.progress import bar
     from unbackdoor.experiments import Cell, Local, Store, Training, read_grid, run_grid, standing
-    from unbackdoor.train import check_device
+    from unbackdoor.metrics import check_device
 
     cells = read_grid(grid)
     known, digests = _known(claims_path)

@@ -64,13 +64,14 @@ def command(
     A run that was stopped goes on after its last full epoch when the same command is given again.
     """
     from unbackdoor.api import load_model
+    from unbackdoor.api.training import Run, check_run, train_run
     from unbackdoor.attacks import parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.data import dataset_spec, load_dataset
     from unbackdoor.findings import Evaluation, read_evaluation
     from unbackdoor.models import parse_arch
     from unbackdoor.report.results import rates_line
-    from unbackdoor.train import RECIPES, Epoch, Run, Step, check_run, train_run
+    from unbackdoor.train import RECIPES, Epoch, Step
 
     recipe = RECIPES[recipe_name]
     if epochs is not None:

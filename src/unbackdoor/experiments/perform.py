@@ -14,6 +14,7 @@ import torch
 
 from unbackdoor.api import load_model
 from unbackdoor.api.defending import mixture, timed
+from unbackdoor.api.training import Run, train_run
 from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalise
 from unbackdoor.defences.base import DataFree
@@ -28,10 +29,10 @@ from unbackdoor.experiments.cell import (
     method_origins,
 )
 from unbackdoor.findings import effectiveness, read_evaluation
+from unbackdoor.metrics import measure
 from unbackdoor.metrics.activation_change import correlations
 from unbackdoor.models import parse_arch
 from unbackdoor.provenance import circumstances, commit, device_name, version
-from unbackdoor.train import Run, measure, train_run
 
 SCHEMA_VERSION = 1
 MODEL, ATTACK, TRIGGER, LOG, RUN = "model.safetensors", "attack.json", "attack.safetensors", "log.jsonl", "run.json"
