@@ -22,8 +22,8 @@ from unbackdoor.api import load_model
 from unbackdoor.data import LabelledImages, load_dataset
 from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.data_free import CLP, LPP
+from unbackdoor.metrics import measure
 from unbackdoor.records import pretty
-from unbackdoor.train import measure
 
 VARIANTS: dict[str, DataFree | None] = {
     "as it came": None,

@@ -27,8 +27,8 @@ from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, load_dataset, normalise
 from unbackdoor.defences.data_free import CLP, LPP
 from unbackdoor.graph import layer_graph
+from unbackdoor.metrics import measure
 from unbackdoor.records import pretty
-from unbackdoor.train import measure
 
 Channels = frozenset[tuple[str, int]]
 

@@ -21,9 +21,10 @@ import torch
 from unbackdoor.attacks import parse_attack
 from unbackdoor.attacks.ssba import SSBA
 from unbackdoor.data import load_dataset
+from unbackdoor.metrics import measure
 from unbackdoor.models import parse_arch
 from unbackdoor.records import pretty
-from unbackdoor.train import RECIPES, fit, measure
+from unbackdoor.train import RECIPES, fit
 
 WEIGHTS = (0.1, 0.03, 0.01)
 

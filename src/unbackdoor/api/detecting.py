@@ -63,7 +63,7 @@ def detect(
         SettingError: a setting is out of its range.
         MethodError: the detector cannot work on this network.
     """
-    from unbackdoor.train import check_answer, check_device
+    from unbackdoor.metrics import check_answer, check_device
 
     if poisoned and (attack is None or detector.needs != "training images"):
         raise SettingError(

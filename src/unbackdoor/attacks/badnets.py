@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unbackdoor.attacks.base import ATTACKS, DataPoisoning
+from unbackdoor.attacks.base import ATTACKS
+from unbackdoor.attacks.poisoning import DataPoisoning
 from unbackdoor.errors import SettingError
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting

@@ -32,7 +32,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unbackdoor.attacks.base import ATTACKS, Mixed, PostAugmented, others, whole
+from unbackdoor.attacks.base import ATTACKS
+from unbackdoor.attacks.training_control import Mixed, PostAugmented, others, whole
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 

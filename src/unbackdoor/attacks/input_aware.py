@@ -35,20 +35,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import (
-    ATTACKS,
-    Attack,
-    Mixed,
-    Progress,
-    Session,
-    TrainingControl,
-    Vary,
-    attacked_in_batch,
-    others,
-)
+from unbackdoor.attacks.base import ATTACKS, Attack, Progress
+from unbackdoor.attacks.training_control import Mixed, Session, TrainingControl, attacked_in_batch, others
 from unbackdoor.errors import SettingError
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
+from unbackdoor.train.control import Vary
 
 if TYPE_CHECKING:
     from unbackdoor.data import DatasetSpec

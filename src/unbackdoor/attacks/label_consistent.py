@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.attacks.base import ATTACKS, Progress
+from unbackdoor.attacks.poisoning import DataPoisoning
 from unbackdoor.data import DatasetSpec, normalise
 from unbackdoor.errors import SettingError
 from unbackdoor.papers import Paper

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.attacks.base import ATTACKS, Progress
+from unbackdoor.attacks.poisoning import DataPoisoning
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 

@@ -19,7 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unbackdoor.attacks.base import ATTACKS, DataPoisoning
+from unbackdoor.attacks.base import ATTACKS
+from unbackdoor.attacks.poisoning import DataPoisoning
 from unbackdoor.errors import SettingError
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting

@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.attacks.base import ATTACKS, Progress
+from unbackdoor.attacks.poisoning import DataPoisoning
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 

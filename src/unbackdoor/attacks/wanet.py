@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import ATTACKS, Mixed, PostAugmented, Progress, whole
+from unbackdoor.attacks.base import ATTACKS, Progress
+from unbackdoor.attacks.training_control import Mixed, PostAugmented, whole
 from unbackdoor.errors import SettingError
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting

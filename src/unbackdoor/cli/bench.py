@@ -86,7 +86,7 @@ def run(
     """Run the cells of a grid that are not done yet."""
     from unbackdoor.cli.progress import bar
     from unbackdoor.experiments import Cell, Local, Store, Training, read_grid, run_grid, standing
-    from unbackdoor.train import check_device
+    from unbackdoor.metrics import check_device
 
     cells = read_grid(grid)
     known, digests = _known(claims_path)

@@ -129,8 +129,8 @@ def command(
     from unbackdoor.cli import say
     from unbackdoor.cli.progress import bar
     from unbackdoor.defences.table import parse_method
+    from unbackdoor.provenance import circumstances
     from unbackdoor.report.results import rates_line
-    from unbackdoor.train import circumstances
 
     part, output = part_and_file(part, output)
     method = parse_method(method_text, preset=preset)

@@ -70,8 +70,8 @@ def command(
     from unbackdoor.attacks import check_target_class, load_attack, parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.data import dataset_spec
+    from unbackdoor.metrics import check_device
     from unbackdoor.report.results import rates
-    from unbackdoor.train import check_device
 
     if csv_file is not None:
         check_target(csv_file, overwrite=force, inputs=[model])

@@ -23,8 +23,8 @@ from unbackdoor.cli.options import Listing, download_option, registered
     "attack_text",
     cls=Listing,
     names=lambda: registered("attacks", "ATTACKS"),
-    help="NAMES; with settings as in badnet:size=3, or a preset as in bpp@as_published (docs/attacks.md). Without it the "
-    "network is clean.",
+    help="NAMES; with settings as in badnet:size=3, or a preset as in bpp@as_published (docs/attacks.md). Without it "
+    "the network is clean.",
 )
 @click.option("--rate", type=float, default=0.1, help="Share of the training images that carry the trigger.")
 @click.option("--target", type=int, help="The attacker's class. Default: the one in --attack, else 0.")
@@ -69,13 +69,14 @@ def command(
     If a run was stopped, the same command resumes it after its last full epoch.
     """
     from unbackdoor.api import load_model
+    from unbackdoor.api.training import Run, check_run, train_run
     from unbackdoor.attacks import parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.data import dataset_spec, load_dataset
     from unbackdoor.findings import Evaluation, read_evaluation
     from unbackdoor.models import parse_arch
     from unbackdoor.report.results import rates_line
-    from unbackdoor.train import RECIPES, Epoch, Run, Step, check_run, train_run
+    from unbackdoor.train import RECIPES, Epoch, Step
 
     recipe = RECIPES[recipe_name]
     if epochs is not None:

@@ -23,11 +23,10 @@ from unbackdoor.attacks import Attack, read_attack
 from unbackdoor.data import DATASETS, LabelledImages, normalise
 from unbackdoor.defences.data_free import CLP, LPP
 from unbackdoor.findings import Evaluation, Rate, Report, effectiveness
-from unbackdoor.metrics import predict
+from unbackdoor.metrics import measure, predict
 from unbackdoor.report import figures, html
 from unbackdoor.report.escape import Html
 from unbackdoor.report.escape import html as escaped
-from unbackdoor.train import measure
 
 _FILES = resources.files(__name__)
 _COLUMNS = (

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,9 +12,9 @@ from typing import Any
 
 import torch
 
-import unbackdoor
 from unbackdoor.api import load_model
 from unbackdoor.api.defending import mixture, timed
+from unbackdoor.api.training import Run, train_run
 from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, clean_subset, normalise
 from unbackdoor.defences.base import DataFree
@@ -32,9 +30,10 @@ from unbackdoor.experiments.cell import (
 )
 from unbackdoor.experiments.data_sets import load
 from unbackdoor.findings import effectiveness, read_evaluation
+from unbackdoor.metrics import measure
 from unbackdoor.metrics.activation_change import correlations
 from unbackdoor.models import parse_arch
-from unbackdoor.train import Run, circumstances, measure, train_run
+from unbackdoor.provenance import circumstances, commit, device_name, version
 
 SCHEMA_VERSION = 1
 MODEL, ATTACK, TRIGGER, LOG, RUN = "model.safetensors", "attack.json", "attack.safetensors", "log.jsonl", "run.json"
@@ -110,7 +109,7 @@ def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) 
         if cell.seconds:
             time.sleep(cell.seconds)
         result, files = {"value": hashlib.sha256(str(cell.number).encode()).hexdigest()}, {}
-    about = circumstances(_device_name(work.device))
+    about = circumstances(device_name(work.device))
     record = {
         "schema_version": SCHEMA_VERSION,
         "kind": cell.kind,
@@ -119,9 +118,9 @@ def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) 
         "data_digest": None if cell.data_name is None else work.digests[cell.data_name],
         "result": result,
         "seconds": round(time.perf_counter() - started, 3),
-        "commit": _commit(),
+        "commit": commit(),
         **about,
-        "versions": {"unbackdoor": _version(), **about["versions"]},
+        "versions": {"unbackdoor": version(), **about["versions"]},
     }
     return Produced(record, files)
 
@@ -221,31 +220,3 @@ def _trained(training: Training, work: Work) -> tuple[torch.nn.Module, Any, Labe
     model = load_model(folder / MODEL, arch=training.config["arch"]).to(work.device)
     attack = load_attack(folder / ATTACK) if ATTACK in work.files else None
     return model, attack, load(training.data, "test", work.data_dir)
-
-
-@functools.cache
-def _version() -> str | None:
-    try:
-        return importlib.metadata.version("unbackdoor")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-@functools.cache
-def _commit() -> str | None:
-    """Of the checkout that this runs from, with a + where it has changes; None outside one."""
-    where = Path(unbackdoor.__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--", "."], cwd=where, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if head.returncode:
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

@@ -18,14 +18,14 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from unbackdoor.atomic import atomic_write
 from unbackdoor.errors import DataError, OutputError
 from unbackdoor.experiments.cell import VERSIONS, Cell, canonical
+from unbackdoor.lock import claimed, is_claimed
 
 Record = dict[str, Any]
 
@@ -226,26 +226,12 @@ class Store:
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
         """Whether this process alone works on a cell; a process that dies lets go of its claims."""
-        path = self.root / "locks" / key
-        with path.open("w") as lock:
-            if (
-                not _locked(lock, patience=0.05)
-                or not path.exists()
-                or not os.path.samestat(os.fstat(lock.fileno()), path.stat())
-            ):
-                yield False  # another is at it, or was until now and took the file away
-                return
-            yield True
-            path.unlink(missing_ok=True)
+        with claimed(self.root / "locks" / key, patience=0.05) as mine:
+            yield mine
 
     def claimed(self) -> set[str]:
         """Keys of the cells that a process is working on."""
-        found = set()
-        for path in (self.root / "locks").glob("*"):
-            with contextlib.suppress(FileNotFoundError), path.open() as lock:
-                if not _locked(lock):
-                    found.add(path.name)
-        return found
+        return {path.name for path in (self.root / "locks").glob("*") if is_claimed(path)}
 
     def _check_space(self) -> None:
         """OutputError unless its disk has room for the next cell's results."""
@@ -276,20 +262,6 @@ class Store:
             if not target.exists():
                 os.replace(source, target)
                 return
-
-
-def _locked(file: IO[str], *, patience: float = 0.0) -> bool:
-    """Whether a file is this process's alone until it is closed. Whoever only looks holds one for a moment."""
-    import fcntl
-
-    for wait in (patience, 0.0):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(wait)
-        else:
-            return True
-    return False
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:
