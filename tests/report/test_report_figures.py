@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from report_samples import HOSTILE, Structure
 
-from unbackdoor.report.figures import Example, Picture, Rate, Row, gallery, rates_table
+from unbackdoor.report.figures import Column, Example, Gallery, Picture, Rates, Row
+from unbackdoor.report.pages import part
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 COLUMNS = (
-    Rate(name="ACC", meaning="test images answered rightly", better="higher"),
-    Rate(name="ASR", meaning="stamped images answered with the attacker's class", better="lower"),
+    Column(name="ACC", meaning="test images answered rightly", better="higher"),
+    Column(name="ASR", meaning="stamped images answered with the attacker's class", better="lower"),
 )
+
+
+def gallery(examples: list[Example], *, models: list[str], target: str) -> str:
+    return part("figures.html", "gallery", Gallery(examples=examples, models=models, target=target))
+
+
+def rates_table(columns: Sequence[Column], rows: list[Row], *, caption: str) -> str:
+    return part("figures.html", "rates", Rates(columns=columns, rows=rows, caption=caption))
 
 
 def example(*, truth: str = "cat", image: str = PIXEL, answers: tuple[str, ...] = ("plane", "cat")) -> Example:
@@ -54,7 +65,7 @@ def test_names_stay_text(name: str) -> None:
     def both(name: str) -> str:
         picture = Picture(image=PIXEL, caption=name, answers=(name + "1",))
         shown = gallery([Example(truth=name, pictures=(picture,))], models=[name], target="x")
-        rate = Rate(name=name, meaning=name, better="lower")
+        rate = Column(name=name, meaning=name, better="lower")
         return shown + rates_table([rate], [Row(name=name, detail=name or "x", counts=((1, 2),))], caption=name)
 
     assert Structure(both(name)).tags == Structure(both("name")).tags
