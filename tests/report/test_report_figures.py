@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from report_samples import HOSTILE, Structure
 
-from unbackdoor.report.figures import Column, Example, Gallery, Picture, Rates, Row
+from unbackdoor.report.figures import Column, Example, Gallery, Picture, Rates, Row, curve
 from unbackdoor.report.pages import part
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -53,6 +53,16 @@ def test_answers_are_marked_in_words_too() -> None:
 def test_only_images_inside_the_page_are_shown(image: str) -> None:
     with pytest.raises(ValueError, match="data URI"):
         gallery([example(image=image)], models=["a", "b"], target="plane")
+
+
+def test_a_curve_shows_every_value_and_the_gaps() -> None:
+    found = curve((1.0, None, 0.5, 0.0), "loss")
+    assert found.words == "loss: 1 first, 0 last, from 0 to 1"
+    assert found.pieces == ["0.00,0.00 0.00,0.00", "66.67,20.00 100.00,40.00"]  # a line of one point shows nothing
+    assert curve((0.5,), "loss").pieces == ["0.00,0.00 0.00,0.00"]
+    shown = part("figures.html", "curve", curve((None, None), "loss"))
+    assert "loss: no finite value" in shown
+    assert "<svg" not in shown
 
 
 def test_every_model_must_have_answered() -> None:

@@ -133,5 +133,5 @@ def curve(values: Sequence[float | None], name: str) -> Curve:
             points[-1].append(f"{index * step:.2f},{(high - value) / span * 40:.2f}")
     return Curve(
         words=f"{name}: {known[0]:.4g} first, {known[-1]:.4g} last, from {low:.4g} to {high:.4g}",
-        pieces=[" ".join(part) for part in points if part],
+        pieces=[" ".join(part if len(part) > 1 else 2 * part) for part in points if part],  # a lone value is a dot
     )
