@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from report_samples import HOSTILE, Structure
+from report_samples import HOSTILE, Structure, part
 
 from unbackdoor.report.figures import Column, Example, Gallery, Picture, Rates, Row, curve
-from unbackdoor.report.pages import part
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 COLUMNS = (

@@ -17,6 +17,7 @@ from report_samples import (
     a_layer,
     a_report,
     a_report_without_findings,
+    part,
 )
 
 from browser import CHROMIUM, browser
@@ -127,7 +128,7 @@ def test_what_is_not_drawn_is_said() -> None:
 
 
 def drawn(layer: LayerReport, axis: strip.Axis, budget: strip.Budget) -> str:
-    return pages.part("strip.svg", "detail", strip.detail(layer, axis, budget), "")
+    return part("strip.svg", "detail", strip.detail(layer, axis, budget), "")
 
 
 def test_an_incomplete_report_says_so_first() -> None:

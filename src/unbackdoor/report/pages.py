@@ -50,12 +50,6 @@ def page(
     return environment(package).get_template(template).render(title=title, **frame, **values)
 
 
-def part(template: str, macro: str, *values: Any, package: str = COMMON, **named: Any) -> Markup:
-    """Part of a page: what a template's macro makes of plain values."""
-    made: Markup = getattr(environment(package).get_template(template).module, macro)(*values, **named)
-    return made
-
-
 @functools.cache
 def environment(package: str = COMMON) -> Environment:
     """The templates of a package and the common ones."""
@@ -73,7 +67,7 @@ def environment(package: str = COMMON) -> Environment:
 
 
 def _shown(value: object) -> object:
-    return visible(value) if type(value) is str else value  # markup is a kind of str, and ready
+    return value if type(value) is Markup or not isinstance(value, str) else visible(value)
 
 
 def _whole(text: str) -> Markup:
