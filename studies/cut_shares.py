@@ -4,7 +4,7 @@
 
 Without MODEL, the zoo's networks. `--claims` adds the networks of a folder of claims (`bench report` writes them), of
 which only the numbers of channels are kept. A report says so where more is pruned than in any of these
-(`unbackdoor.report.ordinary`); nothing else is chosen by these figures. No data set is needed.
+(`unbackdoor.findings.unusual`); nothing else is chosen by these figures. No data set is needed.
 """
 
 from __future__ import annotations
