@@ -28,7 +28,7 @@ from unbackdoor.api.defending import mixture
 from unbackdoor.atomic import atomic_write
 from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset
-from unbackdoor.defences.base import DataFree
+from unbackdoor.defender.case import Case
 from unbackdoor.errors import UnbackdoorError
 from unbackdoor.experiments.cell import parse_method_text, wants_images
 from unbackdoor.metrics import read_evaluation
@@ -101,18 +101,15 @@ def run(cell: Cell, data_dir: str | None) -> dict[str, object]:
     model = load_model(folder / "model.safetensors")
     method = parse_method_text(cell.method)
     poisoned = 0
-    started = time.perf_counter()
-    if isinstance(method, DataFree):
-        outcome = method(model)
-        seconds = time.perf_counter() - started
-    else:
+    case = Case(network=model, generator=torch.Generator().manual_seed(cell.seed))
+    if method.needs != "nothing":
         images = clean_subset(train, share=cell.share, seed=cell.seed).data
         if method.needs == "training images" and attack is not None:
             images, poisoned = mixture(images, attack, POISONED, cell.seed)
-        generator = torch.Generator().manual_seed(cell.seed)
-        started = time.perf_counter()
-        outcome = method(model, images.images, images.labels, generator=generator, spec=images.spec)
-        seconds = time.perf_counter() - started
+        case = dataclasses.replace(case, images=images.images, labels=images.labels, spec=images.spec)
+    started = time.perf_counter()
+    outcome = method.run(case)
+    seconds = time.perf_counter() - started
     report = outcome.report
     if report.data is not None:
         report = dataclasses.replace(report, data=dataclasses.replace(report.data, share=cell.share, seed=cell.seed))

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from unbackdoor.attacks.flatness import Flatness
+from unbackdoor.channel_scores import channel_lipschitz
 from unbackdoor.errors import SettingError
 from unbackdoor.graph import layer_graph
-from unbackdoor.lipschitz import channel_lipschitz
 from unbackdoor.models import parse_arch
 
 Build = Callable[..., nn.Module]

@@ -19,7 +19,7 @@ from unbackdoor.defences.table import parse_method, presets_of
 from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.models import parse_arch
 
-METHODS = {name: DEFENCES[name] for name in DEFENCES if issubclass(DEFENCES[name], DataBased)}
+METHODS = {name: DEFENCES[name] for name in DEFENCES if DEFENCES[name].needs != "nothing"}
 SPEC = DATASETS["cifar10"]
 #: Every kind of network that the methods are for, as small as it can be.
 NETWORKS = (

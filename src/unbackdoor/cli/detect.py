@@ -30,9 +30,7 @@ from unbackdoor.cli.options import (
     help="ac (Activation Clustering, wants the training images) or nc (Neural Cleanse, wants clean images), with "
     "settings as in nc:steps=200 (docs/defences.md).",
 )
-@click.option(
-    "--data", required=True, help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md)."
-)
+@click.option("--data", help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md).")
 @click.option(
     "--images",
     type=float,
@@ -60,7 +58,7 @@ def command(
     *,
     model: str,
     method_text: str,
-    data: str,
+    data: str | None,
     images: float,
     seed: int,
     attack_text: str | None,
@@ -77,7 +75,7 @@ def command(
     force: bool,
     quiet: bool,
 ) -> int:
-    """Look for a backdoor, and its target class, with images; needs data, unlike scan."""
+    """Look for a backdoor, and its target class; a method may need images (--data), unlike scan."""
     from unbackdoor.api import detect
     from unbackdoor.atomic import check_target
     from unbackdoor.attacks import load_attack, parse_attack

@@ -18,7 +18,7 @@ from unbackdoor.errors import SettingError
 from unbackdoor.report.escape import visible
 
 if TYPE_CHECKING:
-    from unbackdoor.defences.base import DataFree
+    from unbackdoor.defences.base import Defence
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_METHOD = "lpp"
@@ -94,7 +94,7 @@ def method_options(function: F) -> F:
     )(function)
 
 
-def build_method(name: str, values: dict[str, Any]) -> DataFree:
+def build_method(name: str, values: dict[str, Any]) -> Defence:
     """The method with the options that were given; an option of another method is an error."""
     cls = _methods()[name]
     given = {key: value for key, value in values.items() if value is not None}
@@ -166,12 +166,12 @@ def _parse_input(text: str) -> Any:
     return parse_example(text)
 
 
-def _methods() -> dict[str, type[DataFree]]:
+def _methods() -> dict[str, type[Defence]]:
     from unbackdoor.defences import data_free  # noqa: F401 (registers the methods)
-    from unbackdoor.defences.base import DEFENCES, DataFree
+    from unbackdoor.defences.base import DEFENCES
 
     kinds = {name: DEFENCES[name] for name in sorted(DEFENCES, key=lambda name: name != DEFAULT_METHOD)}
-    return {name: kind for name, kind in kinds.items() if issubclass(kind, DataFree)}
+    return {name: kind for name, kind in kinds.items() if kind.needs == "nothing"}
 
 
 def _click_type(hint: Any, default: Any) -> Any:

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 from unbackdoor.attacks import describe_attack, parse_attack
 from unbackdoor.data import dataset_spec
-from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.table import parse_method
 from unbackdoor.errors import SettingError
 from unbackdoor.models import parse_arch
@@ -267,7 +266,7 @@ canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fa
 def wants_images(method: str) -> str | None:
     """What a method is given beside the network: "clean images", "training images", or None."""
     built = parse_method_text(method)
-    return None if isinstance(built, DataFree) else built.needs
+    return None if built.needs == "nothing" else str(built.needs)
 
 
 def parse_method_text(text: str) -> Any:
