@@ -25,10 +25,10 @@ from typing import Any
 
 from scan_speed import run
 from unbackdoor.experiments import Engine, Grid, Local, Probe, Store, Training, read_grid, run_grid
-from unbackdoor.experiments.cell import EPOCHS, Cell, Repair, method_origins
+from unbackdoor.experiments.cell import VERSIONS, Cell, Repair, method_origins
 from unbackdoor.experiments.on_ray import OnRay
 from unbackdoor.experiments.perform import SCHEMA_VERSION
-from unbackdoor.metrics import defence_effectiveness
+from unbackdoor.findings import defence_effectiveness
 from unbackdoor.train import circumstances, processor
 
 #: Cells a second; seconds.
@@ -113,7 +113,7 @@ def record(cell: Cell, draw: random.Random, about: dict[str, Any]) -> dict[str, 
         "schema_version": SCHEMA_VERSION,
         "kind": cell.kind,
         "config": cell.config,
-        "epoch": EPOCHS[cell.kind],
+        "epoch": VERSIONS[cell.kind],
         "data_digest": DIGEST,
         "result": result,
         "seconds": draw.uniform(1, 100),

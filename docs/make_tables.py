@@ -1,15 +1,15 @@
-"""Writes what the pages in this folder say of registries and results: `python docs/make_tables.py`, behind each change.
+"""Writes the generated parts of the documentation: run `python docs/make_tables.py` after each change.
 
-A page keeps its prose; what stands between `<!-- NAME -->` and `<!-- end of NAME -->` is made anew by the function that
-SECTIONS has for it. With --check nothing is written, and the exit status is 1 where a page is not what it would be.
+A page keeps its prose. The text between `<!-- NAME -->` and `<!-- end of NAME -->` is replaced by what the function in
+SECTIONS returns. With --check nothing is written, and the exit status is 1 if a page is out of date.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,16 @@ from unbackdoor.defences.table import DEFENCES, presets_of
 from unbackdoor.detectors import DETECTORS
 from unbackdoor.leaderboard import Claim, read_grids, text
 from unbackdoor.leaderboard.tables import Sheet
-from unbackdoor.settings import setting_fields
+from unbackdoor.papers import Published
+from unbackdoor.settings import Setting, settings_of, written
 
 HERE = Path(__file__).parent
 CLAIMS = HERE.parent / "results" / "claims"
-CLEAN_COST = HERE.parent / "benchmarks" / "clean_cost.json"
+CLEAN_COST = HERE.parent / "studies" / "clean_cost.json"
 
 
 def attacks_overview() -> str:
-    """One row an attack."""
+    """One row per attack."""
     rows = []
     for name in ATTACKS:
         kind = ATTACKS[name]
@@ -36,7 +37,7 @@ def attacks_overview() -> str:
             (
                 f"[`{name}`](#{name})",
                 kind.title,
-                kind.source,
+                cited(kind),
                 "training control" if issubclass(kind, TrainingControl) else "data poisoning",
                 "kept (clean label)" if kind.clean_label else "the target",
                 "no" if kind.clean_label else "yes",
@@ -50,27 +51,26 @@ def attacks_overview() -> str:
 
 def attacks_common() -> str:
     """The settings that every attack has."""
-    return settings_table(Attack, [field.name for field in setting_fields(Attack)])
+    return settings_table(Attack, settings_of(Attack))
 
 
 def attacks_one_by_one() -> str:
-    """A section an attack."""
-    common = {field.name for field in setting_fields(Attack)}
+    """One section per attack."""
     parts = []
     for name in ATTACKS:
         kind = ATTACKS[name]
         paragraphs = paragraphs_of(sys.modules[kind.__module__])
         departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
-        own = [field.name for field in setting_fields(kind) if field.name not in common]
+        own = [name for name in settings_of(kind) if name not in settings_of(Attack)]
         parts.append(f"### {name}")
-        parts.append(paragraphs[0])
+        parts.append(introduced(kind))
         parts.append(settings_table(kind, own) if own else "No settings of its own.")
         parts.extend(f"*Departures:* {text}" for text in departures)
     return "\n\n".join(parts)
 
 
 def defences_overview() -> str:
-    """One row a method."""
+    """One row per method."""
     rows = []
     for name in _methods():
         kind = DEFENCES[name]
@@ -78,7 +78,7 @@ def defences_overview() -> str:
             (
                 f"[`{name}`](#{name})",
                 kind.title,
-                kind.source,
+                cited(kind),
                 kind.needs,
                 "yes" if kind.needs_labels else "no",
                 "yes" if kind.needs_gradients else "no",
@@ -86,32 +86,31 @@ def defences_overview() -> str:
                 ", ".join(f"`{preset}`" for preset in presets_of(kind)),
             )
         )
-    header = ("`--method`", "method", "paper", "needs", "labels", "gradients", "passes over them", "`--preset`")
+    header = ("`--method`", "method", "paper", "needs", "labels", "gradients", "passes over the images", "`--preset`")
     return table(header, rows)
 
 
 def defences_one_by_one() -> str:
-    """A section a method."""
+    """One section per method."""
     parts = []
     for name in _methods():
         kind = DEFENCES[name]
         paragraphs = paragraphs_of(sys.modules[kind.__module__])
         departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
-        parts += [f"### {name}", paragraphs[0], settings_table(kind, [field.name for field in setting_fields(kind)])]
+        parts += [f"### {name}", introduced(kind), settings_table(kind, settings_of(kind))]
         parts.extend(f"*Departures:* {text}" for text in departures)
         if issubclass(kind, DataFree):
-            parts.append("Departures from the printed text and the published code: [fidelity.md](fidelity.md).")
+            parts.append("*Departures* from the printed text and the published code: see [fidelity.md](fidelity.md).")
     return "\n\n".join(parts)
 
 
 def detectors_one_by_one() -> str:
-    """A section a detector."""
+    """One section per detector."""
     parts = []
     for name in DETECTORS:
         kind = DETECTORS[name]
-        paragraphs = paragraphs_of(sys.modules[kind.__module__])
-        parts += [f"### {name}", paragraphs[0], f"Needs {kind.needs}."]
-        parts.append(settings_table(kind, [field.name for field in setting_fields(kind)]))
+        parts += [f"### {name}", introduced(kind), f"Needs {kind.needs}."]
+        parts.append(settings_table(kind, settings_of(kind)))
     return "\n\n".join(parts)
 
 
@@ -121,7 +120,7 @@ def _methods() -> list[str]:
 
 
 def clean_cost() -> str:
-    """What LPP's variants cost networks without a backdoor: a row a variant, a column a network."""
+    """What LPP's variants cost networks without a backdoor: one row per variant, one column per network."""
     found = json.loads(CLEAN_COST.read_text(encoding="utf-8"))
     networks = list(next(iter(found["rows"].values())))
     rows = [(variant, *(_cost(figures[name]) for name in networks)) for variant, figures in found["rows"].items()]
@@ -134,7 +133,7 @@ def _cost(figures: dict[str, Any]) -> str:
 
 
 def ablations() -> str:
-    """What each choice of LPP came to on networks kept apart."""
+    """The result of each choice of LPP on the networks kept apart."""
     return _networks("small-ablations")
 
 
@@ -144,7 +143,7 @@ def misses() -> str:
 
 
 def _networks(name: str) -> str:
-    """A row a method, a column a network: ACC / ASR."""
+    """One row per method, one column per network: ACC / ASR."""
     [grid] = [grid for grid in read_grids(CLAIMS) if grid.name == name]
     claims = [claim for claim in grid.own if claim.acc is not None]
     several = len({claim.data for claim in claims}) > 1
@@ -165,7 +164,7 @@ def _rates(claim: Claim) -> str:
 
 
 def beside_the_paper() -> str:
-    """LPP's cells that the paper prints as well: ours, the paper's, and the difference; and the ASR that LPP met."""
+    """LPP's cells that the paper prints too: the ASR before, our result, the paper's, and the difference."""
     rows = []
     for grid in read_grids(CLAIMS):
         for shown in Sheet.of(grid).tables:
@@ -216,24 +215,34 @@ def paragraphs_of(documented: object) -> list[str]:
     return [" ".join(text.split()) for text in (inspect.getdoc(documented) or "").split("\n\n")]
 
 
-def described(cls: type) -> dict[str, str]:
-    """Field -> what the `Attributes:` of the class's docstring say of it; "a, b: text" describes both."""
-    _, _, listed = (inspect.getdoc(cls) or "").partition("Attributes:\n")
-    entries = re.findall(r"^ {4}(\w[\w, ]*): (.+(?:\n {8}.+)*)", listed, re.MULTILINE)
-    return {name: " ".join(text.split()) for names, text in entries for name in names.split(", ")}
+def cited(kind: type[Published]) -> str:
+    """Its source, with links."""
+    text = kind.source()
+    if kind.paper is not None:
+        text = text.replace(kind.paper.short, f"[{kind.paper.short}]({kind.paper.url})")
+    if kind.settings_from is not None:
+        text = text.replace("BackdoorBench", f"[BackdoorBench]({kind.settings_from.url})")
+    return text
 
 
-def settings_table(cls: type, names: list[str]) -> str:
-    """Name, default and meaning."""
-    texts = described(cls)
-    defaults = {field.name: field.default for field in setting_fields(cls)}
-    rows = [(f"`{name}`", f"`{written(defaults[name])}`", texts[name]) for name in names]
-    return table(("setting", "default", "meaning"), rows)
+def introduced(kind: type[Published]) -> str:
+    """The first paragraph of its file, its paper in full."""
+    paragraph, paper = paragraphs_of(sys.modules[kind.__module__])[0], kind.paper
+    if paper is None:
+        return paragraph
+    full = ", ".join(filter(None, (paper.names, f"[{paper.title}]({paper.url})", f"{paper.venue} {paper.year}")))
+    return paragraph.replace(paper.short, full)
 
 
-def written(value: Any) -> str:
-    """As a user types it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def settings_table(cls: type, names: Iterable[str]) -> str:
+    """A row a hyper-parameter."""
+    rows = [_setting_row(name, getattr(cls, name), settings_of(cls)[name]) for name in names]
+    return table(("setting", "default", "allowed", "meaning", "whose default"), rows)
+
+
+def _setting_row(name: str, default: Any, about: Setting) -> tuple[str, ...]:
+    allowed = ", ".join(f"`{written(choice)}`" for choice in about.choices) or about.bounds or "any"
+    return f"`{name}`", f"`{written(default)}`", allowed, about.meaning, "this package's" if about.own else ""
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -243,7 +252,7 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def rewritten(page: str, text: str) -> str:
-    """A page's text with its generated parts made anew; ValueError if it lacks the place for one."""
+    """A page's text with its generated parts replaced; ValueError if the markers of one are missing."""
     for name, make in SECTIONS[page].items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         head, found, rest = text.partition(begin)
@@ -255,7 +264,7 @@ def rewritten(page: str, text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """0 if all pages are as they should be, which they are once they have been written."""
+    """Returns 0 if all pages are up to date; without --check it brings them up to date first."""
     stale = 0
     for page in SECTIONS:
         path = HERE / page
@@ -264,10 +273,7 @@ def main(arguments: list[str]) -> int:
         if new != old:
             if "--check" in arguments:
                 stale += 1
-                print(
-                    f"{path.name}: is not what the registries and results say; run python docs/make_tables.py",
-                    file=sys.stderr,
-                )
+                print(f"{path.name}: out of date; run python docs/make_tables.py", file=sys.stderr)
             else:
                 path.write_text(new, encoding="utf-8")
     return int(stale > 0)

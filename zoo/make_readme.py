@@ -1,156 +1,178 @@
-"""Write zoo/README.md and zoo/DEFENCES.md from the records beside the networks and in zoo/defences/.
+"""Write zoo/README.md and zoo/DEFENCES.md from the records beside the networks and the claims in zoo/claims/.
 
-    python zoo/make_readme.py
+    python zoo/make_readme.py [--store DIR]
 
-Nothing is measured here: `unbackdoor train` wrote the networks' records, `python zoo/defend_all.py` those of the
-defences.
+Nothing is measured here: `unbackdoor train` wrote the networks' records, and `unbackdoor bench run grids/zoo.toml`
+fills a store with what methods do to them; --store takes its results over into the claims.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from defend_all import DATA_FREE_ALONE, METHODS, NETWORKS, POISONED, RECORDS, THREE_SEEDS, Cell, data_free
+from unbackdoor.experiments import Repair, Store, publish, read_grid
+from unbackdoor.leaderboard import Claim, Count, read_grids, write_grid
+from unbackdoor.leaderboard.claim_folder import merged
 
 Record = dict[str, Any]
 
 ZOO = Path(__file__).parent
+CLAIMS = ZOO / "claims"
+GRID = read_grid(ZOO.parent / "grids" / "zoo.toml")
 HEAD = """# A small zoo
 
-Real networks, honestly trained, one folder each: `model.safetensors` (bfloat16), the attack with its trigger
-(`attack.json`, `attack.safetensors`), `record.json` (command, settings, versions, rates on the whole test set) and
-`log.jsonl`. None was chosen among several or made to suit a defence: what LPP and CLP (default settings) do to
-each stands beside it, whatever that is; what every other method does to them is in [DEFENCES.md](DEFENCES.md).
-ACC: clean test images answered rightly; ASR: triggered test images of other classes answered with the attacker's class.
-The data sets are JPEG copies, so that accuracies come out a little low.
+Trained networks to try methods on, one folder each:
 
-WaNet was trained for 15 epochs first, like the others; its ASR was then 52.57 %, no established attack, and so it got
-60. SIG poisons every image of its class at 10 %, so that little is left to tell that class by. The minutes are those of
-a machine that had other work.
+- `model.safetensors`: the weights in bfloat16
+- `attack.json`, `attack.safetensors`: the attack and its trigger
+- `record.json`: command, settings, versions, rates on the whole test set
+- `log.jsonl`: the training curves
 
-This file is written by `python zoo/make_readme.py`.
+No network was picked out of several or made to suit a defence. The table shows what LPP and CLP do to each at their
+default settings. [DEFENCES.md](DEFENCES.md) shows every other method.
+
+ACC is the accuracy: clean test images given their true class. ASR is the attack success rate: triggered test images of
+other classes given the attacker's class. The data sets are JPEG copies, which lowers accuracies a little.
+
+WaNet was first trained for 15 epochs, like the others. Its ASR of 52.57 % was too low for an established attack, so it
+was trained for 60. At 10 %, SIG poisons every image of its class, so little is left by which to recognise that class.
+The minutes are those of a machine that also did other work.
+
+`python zoo/make_readme.py` writes this file.
 """
 DEFENCES_HEAD = """# Every method against the zoo
 
-Made by `python zoo/defend_all.py` (a record a cell in [defences/](defences/)) and `python zoo/make_readme.py`.
-ResNet-18 of width 16; the methods' default settings ([this package's own](../docs/fidelity.md) are LPP's cuts and the
-repair of its text, CLP's eps, I-BAU's radius, RNP's threshold by held-out images), or the preset that stands beside a
-name; clean images are a share of the training part, drawn whatever their class. Rates are those of the whole test set;
-nothing was chosen by them. RA: triggered images answered with their own class. DER: 0.5 is no change, 1 a full repair
-for nothing. Seconds are those of one torch thread on a machine that had other work: what methods cost beside each other
-is in `benchmarks/defence_speed.json`. EP is given a sample of the poisoned training set ({poisoned:.0%} of it with the
-trigger), which the others are not; LPP and CLP are given nothing.
+The networks are ResNet-18 of width 16.
 
-A method whose ACC falls far was run as published all the same; the training curves are in its record.
+- **ACC**, accuracy: clean test images given their true class.
+- **ASR**, attack success rate: triggered test images of other classes given the attacker's class.
+- **RA**, robust accuracy: triggered images still given their true class.
+- **DER**, defence effectiveness rating: 0.5 is no change, 1 is a full repair at no cost in accuracy.
+
+Rates are over the whole test set, and nothing was chosen by them. A method on which ACC falls far was run as published
+all the same. Its training curves are in its claim.
+
+**Settings.** Methods run at their defaults, or with the preset beside the name. Some defaults are [this package's
+choice](../docs/fidelity.md): LPP's limits and the corrections to its text, CLP's eps, I-BAU's radius, and RNP's
+threshold from held-out images.
+
+**Images.** LPP and CLP use none. EP uses a sample of the poisoned training set, with the trigger on {poisoned:.0%} of
+it. The other methods use clean images: a share of the training part, of any class.
+
+**Seconds** are for one torch thread on a machine that also did other work. `benchmarks/defence_speed.json` compares the
+cost of the methods.
+
+`unbackdoor bench run grids/zoo.toml` measures. [claims/](claims/zoo) holds one file per result.
+`python zoo/make_readme.py` writes this file.
 """
 
 
+class Zoo:
+    """The grid's repairs with what came of each."""
+
+    def __init__(self) -> None:
+        [grid] = read_grids(CLAIMS)
+        found = {(_network(c), c.method, c.clean, c.clean_seed): c for c in grid.own if c.kind == "repair"}
+        self.claims: dict[str, dict[tuple[str, float | None], list[Claim | None]]] = {}
+        for cell in GRID.cells:
+            if isinstance(cell, Repair):
+                network = _network(cell.training)
+                draws = self.claims.setdefault(network, {}).setdefault((cell.method, cell.clean), [])
+                draws.append(found.get((network, cell.method, cell.clean, cell.clean_seed)))
+        self.records = {name: json.loads((ZOO / name / "record.json").read_text()) for name in sorted(self.claims)}
+
+    def of(self, network: str, share: float) -> dict[str, list[Claim | None]]:
+        """By method, those with a share of clean images and those that are given none."""
+        return {m: draws for (m, clean), draws in self.claims[network].items() if clean in (None, share)}
+
+    def all_methods(self) -> list[str]:
+        """Names of the networks that every method is asked about."""
+        return [name for name, found in self.claims.items() if any(clean for _, clean in found)]
+
+
 def main() -> None:
-    rows, commands = [], []
-    for folder in sorted(path.parent for path in ZOO.glob("*/record.json")):
-        record = json.loads((folder / "record.json").read_text())
-        rows.append(_network(folder.name, record))
-        commands.append(f"    {record['command']} -o zoo/{folder.name}")
-    table = [
-        "| folder | network | poisoned | epochs | ACC | ASR | LPP: ACC | LPP: ASR | CLP: ACC | CLP: ASR "
-        "| minutes to train |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-        *rows,
-    ]
-    (ZOO / "README.md").write_text("\n".join([HEAD, *table, "", "The commands:", "", *commands, ""]))
-    (ZOO / "DEFENCES.md").write_text("\n".join(_defences()))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path)
+    store = parser.parse_args().store
+    if store is not None:
+        write_grid(CLAIMS, merged(CLAIMS, publish(GRID, Store(store, make=False))))
+    zoo = Zoo()
+    (ZOO / "README.md").write_text("\n".join(_networks(zoo)))
+    (ZOO / "DEFENCES.md").write_text("\n".join(_defences(zoo)))
 
 
-def _network(name: str, record: Record) -> str:
-    cells = [name, record["arch"].rpartition(",num_classes=")[0], _poisoned(record), str(record["recipe"]["epochs"])]
-    cells += [_share(record["result"]["acc"]), _share(record["result"]["asr"])]
-    for method in ("lpp", "clp"):
-        after = (_read(Cell(name, method, 0, 0)) or {"after": {"acc": None, "asr": None}})["after"]
-        cells += [_share(after["acc"]), _share(after["asr"])]
-    cells.append(f"{record['seconds'] / 60:.0f} ({record['hardware']['threads']} threads)")
-    return _row(cells)
+def _network(of: Any) -> str:
+    """The folder of a training's or a claim's network."""
+    return f"{of.data}_{'clean' if of.attack in (None, 'none') else of.attack}"
 
 
-def _defences() -> list[str]:
-    networks = [x for x in NETWORKS if x not in DATA_FREE_ALONE and (ZOO / x / "record.json").exists()]
-    lines = [DEFENCES_HEAD.format(poisoned=POISONED), "## ACC / ASR in percent, 5 % clean images", ""]
-    lines += [
-        _row(["method", *(name.removeprefix("cifar10_") for name in networks)]),
-        "|---" * (len(networks) + 1) + "|",
-    ]
-    before = [json.loads((ZOO / name / "record.json").read_text())["result"] for name in networks]
-    lines.append(_row(["as it came", *(_pair(result) for result in before)]))
-    for method in METHODS:
-        found = [_read(_cell(name, method, 0.05, 0)) for name in networks]
-        lines.append(_row([_named(method), *(_outcome(record) for record in found)]))
-    for name in networks:
-        lines += [
-            "",
-            f"## {name}, 5 % clean images",
-            "",
-            _row(["method", "ACC", "ASR", "RA", "DER", "pruned", "seconds"]),
-        ]
-        lines.append("|---|---|---|---|---|---|---|")
-        for method in METHODS:
-            lines.append(_full(method, _read(_cell(name, method, 0.05, 0))))
-    for name in THREE_SEEDS:
-        head = ["method", "ACC", "ASR", "ACC of each", "ASR of each"]
-        lines += [
-            "",
-            f"## {name}, 1 % clean images, three draws of them: mean",
-            "",
-            _row(head),
-            "|---|---|---|---|---|",
-        ]
-        for method in METHODS:
-            if not data_free(method):
-                lines.append(_seeds(method, [_read(Cell(name, method, 0.01, seed)) for seed in (0, 1, 2)]))
+def _networks(zoo: Zoo) -> list[str]:
+    heads = ["folder", "network", "poisoned", "epochs", "ACC", "ASR"]
+    heads += [*(f"{method}: {rate}" for method in ("LPP", "CLP") for rate in ("ACC", "ASR")), "minutes to train"]
+    rows = []
+    for name, record in zoo.records.items():
+        cells = [name, record["arch"].rpartition(",num_classes=")[0], _poisoned(record), record["recipe"]["epochs"]]
+        cells += [_percent(rate and rate["value"]) for rate in (record["result"]["acc"], record["result"]["asr"])]
+        for method in ("lpp", "clp"):
+            [claim] = zoo.of(name, 0)[method]
+            cells += [_rate(claim.acc if claim else None), _rate(claim.asr if claim else None)]
+        rows.append([*cells, f"{record['seconds'] / 60:.0f} ({record['hardware']['threads']} threads)"])
+    commands = [f"    {record['command']} -o zoo/{name}" for name, record in zoo.records.items()]
+    return [HEAD, *_table(heads, rows), "", "The commands:", "", *commands, ""]
+
+
+def _defences(zoo: Zoo) -> list[str]:
+    names = zoo.all_methods()
+    heads = ["method", *(name.removeprefix("cifar10_") for name in names)]
+    before = [{rate: found and found["value"] for rate, found in zoo.records[x]["result"].items()} for x in names]
+    rows = [["no defence", *(_pair(rates["acc"], rates["asr"]) for rates in before)]]
+    rows += [[_named(m), *(_outcome(zoo.of(name, 0.05)[m][0]) for name in names)] for m in zoo.of(names[0], 0.05)]
+    poisoned = next(cell.poisoned for cell in GRID.cells if isinstance(cell, Repair) and cell.poisoned)
+    lines = [DEFENCES_HEAD.format(poisoned=poisoned), "## ACC / ASR in percent, 5 % clean images", ""]
+    lines += _table(heads, rows)
+    for name in names:
+        rows = [_full(method, claim) for method, [claim] in zoo.of(name, 0.05).items()]
+        lines += ["", f"## {name}, 5 % clean images", ""]
+        lines += _table(["method", "ACC", "ASR", "RA", "DER", "pruned", "seconds"], rows)
+    for name in names:
+        rows = [_draws(m, draws) for m, draws in zoo.of(name, 0.01).items() if len(draws) > 1]
+        if rows:
+            lines += ["", f"## {name}, 1 % clean images, three draws of them: mean", ""]
+            lines += _table(["method", "ACC", "ASR", "ACC of each", "ASR of each"], rows)
     return [*lines, ""]
 
 
-def _cell(network: str, method: str, share: float, seed: int) -> Cell:
-    return Cell(network, method, 0, 0) if data_free(method) else Cell(network, method, share, seed)
+def _outcome(claim: Claim | None) -> str:
+    if claim is None or claim.acc is None:
+        return "not run" if claim is None else "failed"
+    return _pair(claim.acc.percent / 100, claim.asr.percent / 100 if claim.asr else None)
 
 
-def _read(cell: Cell) -> Record | None:
-    """A cell's record, if it has one."""
-    path = RECORDS / cell.file.name
-    record: Record | None = json.loads(path.read_text()) if path.exists() else None
-    return record
+def _full(method: str, claim: Claim | None) -> list[str]:
+    if claim is None or claim.acc is None:
+        return [_named(method), "not run" if claim is None else f"failed: {claim.failed}", *[""] * 5]
+    der = "" if claim.der is None else f"{claim.der:.3f}"
+    pruned = f"{claim.pruned}" + (f" (+{claim.scaled} shrunk)" if claim.scaled else "")
+    rates = [_rate(rate) for rate in (claim.acc, claim.asr, claim.ra)]
+    return [_named(method), *rates, der, pruned, f"{claim.seconds:.1f}"]
 
 
-def _outcome(record: Record | None) -> str:
-    if record is None:
-        return "not run"
-    return "failed" if "failed" in record else _pair(record["after"])
+def _draws(method: str, claims: list[Claim | None]) -> list[str]:
+    done = [(claim.acc, claim.asr) for claim in claims if claim is not None and claim.acc and claim.asr]
+    if len(done) < len(claims):
+        return [_named(method), f"{len(done)} of {len(claims)} run", "", "", ""]
+    values = [[count.percent / 100 for count in counts] for counts in zip(*done, strict=True)]
+    means = [_percent(statistics.mean(shares)) for shares in values]
+    return [_named(method), *means, *(", ".join(map(_percent, shares)) for shares in values)]
 
 
-def _full(method: str, record: Record | None) -> str:
-    if record is None or "failed" in record:
-        return _row([_named(method), "not run" if record is None else f"failed: {record['failed']}", *[""] * 5])
-    after = record["after"]
-    der = "" if record["der"] is None else f"{record['der']:.3f}"
-    pruned = str(record["pruned"]) + (f" (+{record['scaled']} shrunk)" if record["scaled"] else "")
-    rates = [_share(after[rate]) for rate in ("acc", "asr", "ra")]
-    return _row([_named(method), *rates, der, pruned, f"{record['seconds']:.1f}"])
-
-
-def _seeds(method: str, records: list[Record | None]) -> str:
-    done = [record["after"] for record in records if record is not None and "failed" not in record]
-    if len(done) < len(records):
-        return _row([_named(method), f"{len(done)} of {len(records)} run", "", "", ""])
-    values = [[after[rate]["value"] for after in done] for rate in ("acc", "asr")]
-    means = [f"{statistics.mean(v):.2%}" for v in values]
-    return _row([_named(method), *means, *(", ".join(f"{x:.2%}" for x in v) for v in values)])
-
-
-def _pair(rates: Record) -> str:
-    asr = rates["asr"]
-    acc = f"{100 * rates['acc']['value']:.2f}"
-    return acc if asr is None or asr["value"] is None else f"{acc} / {100 * asr['value']:.2f}"
+def _pair(acc: float, asr: float | None) -> str:
+    return f"{100 * acc:.2f}" + ("" if asr is None else f" / {100 * asr:.2f}")
 
 
 def _named(method: str) -> str:
@@ -166,12 +188,18 @@ def _poisoned(record: Record) -> str:
     return f"{count:,} of {record['data']['train_images']:,}"
 
 
-def _share(rate: Record | None) -> str:
-    return "" if rate is None or rate["value"] is None else f"{rate['value']:.2%}"
+def _rate(count: Count | None) -> str:
+    return "" if count is None else _percent(count.hits / count.total)
 
 
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"
+
+
+def _table(heads: Iterable[object], rows: Iterable[Iterable[object]]) -> list[str]:
+    whole = [list(heads), *rows]
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in whole]
+    return [lines[0], "|---" * len(list(whole[0])) + "|", *lines[1:]]
 
 
 if __name__ == "__main__":

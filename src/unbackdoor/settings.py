@@ -1,18 +1,177 @@
-"""Settings as text: `name:key=value,key=value` on a command line, and back; an unknown key is an error."""
+"""A hyper-parameter is said once, at its dataclass's field: default, meaning, range or choices, and whose choice it is.
+
+From there come the check, the option on a command line, the key in a grid and the row in the docs. Settings as text are
+`name:key=value,key=value`, and back; an unknown key is an error.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import math
+import typing
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from unbackdoor.errors import SettingError
 
 T = TypeVar("T")
 
-#: Metadata of a dataclass's field that older results do not know: at its default it is left out of their keys.
-ADDED: Mapping[str, bool] = MappingProxyType({"added": True})
+_SETTING = "setting"
+#: Metadata of a dataclass's field that a user may not set.
+INTERNAL: Mapping[str, Any] = MappingProxyType({_SETTING: None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is said of a hyper-parameter beside its name and its default.
+
+    Attributes:
+        meaning: a phrase without a full stop at its end.
+        least, most: the range, ends included.
+        above, below: the range, ends excluded; `below=math.inf` asks for a finite number.
+        choices: the values that are allowed; those of the field's type where that is `Literal` or `bool`.
+        kind: the field's type where it is one that can be checked: int, float, or bool or str for choices.
+        own: whether the default is this package's choice, as the source prints none or another.
+        added: whether older results do not know it: at its default it is left out of their keys.
+    """
+
+    meaning: str
+    least: float = -math.inf
+    most: float = math.inf
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[object, ...] = ()
+    kind: type | None = None
+    own: bool = False
+    added: bool = False
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, for messages."""
+        if self.choices:
+            return f"one of {', '.join(map(str, self.choices))}"
+        bounds = f" of {self.bounds}" if self.bounds.startswith("at") else f" {self.bounds}".rstrip()
+        if self.kind is int:
+            return f"a whole number{bounds}"
+        if self.below == math.inf:
+            return f"a finite number{bounds}"
+        if self.above is None and self.below is None:
+            bounds = f" from {_brief(self.least)} to {_brief(self.most)}"  # an infinite one counts
+        return f"a number{bounds}"
+
+    @property
+    def bounds(self) -> str:
+        """The range in words; nothing where there is none."""
+        if math.isfinite(self.least) and math.isfinite(self.most):
+            return f"from {_brief(self.least)} to {_brief(self.most)}"
+        words = [f"at least {_brief(self.least)}"] if math.isfinite(self.least) else []
+        words += [] if self.above is None else [f"above {_brief(self.above)}"]
+        words += [f"at most {_brief(self.most)}"] if math.isfinite(self.most) else []
+        words += [] if self.below in (None, math.inf) else [f"below {_brief(self.below)}"]
+        return " and ".join(words)
+
+    def allows(self, value: object) -> bool:
+        """Whether a field may have this value."""
+        if self.choices:  # True is not 1 here
+            return any(type(value) is type(choice) and value == choice for choice in self.choices)
+        if self.kind is int:
+            number = type(value) is int
+        elif self.kind is float:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        else:
+            return True
+        return number and self._in_range(typing.cast(float, value))
+
+    def _in_range(self, value: float) -> bool:
+        above = self.above is None or value > self.above
+        below = self.below is None or value < self.below
+        return self.least <= value <= self.most and above and below
+
+
+def setting(
+    default: T,
+    meaning: str,
+    *,
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[T, ...] = (),
+    own: bool = False,
+    added: bool = False,
+) -> T:
+    """A dataclass's field that is a hyper-parameter; what the arguments mean is under `Setting`."""
+    about = Setting(
+        meaning=meaning, least=least, most=most, above=above, below=below, choices=choices, own=own, added=added
+    )
+    return dataclasses.field(default=default, metadata=described(about))
+
+
+def described(about: Setting) -> dict[str, Setting]:
+    """Metadata of a field that is a hyper-parameter, where `setting` cannot make it: one without a default."""
+    return {_SETTING: about}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configured:
+    """Something whose fields are its hyper-parameters: checked when it is made, listed in its docstring."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        fields: dict[str, dataclasses.Field[Any]] = {}
+        for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__[1:])):
+            fields |= {field.name: field for field in dataclasses.fields(base)}
+        fields |= {name: field for name, field in vars(cls).items() if isinstance(field, dataclasses.Field)}
+        told = {name: field.metadata.get(_SETTING) for name, field in fields.items()}
+        lines = [f"    {name}: {about.meaning}." for name, about in told.items() if about]
+        text = inspect.cleandoc(cls.__doc__ or "")
+        if lines:
+            listed = [] if "\n\nAttributes:\n" in text else ["", "Attributes:"]
+            cls.__doc__ = "\n".join([text, *listed, *lines])
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def settings(self) -> dict[str, Any]:
+        """Every hyper-parameter by name."""
+        return {field.name: getattr(self, field.name) for field in setting_fields(type(self))}
+
+
+def check_settings(made: Any, prefix: str = "") -> None:
+    """SettingError, behind `prefix`, unless each hyper-parameter of a dataclass has a value that its field allows."""
+    for name, about in settings_of(type(made)).items():
+        value = getattr(made, name)
+        if not about.allows(value):
+            raise SettingError(f"{prefix}{name}: expected {about.expected}, got {value!r}")
+
+
+def settings_of(cls: type) -> Mapping[str, Setting]:
+    """What is said of each hyper-parameter of a dataclass, by name, its type taken from the field's."""
+    key: Any = cls  # mypy takes no class for a key
+    return _settings_of(key)
+
+
+@functools.cache
+def _settings_of(cls: Any) -> Mapping[str, Setting]:
+    hints = typing.get_type_hints(cls)
+    found = {field.name: field.metadata.get(_SETTING) for field in dataclasses.fields(cls)}
+    return MappingProxyType({name: _typed(about, hints[name]) for name, about in found.items() if about})
+
+
+def _typed(about: Setting, hint: Any) -> Setting:
+    if typing.get_origin(hint) is Literal:
+        return dataclasses.replace(about, kind=str, choices=about.choices or typing.get_args(hint))
+    if hint is bool:
+        return dataclasses.replace(about, kind=bool, choices=(False, True))
+    return dataclasses.replace(about, kind=hint) if hint in (int, float) else about
+
+
+def _brief(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def read_options(text: str) -> dict[str, Any]:
@@ -34,7 +193,7 @@ def read_options(text: str) -> dict[str, Any]:
 
 def write_options(options: Mapping[str, Any]) -> str:
     """The inverse of `read_options`."""
-    return ",".join(f"{key}={_write(value)}" for key, value in options.items())
+    return ",".join(f"{key}={written(value)}" for key, value in options.items())
 
 
 def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
@@ -62,12 +221,12 @@ def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
 
 
 def setting_fields(cls: type) -> list[dataclasses.Field[Any]]:
-    """The fields of a dataclass that a user may set: those whose metadata do not say otherwise."""
-    return [field for field in dataclasses.fields(cls) if field.metadata.get("setting", True)]
+    """The fields of a dataclass that a user may set: all but the INTERNAL ones."""
+    return [field for field in dataclasses.fields(cls) if field.metadata.get(_SETTING, True)]
 
 
 def distinguishing(made: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells `made` from others of its class: settings that were ADDED count only where they are not at default.
+    """What tells `made` from others of its class: settings that were added count only where they are not at default.
 
     So a digest of it stays what it was before the class had them.
 
@@ -78,7 +237,7 @@ def distinguishing(made: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     untouched = {
         field.name
         for field in dataclasses.fields(made)
-        if field.metadata.get("added") and getattr(made, field.name) == field.default
+        if (about := field.metadata.get(_SETTING)) and about.added and getattr(made, field.name) == field.default
     }
     return {name: value for name, value in settings.items() if name not in untouched}
 
@@ -94,5 +253,6 @@ def _read(value: str) -> Any:
     return value
 
 
-def _write(value: Any) -> str:
+def written(value: Any) -> str:
+    """A value as a user types it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -30,7 +30,7 @@ def _generator(seed: int = 0) -> torch.Generator:
 def test_it_is_one_of_the_two_kinds_and_says_where_it_comes_from(name: str) -> None:
     kind = ATTACKS[name]
     assert issubclass(kind, DataPoisoning) != issubclass(kind, TrainingControl)
-    assert (kind.name, bool(kind.title), bool(kind.source)) == (name, True, True)
+    assert (kind.name, bool(kind.title), bool(kind.source())) == (name, True, True)
 
 
 @each
@@ -124,7 +124,10 @@ def test_what_is_asked_for(name: str) -> None:
 @each
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("mapping=some", "expected all-to-one or all-to-all"), ("flat_norms=-1.0", "flat_norms: expected 0 or more")],
+    [
+        ("mapping=some", "expected one of all-to-one, all-to-all"),
+        ("flat_norms=-1.0", "flat_norms: expected a finite number of at least 0"),
+    ],
 )
 def test_common_settings_out_of_range(name: str, setting: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):

@@ -48,7 +48,7 @@ def test_two_targets_are_one_too_many(target: int) -> None:
             "attack badnet: unknown setting 'sise'; it has target, mapping, flat_norms, rounding, size, pattern",
         ),
         ("badnet:size=big", "attack badnet: size: expected int, got 'big'"),
-        ("badnet:size=0", "at least 1 pixel"),
+        ("badnet:size=0", "badnet size: expected a whole number of at least 1, got 0"),
         ("badnet:5", "expected key=value"),
     ],
 )

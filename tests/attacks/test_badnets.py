@@ -50,7 +50,10 @@ def test_no_images_are_stamped_without_complaint() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"size": 0}, "at least 1 pixel, got 0"), ({"pattern": "dots"}, "expected white or checkerboard, got 'dots'")],
+    [
+        ({"size": 0}, "a whole number of at least 1, got 0"),
+        ({"pattern": "dots"}, "expected one of white, checkerboard, got 'dots'"),
+    ],
 )
 def test_settings_out_of_range(settings: dict, message: str) -> None:
     with pytest.raises(SettingError, match=message):

@@ -262,5 +262,5 @@ def test_the_mask_is_for_all_channels_and_the_result_keeps_its_own_weights() -> 
 @pytest.mark.parametrize("name", ["mask_density", "mask_weight", "diversity_weight", "mask_share", "lr"])
 @pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])
 def test_settings_out_of_range(name: str, value: float) -> None:
-    with pytest.raises(SettingError, match=f"inputaware {name}: expected 0 or more"):
+    with pytest.raises(SettingError, match=f"inputaware {name}: expected a finite number of at least 0"):
         InputAware(**{name: value})

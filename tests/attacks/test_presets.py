@@ -1,6 +1,6 @@
 """Attacks as published: what a preset stands for, pixel by pixel and coin by coin."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from unbackdoor.attacks.sig import SIG
 from unbackdoor.attacks.wanet import WaNet
 from unbackdoor.data.augment import Augmentation
 from unbackdoor.errors import SettingError
-from unbackdoor.settings import distinguishing
+from unbackdoor.settings import distinguishing, settings_of
 from unbackdoor.train.fit import vary
 
 
@@ -54,9 +54,9 @@ def test_a_target_is_asked_for_beside_a_preset() -> None:
         ("badnets@backdoorbench", "unknown attack 'badnets': did you mean 'badnet'"),
         ("bpp@backdoorbench:sise=3", "attack bpp@backdoorbench: unknown setting 'sise'"),
         ("bpp@as_published@backdoorbench", "unknown preset 'as_published@backdoorbench'"),
-        ("bpp:rounding=up", "bpp rounding: expected round or truncate, got 'up'"),
-        ("wanet:shared=some", "wanet shared: expected nothing, coins or all, got 'some'"),
-        ("wanet:fill=red", "wanet fill: expected black or mean, got 'red'"),
+        ("bpp:rounding=up", "bpp rounding: expected one of round, truncate, got 'up'"),
+        ("wanet:shared=some", "wanet shared: expected one of nothing, coins, all, got 'some'"),
+        ("wanet:fill=red", "wanet fill: expected one of black, mean, got 'red'"),
     ],
 )
 def test_refusals(text: str, message: str) -> None:
@@ -77,7 +77,7 @@ def test_presets_are_attacks_too(name: str) -> None:
 def test_settings_that_came_later_are_told_only_where_they_matter(name: str) -> None:
     """An older record is read, and has the digest that it had."""
     attack = parse_attack(name)
-    later = {field.name for field in fields(attack) if field.metadata.get("added")}
+    later = {name for name, about in settings_of(type(attack)).items() if about.added}
     assert "rounding" in later
     told = distinguishing(attack, describe_attack(attack))
     assert not later & set(told)

@@ -46,7 +46,7 @@ def _main(*words: str) -> int:
         ("--attack badnet --rate 10", "poison rate: expected a share between 0 and 1, got 10"),
         ("--rate much", "Invalid value for '--rate': 'much' is not a valid float"),
         ("--recipe slow", "unknown recipe 'slow'"),
-        ("--epochs 0", "epochs: expected at least 1, got 0"),
+        ("--epochs 0", "epochs: expected a whole number of at least 1, got 0"),
         ("--epochs 1.5", "Invalid value for '--epochs'"),
         ("--seed -1", "seed: expected 0 to"),
         ("--dtype int8", "dtype: expected one of float32, bfloat16, float16, got 'int8'"),

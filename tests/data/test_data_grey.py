@@ -16,7 +16,7 @@ from unbackdoor.attacks import ATTACKS
 from unbackdoor.data import DATASETS, LabelledImages, dataset_spec, load_dataset, normalise
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.errors import ArchitectureError, DataError, SettingError
-from unbackdoor.metrics import Rate
+from unbackdoor.findings import Rate
 
 GREY = dataclasses.replace(DATASETS["cifar10"], name="grey", title="grey", mean=(0.5,), std=(0.25,), size=16)
 

@@ -18,6 +18,7 @@ from unbackdoor.graph import layer_graph
 from unbackdoor.models.preact_resnet import preactresnet18
 from unbackdoor.models.resnet import resnet18
 from unbackdoor.models.vgg import vgg19, vgg19_bn
+from unbackdoor.settings import settings_of
 
 assert unbackdoor.defences.data_free
 
@@ -76,10 +77,12 @@ def test_a_method_is_a_frozen_keyword_only_record(cls: type[Defence]) -> None:
 def test_every_setting_is_described_once(cls: type[Defence]) -> None:
     described = re.findall(r"^    (\w+): ", inspect.getdoc(cls).partition("Attributes:\n")[2], re.MULTILINE)
     assert described == [field.name for field in dataclasses.fields(cls)]
+    assert all(about.meaning for about in settings_of(cls).values())
 
 
 def test_what_is_said_to_be_our_own_choice_is_a_setting(cls: type[Defence]) -> None:
-    assert cls.own <= set(cls().settings())
+    assert list(settings_of(cls)) == list(cls().settings())
+    assert {name for name, about in settings_of(cls).items() if about.own} <= set(cls().settings())
 
 
 def test_every_setting_is_checked(cls: type[Defence]) -> None:

@@ -21,7 +21,7 @@ from unbackdoor.checkpoint import load, save
 from unbackdoor.cli import demo as command
 from unbackdoor.cli import main
 from unbackdoor.data import DATASETS
-from unbackdoor.metrics import Rate
+from unbackdoor.findings import Rate
 from unbackdoor.models import parse_arch
 
 FILES = Path(str(resources.files("unbackdoor.demo")))

@@ -1,6 +1,7 @@
 """Grids brought to their end: resumed, shared, failing, killed."""
 
 import dataclasses
+import json
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ from unbackdoor.experiments import (
     Grid,
     Local,
     Store,
+    Training,
     adopt,
     compact,
     publish,
@@ -304,7 +306,7 @@ def test_engines_are_one_interface() -> None:
 
 
 def test_runs_that_were_trained_before_are_adopted(cache: Path) -> None:
-    """Networks of the zoo are cells of a small grid; two were recorded before their recipe had all of its settings."""
+    """Networks of the zoo are cells of a small grid; what two records do not know of their recipe is at its default."""
     root = Path(__file__).parents[2]
     grid, store = read_grid(root / "grids" / "small" / "cifar10.toml"), Store(cache / "store")
     digests = dict.fromkeys(grid.data_sets, "d" * 64)
@@ -312,7 +314,7 @@ def test_runs_that_were_trained_before_are_adopted(cache: Path) -> None:
         store.meet(name, digest)
     folders = sorted(path.parent for path in (root / "zoo").glob("*/record.json"))
     found = adopt(grid, store, folders, digests)
-    assert [cell.attack for cell in found] == ["bpp", "inputaware", "wanet"]
+    assert [cell.attack for cell in found] == ["badnet", "bpp", None, "inputaware", "wanet"]
     assert {cell.seed for cell in found} == {0}
     assert adopt(grid, store, folders, digests) == []
     for cell in found:
@@ -321,3 +323,24 @@ def test_runs_that_were_trained_before_are_adopted(cache: Path) -> None:
         assert record["result"]["rates"]["acc"]["total"] == 10_000
     with pytest.raises(DataError, match="expected a folder of unbackdoor train"):
         adopt(grid, store, [cache], digests)
+
+
+def test_a_grid_that_names_its_networks_trains_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unbackdoor.experiments import perform
+
+    grid = toy(cache)
+    run_grid(grid, first := Store(cache / "first"), Local())
+    digests = first.digests()
+    folders = []
+    for cell in grid.cells:
+        if isinstance(cell, Training):
+            folders.append(first.folder(cell, cell.key(digests)))
+            record = first.read(cell, cell.key(digests))
+            record |= {**cell.config, "result": record["result"]["rates"], "attack_version": 1}
+            (folders[-1] / "record.json").write_text(json.dumps(record))
+    monkeypatch.setattr(perform, "train_run", lambda *_a, **_k: pytest.fail("a network was trained"))
+    named = dataclasses.replace(grid, networks=tuple(folders))
+    found = run_grid(named, Store(cache / "second"), Local())
+    assert found.done == {"training": 2, "repair": 10}
+    with pytest.raises(DataError, match=r"seed 0' among its networks.*the nearest is .* which has attack None where"):
+        run_grid(dataclasses.replace(grid, networks=(folders[0],)), Store(cache / "third"), Local())

@@ -7,7 +7,7 @@ import pytest
 from bench_grids import pictures, toy, written
 from unbackdoor.errors import SettingError
 from unbackdoor.experiments import Repair, Training, read_grid
-from unbackdoor.experiments.cell import EPOCHS
+from unbackdoor.experiments.cell import VERSIONS
 
 GRIDS = sorted((Path(__file__).parents[2] / "grids").rglob("*.toml"))
 
@@ -68,10 +68,10 @@ def test_keys_tell_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.
     assert key() == keys[0]
     assert key(method="lpp:upper=3.0") == key(method="lpp:upper=3") == keys[0]  # a default written out is the same cell
     assert key(rate=0.5) == keys[0]  # a clean network has no rate
-    monkeypatch.setitem(EPOCHS, "repair", 2)
+    monkeypatch.setitem(VERSIONS, "repair", 2)
     assert key() != keys[0]
-    monkeypatch.setitem(EPOCHS, "repair", 1)
-    monkeypatch.setitem(EPOCHS, "training", 2)
+    monkeypatch.setitem(VERSIONS, "repair", 1)
+    monkeypatch.setitem(VERSIONS, "training", 2)
     assert key() != keys[0]
 
 
@@ -88,7 +88,7 @@ def test_keys_tell_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.
         ({"method": "lpp@backdoorbench"}, "it has as_printed"),
         ({"method": "bnp", "clean": 5.0}, "clean: expected a share above 0"),
         ({"recipe": "slow"}, "unknown recipe"),
-        ({"epochs": -1}, "epochs: expected at least 1"),
+        ({"epochs": -1}, "epochs: expected a whole number of at least 1"),
         ({"seed": "0"}, "seed: expected int"),
         ({"seed": [0, True]}, "seed: expected int"),
         ({"seed": []}, "got an empty list"),
@@ -121,6 +121,8 @@ def test_wrong_runs_are_refused_before_anything_runs(tmp_path: Path, values: dic
         ("paper = 'T9'\n", "paper: expected one of T1"),
         ("name = 'x'\n", "expected at least one"),
         ("runs = 3\n", "expected at least one"),
+        ("networks = 'zoo'\n[[runs]]\n", "networks: expected"),
+        ("networks = [1]\n[[runs]]\n", "networks"),
         ("[[runs]]\n", "data: expected a value"),
         ("[[runs]\n", "expected a grid in TOML"),
     ],
@@ -139,6 +141,12 @@ def test_one_network_under_two_names_is_refused(tmp_path: Path, values: dict[str
     path = written(tmp_path / "g.toml", **{"data": "cifar10", "arch": "resnet18:width=2", **values})
     with pytest.raises(SettingError, match="are one network: name it in one way"):
         read_grid(path)
+
+
+def test_networks_lie_where_their_grid_does(tmp_path: Path) -> None:
+    path = tmp_path / "g.toml"
+    path.write_text('networks = ["../zoo/a"]\n[[runs]]\ndata = "cifar10"\narch = "resnet18:width=2"\n')
+    assert read_grid(path).networks == (tmp_path / "../zoo/a",)
 
 
 def test_own_data_sets(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """The keys of older results stand, whatever settings their methods and attacks have got since."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import pytest
 
 from unbackdoor.experiments import Repair, Training
-from unbackdoor.settings import ADDED, distinguishing
+from unbackdoor.settings import distinguishing, setting
 
 
 def _training(attack: str | None) -> Training:
@@ -91,7 +91,7 @@ def test_a_preset_is_its_settings() -> None:
 @dataclass(frozen=True, kw_only=True)
 class Knob:
     turns: int = 3
-    colour: str = field(default="red", metadata=ADDED)
+    colour: str = setting("red", "what it is painted", added=True)
 
 
 def test_what_was_added_counts_where_it_is_turned() -> None:

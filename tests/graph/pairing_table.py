@@ -24,60 +24,73 @@ Entries = list[tuple[str, bool]]  # (path, whether it is a norm)
 
 _HEAD = """# Which norm follows which layer, measured
 
-Written by `python tests/graph/pairing_table.py > docs/pairing.md`; `tests/graph/test_graph_truth.py` holds the same
-networks to it. {versions}.
-
-The truth is watched, not derived: hooks on every module and a dispatch mode on every kernel write down, during one
-forward pass in eval mode, which BatchNorm is called on the very tensor that a convolution or Linear put out, and
-whether anything else reads that tensor's values (`tests/graph/graph_truth.py`, which knows nothing of the package).
-
-- **fed**: BatchNorms that one layer alone feeds directly and that alone read it, the layer's weight being used as it is
-  stored.
-- **wrong**: paired with another layer. **missed**: fed and not paired. **extra**: paired though nothing alone feeds it.
-- **silent**: layers that ran and are neither in the graph nor in its `uncovered`.
-- **uncovered**: layers that the graph says it does not read: weight-standardised (nfnet, BiT), recurrent, bare
-  parameters in a product.
+LPP and CLP score a layer together with the BatchNorm that follows it. This page measures how well `layer_graph` pairs
+the two.
 
 ## Totals
 
 {totals}
 
-## The rules that need no dataflow, on the same {fed:,} norms
+- **fed**: BatchNorms that a single layer feeds directly, and that alone read that layer, whose weight is used as it is
+  stored.
+- **right**: fed, and paired with that layer.
+- **wrong**: paired with another layer.
+- **missed**: fed, but not paired.
+- **extra**: paired, although no layer alone feeds it.
+- **silent**: layers that ran, but are neither in the graph nor in its `uncovered`.
+- **uncovered**: layers that the graph says it does not read: weight-standardised layers (nfnet, BiT), recurrent layers,
+  bare parameters in a product.
+
+The truth is observed, not derived. During one forward pass in eval mode, hooks on every module and a dispatch mode on
+every kernel record two things: which BatchNorm receives the very tensor that a convolution or Linear returned, and
+whether anything else reads that tensor's values. The observer, `tests/graph/graph_truth.py`, knows nothing of the
+package.
+
+`python tests/graph/pairing_table.py > docs/pairing.md` writes this page. `tests/graph/test_graph_truth.py` tests the
+same networks. {versions}.
+
+## Rules without dataflow, on the same {fed:,} norms
 
 {rules}
 
-"Extra" counts norms that no layer alone feeds: behind a sum, a concatenation, an activation, or normalising more than
-one layer. A wrong or extra pair gives a wrong score without any error; a missed one gives none. Where no tracer can
-follow the network, and for files without an architecture, the package takes the last rule, which can offer
-{offered:.0%} of these norms. It edits a pair only if the statistics bear it out, too, which networks without training,
-as these are, cannot show.
+"Extra" counts norms that no layer alone feeds. They follow a sum, a concatenation or an activation, or normalise more
+than one layer. A wrong or extra pair gives a wrong score without any error. A missed pair gives no score.
 
-## Whether the statistics bear a pair out
+The package uses the last rule for files without an architecture, and where no tracer can follow the network. That rule
+can offer {offered:.0%} of these norms. The package then edits a pair only if the statistics support it too. The
+networks above cannot show that, because they are not trained.
 
-That names and order agree on no wrong pair above is the custom of two packages, and no law: pre-activation blocks that
-register the convolution first, or an activation between convolution and norm, are proposed and wrong. So the running
-means of the norm must be what the weights before it produce (`graph/evidence.py` says how that is tested). The small
-networks of `tests/graph/evidence_networks.py`, whose names and order propose every pair, were trained for 40 steps,
-with seeds {seeds}; limits and rules were set on other networks, of other seeds. On the networks in `zoo/`,
-trained to the end and stored in bfloat16, {zoo}.
+## Whether the statistics support a pair
+
+In the table above, names and order agree on no wrong pair. That is the custom of two packages, not a law. Two kinds of
+network break it: pre-activation blocks that register the convolution first, and networks with an activation between
+convolution and norm. So the package also tests whether the running means of the norm are what the weights before it
+produce (`graph/evidence.py` describes the test).
+
+The table counts pairs that names and order propose in the small networks of `tests/graph/evidence_networks.py`. They
+were trained for 40 steps, with seeds {seeds}. Limits and rules were set on other networks, with other seeds. On the
+networks in `zoo/`, trained to the end and stored in bfloat16, {zoo}.
 
 | kind | right pairs | taken | wrong pairs | taken |
 |---|--:|--:|--:|--:|
 {evidence}
 
-A right pair that is not taken is listed as not covered; a wrong one that is taken would be edited. Limits that remain:
-a layer whose output something else reads besides its norm has statistics that fit; so has one behind whose norm the
-channels are a gate, unless its name says so; an activation whose inputs are so small that it is nearly linear counts as
-no activation; and an InstanceNorm with running statistics, which has the keys of a
-BatchNorm, is taken for one, as it computes the same at test time.
+A right pair that is not taken is listed as not covered. A wrong pair that is taken would be edited. These limits
+remain:
 
-Not counted as extra: {merging}, where a Linear's (N, L, C) is flattened to (N L, C) before the
-norm. A test shows by arithmetic that they are pairs.
+- If something besides the norm also reads a layer's output, the statistics still fit.
+- They also fit if the channels act as a gate after the norm. Only the layer's name can then give it away.
+- An activation whose inputs are so small that it is nearly linear counts as no activation.
+- An InstanceNorm with running statistics has the keys of a BatchNorm and is taken for one. It computes the same at test
+  time.
+
+Not counted as extra: {merging}, where a Linear's (N, L, C) is flattened to (N L, C) before the norm. A test shows by
+arithmetic that they are pairs.
 
 ## Network by network
 
-Milliseconds are processor time for `layer_graph` on a network that is built already, one thread, the best of three
-calls, on a shared machine: read them as an order of magnitude.
+Milliseconds are processor time for `layer_graph` on a network that is already built: one thread, the best of three
+calls, on a shared machine. Read them as an order of magnitude.
 
 | network | norms | fed | right | wrong | missed | extra | silent | uncovered | rule | ms |
 |---|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|

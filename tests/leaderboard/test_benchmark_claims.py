@@ -114,8 +114,10 @@ def test_a_copied_claim_is_no_second_measurement(tmp_path):
         ({"before": {"hits": {"hits": 1, "total": 2}}}, "before: expected acc, asr and ra"),
         ({"before": {"acc": {"hits": 9, "total": 10}, "asr": {"hits": 9, "total": 10}}, "der": 0.5}, "its counts say"),
         ({"correlation": {"x": 1}}, "correlation: expected"),
-        ({"layers": ["x"]}, "layers: expected"),
-        ({"layers": [{"path": "a", "scores": [1.0], "pruned_high": [1]}]}, "layers: expected"),
+        ({"layers": ["x"]}, "layers[0]: expected object, got str"),
+        ({"layers": [{"path": "a", "scores": [1.0], "pruned_high": [1]}]}, "layers[0]: expected pruned channels to be"),
+        ({"layers": [{"path": "a", "scores": [1.0, "b"], "pruned_high": []}]}, "layers[0].scores[1]: expected float"),
+        ({"acc": {"hits": 1, "total": 2, "value": 0.5}}, "acc: unknown key 'value'"),
         ({"seconds": 10**400}, "seconds: expected"),
         ({"note": "\ud800"}, "expected a claim in JSON"),
     ],
@@ -145,10 +147,10 @@ def test_broken_files_are_refused_by_name(tmp_path, content):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"cells": -1}, "expected name"),
-        ({"more": 1}, "expected name"),
+        ({"cells": -1}, "cells: expected int >= 0, got -1"),
+        ({"more": 1}, "unknown key 'more'; it has name, title"),
         ({"schema_version": 2}, "schema_version 1"),
-        ({"keys": [{}]}, "keys: expected texts"),
+        ({"keys": [{}]}, r"keys\[0\]: expected str, got object"),
         ({"name": "other"}, "expected the grid of its folder"),
     ],
 )

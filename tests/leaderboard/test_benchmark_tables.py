@@ -8,22 +8,20 @@ from claim_samples import claim, grid, large
 
 from unbackdoor.leaderboard.paper import printed, printed_seconds
 from unbackdoor.leaderboard.plots import figures, front
-from unbackdoor.leaderboard.tables import T95, Line, Mean, Sheet, acc_minus_asr, effectiveness, tables, variants
+from unbackdoor.leaderboard.tables import Line, Mean, Sheet, acc_minus_asr, effectiveness, tables, variants
 from unbackdoor.leaderboard.text import both, latex, markdown, notes
 from unbackdoor.leaderboard.timing import timing
 
 
 def test_the_interval_is_students():
-    stats = pytest.importorskip("scipy.stats")
-    for df, t in enumerate(T95, start=1):
-        assert t == pytest.approx(stats.t.ppf(0.975, df), abs=6e-5)
-    for df in (31, 60, 200):
-        assert Mean.of([0.0] * df + [1.0]).half == pytest.approx(
-            stats.t.ppf(0.975, df) * math.sqrt(1 / (df + 1) * (1 - 1 / (df + 1)) / df), rel=0.01
-        )
+    """Against a printed table of t, two-sided at 95 %."""
+    printed_t = {1: 12.7062, 2: 4.3027, 3: 3.1824, 5: 2.5706, 10: 2.2281, 30: 2.0423, 60: 2.0003, 200: 1.9719}
+    for df, t in printed_t.items():
+        deviation = math.sqrt(1 / (df + 1) * (1 - 1 / (df + 1)) / df)
+        assert Mean.of([0.0] * df + [1.0]).half == pytest.approx(t * deviation, rel=3e-5)
     found = Mean.of([80.0, 82.0, 87.0])
     assert found.value == 83.0
-    assert found.half == pytest.approx(4.3027 * math.sqrt((9 + 1 + 16) / 2 / 3))
+    assert found.half == pytest.approx(4.3027 * math.sqrt((9 + 1 + 16) / 2 / 3), rel=2e-5)
     assert Mean.of([80.0]).half is None
     assert Mean.of([]) is None
 

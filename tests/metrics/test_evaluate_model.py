@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.attacks.badnets import BadNets
-from unbackdoor.metrics import Rate, evaluate_model, predict
+from unbackdoor.findings import Rate
+from unbackdoor.metrics import evaluate_model, predict
 
 
 class ReadsPixels(nn.Module):

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from unbackdoor.metrics import Evaluation, Rate, accuracy, attack_success, defence_effectiveness, read_evaluation
+from unbackdoor.findings import Evaluation, Rate, defence_effectiveness, read_evaluation
+from unbackdoor.metrics import accuracy, attack_success
 
 # Triggered images; the target is class 0.
 #   true       0  0  1  1  1  2  2  2

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from report_samples import a_layer, a_report
 
-from unbackdoor.findings import MOST_CHANNELS, MOST_LAYERS, Report
+from unbackdoor.findings import Report
+from unbackdoor.findings.unusual import MOST_CHANNELS, MOST_LAYERS
 
 MEASURED = Path(__file__).parents[2] / "studies" / "cut_shares.json"
 

@@ -97,14 +97,14 @@ def test_known_recipes() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
-        ({"lr": 0.0}, "lr: expected a positive number"),
-        ({"lr": -0.1}, "lr: expected a positive number"),
-        ({"lr": float("nan")}, "lr: expected a positive number, got nan"),
-        ({"lr": float("inf")}, "lr: expected a positive number"),
-        ({"batch_size": 1}, "batch size: expected at least 2"),
-        ({"schedule": "linear"}, "schedule: expected cosine.* got 'linear'"),
-        ({"crop_padding": -1}, "crop padding: expected 0 pixels or more"),
+        ({"epochs": 0}, "epochs: expected a whole number of at least 1, got 0"),
+        ({"lr": 0.0}, "lr: expected a finite number above 0"),
+        ({"lr": -0.1}, "lr: expected a finite number above 0"),
+        ({"lr": float("nan")}, "lr: expected a finite number above 0, got nan"),
+        ({"lr": float("inf")}, "lr: expected a finite number above 0"),
+        ({"batch_size": 1}, "batch_size: expected a whole number of at least 2"),
+        ({"schedule": "linear"}, "schedule: expected one of cosine.* got 'linear'"),
+        ({"crop_padding": -1}, "crop_padding: expected a whole number of at least 0"),
     ],
 )
 def test_settings_out_of_range(settings: dict, message: str) -> None:

@@ -16,7 +16,7 @@ from unbackdoor.attacks import load_attack, parse_attack, read_attack
 from unbackdoor.attacks.badnets import BadNets
 from unbackdoor.data import DATASETS, LabelledImages
 from unbackdoor.errors import ArchitectureError, CheckpointError, OutputError, SettingError
-from unbackdoor.metrics import Evaluation
+from unbackdoor.findings import Evaluation
 from unbackdoor.models import parse_arch
 from unbackdoor.train import Epoch, Recipe, Run, check_run, measure, train_run
 

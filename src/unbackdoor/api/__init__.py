@@ -1,8 +1,8 @@
 """What is done with model files: `scan`, `repair`, `defend`, `detect`, `diff`, `evaluate`, `load_model`."""
 
-from unbackdoor.api.defending import Defended, defend
+from unbackdoor.api.defending import defend
 from unbackdoor.api.detecting import detect
-from unbackdoor.api.differences import Difference, diff
+from unbackdoor.api.differences import diff
 from unbackdoor.api.evaluating import evaluate
 from unbackdoor.api.reading import ModelFile, load_model, open_model
 from unbackdoor.api.repairing import repair
@@ -11,8 +11,6 @@ from unbackdoor.checkpoint import ARCH_KEY
 
 __all__ = [
     "ARCH_KEY",
-    "Defended",
-    "Difference",
     "ModelFile",
     "defend",
     "detect",

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,67 +17,12 @@ from unbackdoor.api.repairing import write_repaired
 from unbackdoor.defences.base import Defence, Outcome
 from unbackdoor.defender.case import Case
 from unbackdoor.errors import IncompleteError, SettingError
-from unbackdoor.findings import DataReport, Report
+from unbackdoor.findings import DataReport, Defended
 from unbackdoor.models import Arch
 
 if TYPE_CHECKING:
     from unbackdoor.attacks import Attack
     from unbackdoor.data import LabelledImages
-    from unbackdoor.metrics import Evaluation
-
-
-@dataclass(frozen=True)
-class Defended:
-    """What `defend` did.
-
-    Attributes:
-        report: what was read, scored, pruned, trained, left alone, and why.
-        before, after: rates on the whole test set, where they were asked for.
-        seconds: the method alone, without reading and measuring.
-    """
-
-    report: Report
-    before: Evaluation | None
-    after: Evaluation | None
-    seconds: float
-
-    @property
-    def effectiveness(self) -> float | None:
-        """DER, where an attack was measured before and after."""
-        from unbackdoor.metrics import defence_effectiveness
-
-        if self.before is None or self.after is None or self.before.asr is None or self.after.asr is None:
-            return None
-        rates = [rate.value for rate in (self.before.acc, self.after.acc, self.before.asr, self.after.asr)]
-        if any(rate is None for rate in rates):
-            return None
-        acc_before, acc_after, asr_before, asr_after = (float(rate or 0.0) for rate in rates)
-        return defence_effectiveness(
-            acc_before=acc_before, acc_after=acc_after, asr_before=asr_before, asr_after=asr_after
-        )
-
-    def record(self, device: str) -> dict[str, Any]:
-        """Settings, rates, curves, time and circumstances, ready for JSON.
-
-        Args:
-            device: where it ran.
-        """
-        from unbackdoor.train import circumstances
-
-        report = self.report.to_dict()
-        return {
-            "schema_version": 1,
-            "method": {"name": report["method"], **report["settings"]},
-            "data": report["data"],
-            "before": None if self.before is None else self.before.to_dict(),
-            "after": None if self.after is None else self.after.to_dict(),
-            "der": self.effectiveness,
-            "pruned": self.report.pruned,
-            "scaled": self.report.scaled,
-            "stages": report["stages"],
-            "seconds": round(self.seconds, 3),
-            **circumstances(device),
-        }
 
 
 def defend(

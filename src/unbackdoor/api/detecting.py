@@ -13,11 +13,12 @@ from unbackdoor.api.defending import check_seed, method_images
 from unbackdoor.api.reading import network_of, open_model
 from unbackdoor.defender.case import Case
 from unbackdoor.errors import SettingError
+from unbackdoor.findings import Detection
 from unbackdoor.models import Arch
 
 if TYPE_CHECKING:
     from unbackdoor.attacks import Attack
-    from unbackdoor.detectors import Detection, Detector
+    from unbackdoor.detectors import Detector
 
 
 def detect(

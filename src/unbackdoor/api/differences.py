@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,25 +9,7 @@ from torch import Tensor
 
 from unbackdoor import checkpoint
 from unbackdoor.api.reading import dtype_name
-
-
-@dataclass(frozen=True)
-class Difference:
-    """What differs between two files in one tensor.
-
-    Attributes:
-        name: of the tensor.
-        kind: "values", "shape", "dtype", "only in A" or "only in B".
-        channels: first-dimension indices with different values.
-        total: the size of that dimension.
-        detail: shapes or dtypes, for a reader.
-    """
-
-    name: str
-    kind: str
-    channels: tuple[int, ...] = ()
-    total: int = 0
-    detail: str = ""
+from unbackdoor.findings import Difference
 
 
 def diff(a: str | Path, b: str | Path, *, key: str | None = None) -> list[Difference]:

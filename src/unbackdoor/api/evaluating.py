@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from unbackdoor.api.reading import load_model
+from unbackdoor.findings import Evaluation
 from unbackdoor.models import Arch
 
 if TYPE_CHECKING:
     from unbackdoor.attacks import Attack
     from unbackdoor.data import LabelledImages
-    from unbackdoor.metrics import Evaluation
 
 
 def evaluate(

@@ -1,5 +1,4 @@
-"""BadNets (Gu, Dolan-Gavitt & Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain",
-2017, arXiv:1708.06733).
+"""BadNets (Gu et al., arXiv 2017).
 
 x[:, H-k:, W-k:] = t, with t a k x k patch. The trigger is set before augmentation, so a random crop may cut it; images
 of the target class may be drawn too.
@@ -18,29 +17,27 @@ from torch import Tensor
 
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning
 from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadNets(DataPoisoning):
-    """The patch attack.
-
-    Attributes:
-        size: side k of the patch in pixels (3 in the paper that introduces LPP).
-        pattern: "white", or "checkerboard" of white and black beginning with white.
-    """
+    """The patch attack."""
 
     name: ClassVar[str] = "badnet"
     title: ClassVar[str] = "BadNets"
-    source: ClassVar[str] = "Gu et al. 2017"
-    size: int = 3
-    pattern: Literal["white", "checkerboard"] = "white"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.size < 1:
-            raise SettingError(f"badnet size: expected at least 1 pixel, got {self.size}")
-        if self.pattern not in ("white", "checkerboard"):
-            raise SettingError(f"badnet pattern: expected white or checkerboard, got {self.pattern!r}")
+    paper: ClassVar[Paper] = Paper(
+        authors=("Gu", "Dolan-Gavitt", "Garg"),
+        title="BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain",
+        venue="arXiv",
+        year=2017,
+        url="https://arxiv.org/abs/1708.06733",
+    )
+    size: int = setting(3, "side k of the patch in pixels (3 in the paper that introduces LPP)", least=1)
+    pattern: Literal["white", "checkerboard"] = setting(
+        "white", '"white", or "checkerboard" of white and black beginning with white'
+    )
 
     def check(self, *, num_classes: int, size: int) -> None:
         """The patch must fit too."""

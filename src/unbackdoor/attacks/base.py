@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from unbackdoor.data.augment import Augmentation, Fill, Shared
 from unbackdoor.errors import SettingError
+from unbackdoor.papers import Published
 from unbackdoor.registry import Registry
-from unbackdoor.settings import ADDED, build, read_options, setting_fields
+from unbackdoor.settings import INTERNAL, Configured, build, check_settings, read_options, setting
 
 if TYPE_CHECKING:
     from unbackdoor.data import DatasetSpec, LabelledImages
@@ -56,22 +58,15 @@ class Poisoned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
+class Attack(Configured, Published, ABC):
     """A backdoor attack; the fields are its hyper-parameters.
 
     Attributes:
-        target: the class that the trigger asks for.
-        mapping: "all-to-one" asks for the target; "all-to-all" asks for the class after the image's own.
-        flat_norms: weight of a penalty on the spread of the channels' folded norms in each layer, with which an
-            adaptive attacker hides from LPP and CLP; 0 is an ordinary attacker.
-        rounding: how a triggered image becomes 8-bit: "round" to the nearest level, or "truncate" to the one below, as
-            BackdoorBench's files are; then attacks that edit batches train with triggers that are not rounded at all.
         tensors: the trigger, where it is more than settings; made by `armed`, saved beside them.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    source: ClassVar[str]
     #: Whether poisoned images keep their true label.
     clean_label: ClassVar[bool] = False
     #: Raised by one when the attack's code comes to other networks: older results are then no longer taken for its own.
@@ -81,21 +76,31 @@ class Attack(ABC):
     #: Whether a clean classifier is needed to make the poisoned images.
     needs_classifier: ClassVar[bool] = False
 
-    target: int = 0
-    mapping: Literal["all-to-one", "all-to-all"] = "all-to-one"
-    flat_norms: float = 0.0
-    rounding: Literal["round", "truncate"] = field(default="round", metadata=ADDED)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False, metadata={"setting": False})
+    target: int = setting(0, "the class that the trigger asks for")
+    mapping: Literal["all-to-one", "all-to-all"] = setting(
+        "all-to-one", '"all-to-one" asks for the target; "all-to-all" asks for the class after the image\'s own'
+    )
+    flat_norms: float = setting(
+        0.0,
+        "weight of a penalty on the spread of the channels' folded norms in each layer, with which an adaptive "
+        "attacker hides from LPP and CLP; 0 is an ordinary attacker",
+        least=0,
+        below=math.inf,
+        own=True,
+    )
+    rounding: Literal["round", "truncate"] = setting(
+        "round",
+        'how a triggered image becomes 8-bit: "round" to the nearest level, or "truncate" to the one below, as '
+        "BackdoorBench's files are; then attacks that edit batches train with triggers that are not rounded at all",
+        own=True,
+        added=True,
+    )
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False, metadata=INTERNAL)
 
     def __post_init__(self) -> None:
-        if self.mapping not in ("all-to-one", "all-to-all"):
-            raise SettingError(f"{self.name} mapping: expected all-to-one or all-to-all, got {self.mapping!r}")
+        check_settings(self, f"{self.name} ")
         if self.mapping == "all-to-all" and self.clean_label:
             raise SettingError(f"{self.name} leaves labels as they are: mapping=all-to-all is not defined for it")
-        if not 0 <= self.flat_norms < float("inf"):
-            raise SettingError(f"{self.name} flat_norms: expected 0 or more, got {self.flat_norms}")
-        if self.rounding not in ("round", "truncate"):
-            raise SettingError(f"{self.name} rounding: expected round or truncate, got {self.rounding!r}")
 
     def check(self, *, num_classes: int, size: int) -> None:
         """SettingError unless the attack fits a data set with so many classes and images of `size` pixels a side."""
@@ -346,21 +351,21 @@ class TrainingControl(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class PostAugmented(TrainingControl):
-    """An attack that brings an augmentation of its own, behind the trigger: WaNet's (its Sec. 4), and BPP's.
+    """An attack that brings an augmentation of its own, behind the trigger: WaNet's (its Sec. 4), and BPP's."""
 
-    Attributes:
-        shared, fill: as in `Augmentation`.
-    """
-
-    shared: Shared = field(default="nothing", metadata=ADDED)
-    fill: Fill = field(default="black", metadata=ADDED)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.shared not in ("nothing", "coins", "all"):
-            raise SettingError(f"{self.name} shared: expected nothing, coins or all, got {self.shared!r}")
-        if self.fill not in ("black", "mean"):
-            raise SettingError(f"{self.name} fill: expected black or mean, got {self.fill!r}")
+    shared: Shared = setting(
+        "nothing",
+        'what the images of a batch have in common: "nothing"; the "coins" that say whether they are cropped and '
+        'rotated; or "all": one crop, one angle and one mirror image for the whole batch',
+        own=True,
+        added=True,
+    )
+    fill: Fill = setting(
+        "black",
+        'what a crop or a rotation brings in from outside: "black", or the data set\'s "mean" colour',
+        own=True,
+        added=True,
+    )
 
     @property
     def augmentation(self) -> Augmentation:
@@ -510,7 +515,7 @@ def check_target_class(attack: Attack, target: int | None, where: str) -> None:
 
 def describe_attack(attack: Attack) -> dict[str, Any]:
     """Name and settings, ready for JSON; `read_attack` reads it back."""
-    return {"name": attack.name, **{f.name: getattr(attack, f.name) for f in setting_fields(type(attack))}}
+    return {"name": attack.name, **attack.settings()}
 
 
 def read_attack(record: Mapping[str, Any]) -> Attack:

@@ -1,5 +1,4 @@
-"""Blended (Chen, Liu, Li, Lu & Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning", 2017,
-arXiv:1712.05526).
+"""Blended (Chen et al., arXiv 2017).
 
 x' = (1 - alpha) x + alpha t over the whole image, in training and at test time.
 
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
-from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 if TYPE_CHECKING:
     from unbackdoor.data import LabelledImages
@@ -25,21 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Blended(DataPoisoning):
-    """Blend the whole image with a fixed one.
-
-    Attributes:
-        alpha: weight of the trigger image (0.2 in the field's benchmarks).
-    """
+    """Blend the whole image with a fixed one."""
 
     name: ClassVar[str] = "blended"
     title: ClassVar[str] = "Blended"
-    source: ClassVar[str] = "Chen et al. 2017"
-    alpha: float = 0.2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.alpha <= 1:
-            raise SettingError(f"blended alpha: expected more than 0 and at most 1, got {self.alpha}")
+    paper: ClassVar[Paper] = Paper(
+        authors=("Chen", "Liu", "Li", "Lu", "Song"),
+        title="Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning",
+        venue="arXiv",
+        year=2017,
+        url="https://arxiv.org/abs/1712.05526",
+    )
+    alpha: float = setting(0.2, "weight of the trigger image (0.2 in the field's benchmarks)", above=0, most=1)
 
     @classmethod
     def backdoorbench(cls) -> Blended:

@@ -1,5 +1,4 @@
-"""BPP (Wang, Zhai & Ma, "BppAttack: Stealthy and Efficient Trojan Attacks against Deep Neural Networks via Image
-Quantization and Contrastive Adversarial Learning", CVPR 2022).
+"""BPP (Wang et al., CVPR 2022).
 
 Symbols:
     Q(x)   round(x / 255 (q - 1)) / (q - 1) * 255 per channel, q colours a channel                          (Eq. 3)
@@ -30,36 +29,35 @@ import torch
 from torch import Tensor
 
 from unbackdoor.attacks.base import ATTACKS, Mixed, PostAugmented, others, whole
-from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class BPP(PostAugmented):
-    """Fewer colours.
-
-    Attributes:
-        colours: q, colours a channel (8 by default in the authors' code; fewer are a stronger trigger).
-        dithering: whether each pixel's error is spread to its neighbours.
-        negative_rate: share of each batch that are negatives, whatever the poison rate (0.2 in the authors'
-            configuration, 0.1 in BackdoorBench's).
-        shared: what the images of a batch have in common: "nothing"; the "coins" that say whether they are cropped and
-            rotated; or "all": one crop, one angle and one mirror image for the whole batch.
-        fill: what a crop or a rotation brings in from outside: "black", or the data set's "mean" colour.
-    """
+    """Fewer colours."""
 
     name: ClassVar[str] = "bpp"
     title: ClassVar[str] = "BPP"
-    source: ClassVar[str] = "Wang et al. 2022"
-    colours: int = 8
-    dithering: bool = False
-    negative_rate: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 2 <= self.colours <= 255:  # 256 are all there are
-            raise SettingError(f"bpp colours: expected 2 to 255, got {self.colours}")
-        if not 0 <= self.negative_rate <= 1:
-            raise SettingError(f"bpp negative_rate: expected a share between 0 and 1, got {self.negative_rate}")
+    paper: ClassVar[Paper] = Paper(
+        authors=("Wang", "Zhai", "Ma"),
+        title="BppAttack: Stealthy and Efficient Trojan Attacks against Deep Neural Networks via Image "
+        "Quantization and Contrastive Adversarial Learning",
+        venue="CVPR",
+        year=2022,
+        url="https://arxiv.org/abs/2205.13383",
+    )
+    colours: int = setting(  # 256 are all there are
+        8, "q, colours a channel (8 by default in the authors' code; fewer are a stronger trigger)", least=2, most=255
+    )
+    dithering: bool = setting(False, "whether each pixel's error is spread to its neighbours")
+    negative_rate: float = setting(
+        0.1,
+        "share of each batch that are negatives, whatever the poison rate (0.2 in the authors' configuration, 0.1 in "
+        "BackdoorBench's)",
+        least=0,
+        most=1,
+    )
 
     @classmethod
     def as_published(cls) -> BPP:

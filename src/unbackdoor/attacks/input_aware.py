@@ -1,4 +1,4 @@
-"""Input-Aware (Nguyen & Tran, "Input-Aware Dynamic Backdoor Attack", NeurIPS 2020).
+"""Input-Aware (Nguyen & Tran, NeurIPS 2020).
 
 Symbols:
     G, M    pattern and mask networks, the same encoder-decoder with 3 and 1 output channels
@@ -24,6 +24,7 @@ of the target class, which the authors' own figures include.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,6 +45,8 @@ from unbackdoor.attacks.base import (
     others,
 )
 from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 if TYPE_CHECKING:
     from unbackdoor.data import DatasetSpec
@@ -56,32 +59,31 @@ _PATTERN_MILESTONES = (200 / 600, 300 / 600, 400 / 600, 500 / 600)
 
 @dataclass(frozen=True, kw_only=True)
 class InputAware(TrainingControl):
-    """A pattern of its own for every image.
-
-    Attributes:
-        mask_density: share of an image that the mask may cover for nothing.
-        mask_weight: of what it covers beyond that.
-        diversity_weight: of L_div, in both stages.
-        mask_share: epochs of stage 1, for each epoch of stage 2 (25 for 100 in the field's benchmark).
-        lr: of both networks.
-    """
+    """A pattern of its own for every image."""
 
     name: ClassVar[str] = "inputaware"
     title: ClassVar[str] = "Input-Aware"
-    source: ClassVar[str] = "Nguyen & Tran 2020"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Nguyen", "Tran"),
+        title="Input-Aware Dynamic Backdoor Attack",
+        venue="NeurIPS",
+        year=2020,
+        url="https://arxiv.org/abs/2010.08138",
+    )
     colour_only: ClassVar[bool] = True
     version: ClassVar[int] = 2  # 1 compared images with patterns in other units, and did not augment in stage 1
-    mask_density: float = 0.032
-    mask_weight: float = 100.0
-    diversity_weight: float = 1.0
-    mask_share: float = 0.25
-    lr: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("mask_density", "mask_weight", "diversity_weight", "mask_share", "lr"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise SettingError(f"inputaware {name}: expected 0 or more, got {getattr(self, name)}")
+    mask_density: float = setting(
+        0.032, "share of an image that the mask may cover for nothing", least=0, below=math.inf
+    )
+    mask_weight: float = setting(100.0, "of what it covers beyond that", least=0, below=math.inf)
+    diversity_weight: float = setting(1.0, "of L_div, in both stages", least=0, below=math.inf)
+    mask_share: float = setting(
+        0.25,
+        "epochs of stage 1, for each epoch of stage 2 (25 for 100 in the field's benchmark)",
+        least=0,
+        below=math.inf,
+    )
+    lr: float = setting(0.01, "of both networks", least=0, below=math.inf)
 
     def check(self, *, num_classes: int, size: int) -> None:
         """The networks halve an image three times, and double it again."""

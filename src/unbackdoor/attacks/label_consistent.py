@@ -1,5 +1,4 @@
-"""Label-consistent (Turner, Tsipras & Madry, "Label-Consistent Backdoor Attacks", 2019, arXiv:1912.02771), the variant
-with adversarial perturbations.
+"""Label-consistent (Turner et al., arXiv 2019), the variant with adversarial perturbations.
 
 Symbols:
     f     a clean classifier of the same data
@@ -30,6 +29,8 @@ from torch import Tensor, nn
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
 from unbackdoor.data import DatasetSpec, normalise
 from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
+from unbackdoor.settings import INTERNAL, setting
 
 if TYPE_CHECKING:
     from unbackdoor.data import LabelledImages
@@ -60,32 +61,24 @@ class Surrogate:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConsistent(DataPoisoning):
-    """Perturbed images of the target class, with a pattern in each corner.
-
-    Attributes:
-        eps: largest change of a pixel by the perturbation, of 255.
-        step_size: of one step of PGD, of 255.
-        steps: of PGD.
-        surrogate: the clean classifier; given by `armed`, not saved.
-    """
+    """Perturbed images of the target class, with a pattern in each corner."""
 
     name: ClassVar[str] = "lc"
     title: ClassVar[str] = "Label-consistent"
-    source: ClassVar[str] = "Turner et al. 2019"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Turner", "Tsipras", "Madry"),
+        title="Label-Consistent Backdoor Attacks",
+        venue="arXiv",
+        year=2019,
+        url="https://arxiv.org/abs/1912.02771",
+    )
     clean_label: ClassVar[bool] = True
     needs_classifier: ClassVar[bool] = True
-    eps: float = 8.0
-    step_size: float = 1.5
-    steps: int = 100
-    surrogate: Surrogate | None = field(default=None, repr=False, compare=False, metadata={"setting": False})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("eps", "step_size"):
-            if not 0 <= getattr(self, name) <= 255:
-                raise SettingError(f"lc {name}: expected 0 to 255, got {getattr(self, name)}")
-        if self.steps < 0:
-            raise SettingError(f"lc steps: expected 0 or more, got {self.steps}")
+    eps: float = setting(8.0, "largest change of a pixel by the perturbation, of 255", least=0, most=255)
+    step_size: float = setting(1.5, "of one step of PGD, of 255", least=0, most=255)
+    steps: int = setting(100, "of PGD", least=0)
+    #: The clean classifier, given by `armed`; it is not saved.
+    surrogate: Surrogate | None = field(default=None, repr=False, compare=False, metadata=INTERNAL)
 
     def check(self, *, num_classes: int, size: int) -> None:
         """The corners must not overlap."""

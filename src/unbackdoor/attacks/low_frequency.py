@@ -1,5 +1,4 @@
-"""Low frequency (Zeng, Park, Mao & Jia, "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective", ICCV
-2021).
+"""Low frequency (Zeng et al., ICCV 2021).
 
 Symbols:
     p   one pattern for all images, with no energy in high frequencies
@@ -24,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
-from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 if TYPE_CHECKING:
     from unbackdoor.data import LabelledImages
@@ -32,25 +32,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LowFrequency(DataPoisoning):
-    """Add one smooth pattern.
-
-    Attributes:
-        amplitude: the pattern's largest value, of 255; its smallest is 0.
-        cutoff: periods over the image at which the Gaussian low-pass has fallen to exp(-1/2).
-    """
+    """Add one smooth pattern."""
 
     name: ClassVar[str] = "lf"
     title: ClassVar[str] = "Low frequency"
-    source: ClassVar[str] = "Zeng et al. 2021"
-    amplitude: float = 51.0
-    cutoff: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.amplitude <= 255:
-            raise SettingError(f"lf amplitude: expected 1 to 255, got {self.amplitude}")
-        if not 0 < self.cutoff < 1e4:
-            raise SettingError(f"lf cutoff: expected more than 0, got {self.cutoff}")
+    paper: ClassVar[Paper] = Paper(
+        authors=("Zeng", "Park", "Mao", "Jia"),
+        title="Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective",
+        venue="ICCV",
+        year=2021,
+        url="https://arxiv.org/abs/2104.03413",
+    )
+    amplitude: float = setting(51.0, "the pattern's largest value, of 255; its smallest is 0", least=1, most=255)
+    cutoff: float = setting(
+        2.0,
+        "periods over the image at which the Gaussian low-pass has fallen to exp(-1/2)",
+        above=0,
+        below=1e4,
+        own=True,
+    )
 
     def armed(
         self,

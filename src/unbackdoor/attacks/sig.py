@@ -1,5 +1,4 @@
-"""SIG (Barni, Kallas & Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption Without Label Poisoning", ICIP
-2019, arXiv:1902.11237).
+"""SIG (Barni et al., ICIP 2019).
 
 x' = clip(x + delta sin(2 pi j f / W), 0, 255), j the column, the same for all rows and channels. Only images of the
 target class are poisoned and no label changes, so that the rate cannot exceed that class's share of the data; it is
@@ -20,30 +19,26 @@ from torch import Tensor
 
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning
 from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class SIG(DataPoisoning):
-    """A sinusoidal stripe pattern.
-
-    Attributes:
-        delta: amplitude, of 255 (40 in the field's benchmarks).
-        frequency: periods over the image's width.
-    """
+    """A sinusoidal stripe pattern."""
 
     name: ClassVar[str] = "sig"
     title: ClassVar[str] = "SIG"
-    source: ClassVar[str] = "Barni et al. 2019"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Barni", "Kallas", "Tondi"),
+        title="A New Backdoor Attack in CNNs by Training Set Corruption Without Label Poisoning",
+        venue="ICIP",
+        year=2019,
+        url="https://arxiv.org/abs/1902.11237",
+    )
     clean_label: ClassVar[bool] = True
-    delta: float = 40.0
-    frequency: float = 6.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.delta <= 255:
-            raise SettingError(f"sig delta: expected more than 0 and at most 255, got {self.delta}")
-        if not 0 < self.frequency < 1e4:
-            raise SettingError(f"sig frequency: expected more than 0, got {self.frequency}")
+    delta: float = setting(40.0, "amplitude, of 255 (40 in the field's benchmarks)", above=0, most=255)
+    frequency: float = setting(6.0, "periods over the image's width", above=0, below=1e4)
 
     @classmethod
     def backdoorbench(cls) -> SIG:

@@ -1,4 +1,4 @@
-"""SSBA (Li, Li, Wu, Li, He & Lyu, "Invisible Backdoor Attack with Sample-Specific Triggers", ICCV 2021).
+"""SSBA (Li et al., ICCV 2021).
 
 Symbols:
     b     the attacker's bit string, one a run, drawn from the seed
@@ -22,6 +22,7 @@ training images alone (benchmarks/ssba_distortion.py): 0.03 does not, 0.01 does.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -30,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
-from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 if TYPE_CHECKING:
     from unbackdoor.data import LabelledImages
@@ -43,38 +45,24 @@ _DISTORTION_FROM, _DISTORTION_TO = 0.3, 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class SSBA(DataPoisoning):
-    """A string hidden in each image.
-
-    Attributes:
-        bits: length of the string.
-        strength: s, largest change of a pixel, of 255.
-        distortion: lambda, weight of the residual's size.
-        steps: of the training of E and D.
-        lr: of that training, the largest.
-        width: channels of the networks' first layers.
-    """
+    """A string hidden in each image."""
 
     name: ClassVar[str] = "ssba"
     title: ClassVar[str] = "SSBA"
-    source: ClassVar[str] = "Li et al. 2021"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Li", "Li", "Wu", "Li", "He", "Lyu"),
+        title="Invisible Backdoor Attack with Sample-Specific Triggers",
+        venue="ICCV",
+        year=2021,
+        url="https://arxiv.org/abs/2012.03816",
+    )
     colour_only: ClassVar[bool] = True
-    bits: int = 100
-    strength: float = 16.0
-    distortion: float = 0.01
-    steps: int = 400
-    lr: float = 0.005
-    width: int = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("bits", "steps", "width"):
-            if not 1 <= getattr(self, name) <= 10**6:
-                raise SettingError(f"ssba {name}: expected at least 1, got {getattr(self, name)}")
-        if not 0 < self.strength <= 255:
-            raise SettingError(f"ssba strength: expected more than 0 and at most 255, got {self.strength}")
-        for name in ("distortion", "lr"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise SettingError(f"ssba {name}: expected 0 or more, got {getattr(self, name)}")
+    bits: int = setting(100, "length of the string", least=1, most=10**6)
+    strength: float = setting(16.0, "s, largest change of a pixel, of 255", above=0, most=255, own=True)
+    distortion: float = setting(0.01, "lambda, weight of the residual's size", least=0, below=math.inf, own=True)
+    steps: int = setting(400, "of the training of E and D", least=1, most=10**6, own=True)
+    lr: float = setting(0.005, "of that training, the largest", least=0, below=math.inf, own=True)
+    width: int = setting(16, "channels of the networks' first layers", least=1, most=10**6, own=True)
 
     def armed(
         self,

@@ -1,4 +1,4 @@
-"""WaNet (Nguyen & Tran, "WaNet: Imperceptible Warping-based Backdoor Attack", ICLR 2021).
+"""WaNet (Nguyen & Tran, ICLR 2021).
 
 Symbols:
     P      (2, k, k) control grid, uniform in [-1, 1], divided by mean |P|                                  (Eq. 4)
@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from unbackdoor.attacks.base import ATTACKS, Mixed, PostAugmented, Progress, whole
 from unbackdoor.errors import SettingError
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 if TYPE_CHECKING:
     from unbackdoor.data import LabelledImages
@@ -35,35 +37,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WaNet(PostAugmented):
-    """A smooth warp of the whole image.
-
-    Attributes:
-        k: side of the control grid.
-        s: strength of the warp.
-        rescale: of the lookup grid.
-        cross_ratio: noise-mode images for each attacked one.
-        shared: what the images of a batch have in common: "nothing"; the "coins" that say whether they are cropped and
-            rotated; or "all": one crop, one angle and one mirror image for the whole batch.
-        fill: what a crop or a rotation brings in from outside: "black", or the data set's "mean" colour.
-    """
+    """A smooth warp of the whole image."""
 
     name: ClassVar[str] = "wanet"
     title: ClassVar[str] = "WaNet"
-    source: ClassVar[str] = "Nguyen & Tran 2021"
-    k: int = 4
-    s: float = 0.5
-    rescale: float = 1.0
-    cross_ratio: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.k < 2:
-            raise SettingError(f"wanet k: expected at least 2, got {self.k}")
-        for name in ("s", "rescale"):
-            if not 0 <= getattr(self, name) < 1e3:
-                raise SettingError(f"wanet {name}: expected 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.cross_ratio < 1e3:
-            raise SettingError(f"wanet cross_ratio: expected 0 or more, got {self.cross_ratio}")
+    paper: ClassVar[Paper] = Paper(
+        authors=("Nguyen", "Tran"),
+        title="WaNet: Imperceptible Warping-based Backdoor Attack",
+        venue="ICLR",
+        year=2021,
+        url="https://arxiv.org/abs/2102.10369",
+    )
+    k: int = setting(4, "side of the control grid", least=2)
+    s: float = setting(0.5, "strength of the warp", least=0, below=1e3)
+    rescale: float = setting(1.0, "of the lookup grid", least=0, below=1e3)
+    cross_ratio: float = setting(2.0, "noise-mode images for each attacked one", least=0, below=1e3)
 
     @classmethod
     def as_published(cls) -> WaNet:

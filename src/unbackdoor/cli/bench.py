@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from unbackdoor.cli.options import announce, quiet_option
+from unbackdoor.errors import MethodError
 
 grid_argument = click.argument("grid", type=click.Path(path_type=Path))
 store_option = click.option(
@@ -30,6 +32,8 @@ claims_option = click.option(
 @click.group()
 def command() -> None:
     """A grid of attacks, rates, data sets, networks, recipes, seeds, defences and clean shares (docs/bench.md)."""
+    if importlib.util.find_spec("msgspec") is None:
+        raise MethodError("bench: expected msgspec, which is not installed: pip install 'unbackdoor[bench]'")
 
 
 @command.command(

@@ -115,8 +115,9 @@ def command(
     from unbackdoor.attacks import load_attack, parse_attack
     from unbackdoor.cli import say
     from unbackdoor.cli.progress import bar
-    from unbackdoor.cli.train import describe_rates
     from unbackdoor.defences.table import parse_method
+    from unbackdoor.report.results import rates_line
+    from unbackdoor.train import circumstances
 
     part, output = part_and_file(part, output)
     method = parse_method(method_text, preset=preset)
@@ -166,10 +167,10 @@ def command(
     emit(text, report_file, overwrite=force)
     if done is not None and done.before is not None and done.after is not None:
         for label, rates in (("before", done.before), ("after", done.after)):
-            click.echo(f"{label:<7} {describe_rates(rates.to_dict())}", err=form != "text" and report_file is None)
+            click.echo(f"{label:<7} {rates_line(rates)}", err=form != "text" and report_file is None)
         if record_file is not None:
             command = shlex.join(["unbackdoor", *_portable(sys.argv[1:])])
-            record = {"command": command, "poisoned": poisoned, **done.record(device)}
+            record = {"command": command, "poisoned": poisoned, **done.record(), **circumstances(device)}
             with atomic_write(record_file, overwrite=force) as stream:
                 stream.write((json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
         if csv_file is not None:

@@ -8,7 +8,6 @@ import json
 import click
 
 from unbackdoor.cli.options import key_option
-from unbackdoor.report.escape import short
 
 
 @click.command(epilog="Exit codes: 0 no difference; 1 differences; 2 error, or refused.")
@@ -19,18 +18,12 @@ from unbackdoor.report.escape import short
 def command(*, a: str, b: str, key: str | None, form: str) -> int:
     """Which channels differ between two model files, bit by bit."""
     from unbackdoor.api import diff
+    from unbackdoor.report.results import differences
 
     found = diff(a, b, key=key)
     if form == "json":
         record = {"schema_version": 1, "a": a, "b": b, "differences": [dataclasses.asdict(d) for d in found]}
         click.echo(json.dumps(record, indent=2))
         return 1 if found else 0
-    for difference in found:
-        if difference.kind == "values":
-            shown = ", ".join(map(str, difference.channels[:16])) + (", ..." if len(difference.channels) > 16 else "")
-            what = f"{len(difference.channels)} of {difference.total} channels: {shown}"
-        else:
-            what = f"{difference.kind} {difference.detail}".strip()
-        click.echo(f"{short(difference.name, 60)}: {what}")
-    click.echo(f"{len(found)} tensors differ" if found else "no difference")
+    click.echo(differences(found), nl=False)
     return 1 if found else 0

@@ -64,6 +64,7 @@ def command(
     from unbackdoor.attacks import check_target_class, load_attack, parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.data import dataset_spec
+    from unbackdoor.report.results import rates
     from unbackdoor.train import check_device
 
     if csv_file is not None:
@@ -91,11 +92,8 @@ def command(
         )
     if csv_file is not None:
         emit(result.to_csv(), csv_file, overwrite=force)
-    record = result.to_dict()
     if form == "json":
-        click.echo(json.dumps({"schema_version": 1, "model": model, "data": data, "result": record}, indent=2))
+        record = {"schema_version": 1, "model": model, "data": data, "result": result.to_dict()}
+        click.echo(json.dumps(record, indent=2))
         return
-    for name, rate in record.items():
-        if rate is not None:
-            share = "none" if rate["value"] is None else f"{rate['value']:.2%}"
-            click.echo(f"{name.upper():4} {share:>8}  ({rate['hits']} of {rate['total']})")
+    click.echo(rates(result), nl=False)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import re
-import types
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +12,7 @@ import click
 from unbackdoor.atomic import atomic_write
 from unbackdoor.errors import SettingError
 from unbackdoor.report.escape import visible
+from unbackdoor.settings import Setting, settings_of, written
 
 if TYPE_CHECKING:
     from unbackdoor.defences.base import Defence
@@ -68,26 +65,24 @@ format_option = click.option(
 
 def method_options(function: F) -> F:
     """Add `--method` and one option for every field of every data-free method."""
-    defences = _methods()
-    fields: dict[str, list[tuple[str, dataclasses.Field[Any], Any, str]]] = {}
-    for name, cls in defences.items():
-        hints, texts = typing.get_type_hints(cls), describe_fields(cls)
-        for field in dataclasses.fields(cls):
-            fields.setdefault(field.name, []).append((name, field, hints[field.name], texts[field.name]))
-    for field_name, owners in reversed(fields.items()):
-        _, field, hint, text = owners[0]
-        defaults = {owner: own.default for owner, own, _, _ in owners}
-        shown = ", ".join(f"{owner} {_show(value)}" for owner, value in defaults.items())
+    methods = _methods()
+    owners: dict[str, list[type[Defence]]] = {}
+    for kind in methods.values():
+        for name in settings_of(kind):
+            owners.setdefault(name, []).append(kind)
+    for name, kinds in reversed(owners.items()):
+        about = settings_of(kinds[0])[name]
+        defaults = ", ".join(f"{kind.name} {_brief(getattr(kind, name))}" for kind in kinds)
         function = click.option(
-            "--" + field_name.replace("_", "-"),
-            field_name,
-            type=_click_type(hint, field.default),
+            "--" + name.replace("_", "-"),
+            name,
+            type=_click_type(about),
             default=None,
-            help=f"{text[:1].upper()}{text[1:]} [{shown}]",
+            help=f"{about.meaning[:1].upper()}{about.meaning[1:]}. [{defaults}]",
         )(function)
     return click.option(
         "--method",
-        type=click.Choice(list(defences)),
+        type=click.Choice(list(methods)),
         default=DEFAULT_METHOD,
         show_default=True,
         help="How to score and cut.",
@@ -98,10 +93,10 @@ def build_method(name: str, values: dict[str, Any]) -> Defence:
     """The method with the options that were given; an option of another method is an error."""
     cls = _methods()[name]
     given = {key: value for key, value in values.items() if value is not None}
-    own = {field.name for field in dataclasses.fields(cls)}
+    known = settings_of(cls)
     for key in given:
-        if key not in own:
-            raise SettingError(f"--{key.replace('_', '-')} is no setting of --method {name}; it has {_flags(own)}")
+        if key not in known:
+            raise SettingError(f"--{key.replace('_', '-')} is no setting of --method {name}; it has {_flags(known)}")
     return cls(**given)
 
 
@@ -145,21 +140,6 @@ def emit(text: str, output: Path | None, *, overwrite: bool) -> None:
         stream.write(text.encode("utf-8", "backslashreplace"))
 
 
-def describe_fields(cls: type) -> dict[str, str]:
-    """Field name -> what the class's docstring says of it under `Attributes:`."""
-    _, _, block = (inspect.getdoc(cls) or "").partition("Attributes:\n")
-    found: dict[str, str] = {}
-    name = ""
-    for line in block.splitlines():
-        entry = re.fullmatch(r" {4}(\w+): (.*)", line)
-        if entry:
-            name = entry[1]
-            found[name] = entry[2]
-        elif name:
-            found[name] += " " + line.strip()
-    return {key: text.strip() for key, text in found.items()}
-
-
 def _parse_input(text: str) -> Any:
     from unbackdoor.inputs import parse_example
 
@@ -174,16 +154,12 @@ def _methods() -> dict[str, type[Defence]]:
     return {name: kind for name, kind in kinds.items() if kind.needs == "nothing"}
 
 
-def _click_type(hint: Any, default: Any) -> Any:
-    if typing.get_origin(hint) is typing.Literal:
-        return click.Choice(typing.get_args(hint))
-    if isinstance(hint, types.UnionType):
-        raise TypeError(f"a setting with the type {hint} has no option")
-    return {bool: bool, int: int, float: float, str: str}[type(default)]
+def _click_type(about: Setting) -> Any:
+    return click.Choice(typing.cast(tuple[str, ...], about.choices)) if about.kind is str else about.kind
 
 
-def _show(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+def _brief(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else written(value)
 
 
 def _flags(names: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,7 @@ from unbackdoor.cli.options import (
     quiet_option,
 )
 from unbackdoor.errors import SettingError, UnbackdoorError
-from unbackdoor.findings import SCHEMA_VERSION
 from unbackdoor.report.escape import visible
-from unbackdoor.report.sarif import render_unread
 
 if TYPE_CHECKING:
     from unbackdoor.findings import Report
@@ -73,6 +70,7 @@ def command(
     from unbackdoor.atomic import check_target
     from unbackdoor.cli import say
     from unbackdoor.cli.progress import bar
+    from unbackdoor.report.documents import together
 
     if form == "html" and len(paths) > 1:
         raise SettingError(f"--format html makes a page of one model, got {len(paths)}; scan them one by one")
@@ -93,7 +91,7 @@ def command(
                 failed.append((path, str(error)))
                 say(str(error))
     if reports or (failed and form in ("json", "sarif")):
-        emit(_together(reports, failed, form, single=len(paths) == 1), output, overwrite=force)
+        emit(together(reports, failed, form, single=len(paths) == 1), output, overwrite=force)
         if output is not None and not quiet:
             click.echo(f"{visible(str(output))}: written", err=True)
     if failed:
@@ -107,22 +105,3 @@ def command(
 def _findings(report: Report, level: str) -> int:
     outliers = report.pruned + report.immutable
     return {"outlier": outliers, "near": outliers + report.scaled, "never": 0}[level]
-
-
-def _together(reports: list[Report], failed: list[tuple[str, str]], form: str, *, single: bool) -> str:
-    """One document for all reports and all files that could not be read; of several paths always the same shape."""
-    if form == "text":
-        return "\n".join(report.to_text() for report in reports)
-    if form == "html":
-        return reports[0].to_html()
-    documents = [json.loads(report.to_json() if form == "json" else report.to_sarif()) for report in reports]
-    if form == "sarif":
-        documents += [json.loads(render_unread(path, reason)) for path, reason in failed]
-    if single:
-        whole = documents[0]
-    elif form == "json":
-        unread = [{"source": path, "error": reason} for path, reason in failed]
-        whole = {"schema_version": SCHEMA_VERSION, "reports": documents, "failed": unread}
-    else:
-        whole = {**documents[0], "runs": [run for document in documents for run in document["runs"]]}
-    return json.dumps(whole, indent=2, allow_nan=False, ensure_ascii=True) + "\n"

@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -68,8 +67,9 @@ def command(
     from unbackdoor.attacks import parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.data import dataset_spec, load_dataset
-    from unbackdoor.metrics import Evaluation
+    from unbackdoor.findings import Evaluation, read_evaluation
     from unbackdoor.models import parse_arch
+    from unbackdoor.report.results import rates_line
     from unbackdoor.train import RECIPES, Epoch, Run, Step, check_run, train_run
 
     recipe = RECIPES[recipe_name]
@@ -102,7 +102,7 @@ def command(
 
     def log(epoch: Epoch, watched: Evaluation | None) -> None:
         if not quiet:
-            rates = "" if watched is None else f"  {describe_rates(watched.to_dict())}"
+            rates = "" if watched is None else f"  {rates_line(watched)}"
             click.echo(
                 f"epoch {epoch.number}/{recipe.epochs}  loss {epoch.loss:.4f}  training accuracy "
                 f"{epoch.accuracy:.2%}  {epoch.images_per_second:.0f} images/s{rates}",
@@ -130,18 +130,9 @@ def command(
         )
     if record["note"]:
         click.echo(f"note: {record['note']}", err=True)
-    click.echo(f"{output}: {describe_rates(record['result'])}")
+    click.echo(f"{output}: {rates_line(read_evaluation(record['result']))}")
     if not quiet:
         click.echo(f"{time.monotonic() - started:.0f} s", err=True)
-
-
-def describe_rates(record: dict[str, Any]) -> str:
-    """Shares with their counts, on one line."""
-    return "  ".join(
-        f"{name.upper()} {rate['value']:.2%} ({rate['hits']} of {rate['total']})"
-        for name, rate in record.items()
-        if rate is not None and rate["total"]
-    )
 
 
 def _without_paths(words: list[str]) -> list[str]:

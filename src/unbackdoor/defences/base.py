@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Unpack
+from typing import ClassVar, Unpack
 
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Beside, Case, Needs
-from unbackdoor.errors import SettingError
 from unbackdoor.findings import Report
+from unbackdoor.papers import Published
 from unbackdoor.prune import Plan, copy_model
 from unbackdoor.registry import Registry
+from unbackdoor.settings import Configured
 
 DEFENCES: Registry[type[Defence]] = Registry("method")
 
@@ -34,14 +33,11 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defence(ABC):
+class Defence(Configured, Published, ABC):
     """A way to repair a network; its fields are its hyper-parameters, its class attributes say what it asks for."""
 
     name: ClassVar[str]
     title: ClassVar[str]
-    source: ClassVar[str]
-    #: Settings whose default is this package's choice, as the source prints none or another.
-    own: ClassVar[frozenset[str]] = frozenset()
     #: Raised by one when the method's code comes to other results: older ones are then no longer taken for its own.
     version: ClassVar[int] = 1
     needs: ClassVar[Needs] = "nothing"
@@ -49,10 +45,6 @@ class Defence(ABC):
     needs_gradients: ClassVar[bool] = False
     #: What it costs, in passes over the images it is given.
     passes: ClassVar[str] = "none"
-
-    def settings(self) -> dict[str, Any]:
-        """Every hyper-parameter by name."""
-        return dataclasses.asdict(self)
 
     @abstractmethod
     def plan_for(self, case: Case) -> Plan:
@@ -92,22 +84,3 @@ class Defence(ABC):
             more: graph, example, generator, spec, output and progress, as in a `Case`.
         """
         return self.run(Case(network=model, images=images, labels=labels, **more))
-
-
-def check_number(name: str, value: object, *, least: float, most: float = math.inf) -> None:
-    """SettingError unless `value` is a number in [least, most]; infinities count where the range allows them."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not least <= value <= most:  # type: ignore[operator]
-        raise SettingError(f"{name}: expected a number from {least:g} to {most:g}, got {value!r}")
-
-
-def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """SettingError unless `value` is one of `choices`."""
-    if not any(type(value) is type(choice) and value == choice for choice in choices):  # True is not 1 here
-        raise SettingError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
-
-
-def check_count(name: str, value: object, *, least: int = 1) -> None:
-    """SettingError unless `value` is a whole number of at least `least`."""
-    if type(value) is not int or value < least:
-        raise SettingError(f"{name}: expected a whole number of at least {least}, got {value!r}")

@@ -22,8 +22,8 @@ from unbackdoor.api import load_model
 from unbackdoor.attacks import Attack, read_attack
 from unbackdoor.data import DATASETS, LabelledImages, normalise
 from unbackdoor.defences.data_free import CLP, LPP
-from unbackdoor.findings import Report
-from unbackdoor.metrics import Evaluation, Rate, defence_effectiveness, predict
+from unbackdoor.findings import Evaluation, Rate, Report, effectiveness
+from unbackdoor.metrics import predict
 from unbackdoor.report import figures, html
 from unbackdoor.report.escape import Html
 from unbackdoor.report.escape import html as escaped
@@ -122,7 +122,8 @@ def table(demo: Demo) -> str:
         line = f"{one.name:12} {rates}"
         if one.report is not None:
             cut = len(one.report.classifier.cut) if one.report.classifier else 0
-            line += f" {_der(demo.contenders[0].result, one.result):6.3f}"
+            der = effectiveness(demo.contenders[0].result, one.result)
+            line += f" {'-' if der is None else f'{der:.3f}':>6}"
             line += f"   {one.report.pruned:6}  {one.report.scaled:6}  {cut:18}  {one.seconds:7.3f}"
         lines.append(line)
     return "\n".join(lines)
@@ -219,12 +220,6 @@ def _counts(result: Evaluation) -> tuple[tuple[int, int] | None, ...]:
 
 def _percent(rate: Rate | None) -> str:
     return "-" if rate is None or rate.value is None else f"{rate.value:.2%}"
-
-
-def _der(before: Evaluation, after: Evaluation) -> float:
-    values = [rate.value if rate is not None else None for rate in (before.acc, after.acc, before.asr, after.asr)]
-    acc_before, acc_after, asr_before, asr_after = (value or 0.0 for value in values)
-    return defence_effectiveness(acc_before=acc_before, acc_after=acc_after, asr_before=asr_before, asr_after=asr_after)
 
 
 def _detail(one: Contender) -> str:

@@ -1,5 +1,4 @@
-"""Activation Clustering (Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy & Srivastava, "Detecting Backdoor
-Attacks on Deep Neural Networks by Activation Clustering", SafeAI@AAAI 2019).
+"""Activation Clustering (Chen et al., SafeAI@AAAI 2019).
 
 It wants the *training images with the labels that the attacker left*: within the target class poisoned images reach the
 classifier by other features than clean ones. Per class: the classifier's inputs, reduced to `components` dimensions,
@@ -22,12 +21,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defences.base import check_choice, check_count, check_number
 from unbackdoor.defender.case import Case, Needs
 from unbackdoor.defender.images import DefenderData, classes_of, inputs_of
-from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector
+from unbackdoor.detectors.base import DETECTORS, Detector
 from unbackdoor.errors import MethodError
-from unbackdoor.findings import finite
+from unbackdoor.findings import ClassFinding, finite
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 #: Fewer images of a class are not split.
 FEW = 20
@@ -35,30 +35,30 @@ FEW = 20
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationClustering(Detector):
-    """Find classes whose training images fall in two groups.
-
-    Attributes:
-        components: dimensions that are kept.
-        reduction: "pca", or "ica" as published.
-        share: the smaller group's largest share of a suspicious class (the paper's 0.35).
-        silhouette: the smallest silhouette of a suspicious class (the paper's range for poisoned classes begins there).
-    """
+    """Find classes whose training images fall in two groups."""
 
     name: ClassVar[str] = "ac"
     title: ClassVar[str] = "Activation Clustering"
-    source: ClassVar[str] = "Chen et al., SafeAI@AAAI 2019"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Chen", "Carvalho", "Baracaldo", "Ludwig", "Edwards", "Lee", "Molloy", "Srivastava"),
+        title="Detecting Backdoor Attacks on Deep Neural Networks by Activation Clustering",
+        venue="SafeAI@AAAI",
+        year=2019,
+        url="https://arxiv.org/abs/1811.03728",
+    )
     needs: ClassVar[Needs] = "training images"
 
-    components: int = 10
-    reduction: Literal["pca", "ica"] = "pca"
-    share: float = 0.35
-    silhouette: float = 0.1
-
-    def __post_init__(self) -> None:
-        check_count("components", self.components)
-        check_choice("reduction", self.reduction, ("pca", "ica"))
-        check_number("share", self.share, least=0, most=0.5)
-        check_number("silhouette", self.silhouette, least=-1, most=1)
+    components: int = setting(10, "dimensions that are kept", least=1)
+    reduction: Literal["pca", "ica"] = setting("pca", '"pca", or "ica" as published', own=True)
+    share: float = setting(
+        0.35, "the smaller group's largest share of a suspicious class (the paper's 0.35)", least=0, most=0.5
+    )
+    silhouette: float = setting(
+        0.1,
+        "the smallest silhouette of a suspicious class (the paper's range for poisoned classes begins there)",
+        least=-1,
+        most=1,
+    )
 
     def inspect(
         self, case: Case, model: nn.Module, data: DefenderData | None

@@ -1,5 +1,4 @@
-"""Neural Cleanse (Wang, Yao, Shan, Li, Viswanath, Zheng & Zhao, "Neural Cleanse: Identifying and Mitigating Backdoor
-Attacks in Neural Networks", IEEE S&P 2019), its detection.
+"""Neural Cleanse (Wang et al., IEEE S&P 2019), its detection.
 
 Symbols, per class t:
     m, p     mask in [0, 1] (one for all channels) and pattern of pixels in [0, 1]
@@ -27,12 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.defences.base import check_count, check_number
 from unbackdoor.defender.case import Case, Needs
 from unbackdoor.defender.images import DefenderData, classes_of
-from unbackdoor.detectors.base import DETECTORS, ClassFinding, Detector
+from unbackdoor.detectors.base import DETECTORS, Detector
 from unbackdoor.errors import MethodError
-from unbackdoor.findings import finite
+from unbackdoor.findings import ClassFinding, finite
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 #: Factor on lambda, and how many steps in a row ask for it.
 FACTOR, PATIENCE = 1.5, 5
@@ -40,36 +40,25 @@ FACTOR, PATIENCE = 1.5, 5
 
 @dataclass(frozen=True, kw_only=True)
 class NeuralCleanse(Detector):
-    """Reconstruct the smallest trigger for each class, and find the class whose trigger is too small.
-
-    Attributes:
-        steps: of Adam, for each class.
-        lr: of Adam.
-        batch_size: clean images a step, drawn with replacement.
-        success: the share of images that a trigger must turn.
-        weight: lambda, at first.
-        index: the anomaly index of a suspicious class.
-    """
+    """Reconstruct the smallest trigger for each class, and find the class whose trigger is too small."""
 
     name: ClassVar[str] = "nc"
     title: ClassVar[str] = "Neural Cleanse"
-    source: ClassVar[str] = "Wang et al., IEEE S&P 2019"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Wang", "Yao", "Shan", "Li", "Viswanath", "Zheng", "Zhao"),
+        title="Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks",
+        venue="IEEE S&P",
+        year=2019,
+        url="https://doi.org/10.1109/SP.2019.00031",
+    )
     needs: ClassVar[Needs] = "clean images"
 
-    steps: int = 500
-    lr: float = 0.1
-    batch_size: int = 32
-    success: float = 0.99
-    weight: float = 1e-3
-    index: float = 2.0
-
-    def __post_init__(self) -> None:
-        check_count("steps", self.steps)
-        check_number("lr", self.lr, least=1e-9, most=1e3)
-        check_count("batch_size", self.batch_size)
-        check_number("success", self.success, least=0, most=1)
-        check_number("weight", self.weight, least=0, most=1e6)
-        check_number("index", self.index, least=0, most=1e6)
+    steps: int = setting(500, "of Adam, for each class", least=1)
+    lr: float = setting(0.1, "of Adam", least=1e-9, most=1e3)
+    batch_size: int = setting(32, "clean images a step, drawn with replacement", least=1)
+    success: float = setting(0.99, "the share of images that a trigger must turn", least=0, most=1)
+    weight: float = setting(1e-3, "lambda, at first", least=0, most=1e6)
+    index: float = setting(2.0, "the anomaly index of a suspicious class", least=0, most=1e6)
 
     def inspect(
         self, case: Case, model: nn.Module, data: DefenderData | None

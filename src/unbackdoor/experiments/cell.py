@@ -1,8 +1,8 @@
 """Cells: one training, or one repair of a trained network, as a value whose content is its name.
 
-A cell's key is a digest of its canonical configuration, of the data set's content, and of the epoch of the code that
+A cell's key is a digest of its canonical configuration, of the data set's content, and of the version of the code that
 performs it. Defaults are written out in the configuration, so that a cell whose defaults have changed is another cell;
-a setting that a method or an attack got later (`config.ADDED`) is written out only where it is not at its default, so
+a setting that a method or an attack got later (`added`) is written out only where it is not at its default, so
 that the keys of older results stand.
 """
 
@@ -16,17 +16,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unbackdoor.attacks import describe_attack, parse_attack
+from unbackdoor.attacks import Attack, describe_attack, parse_attack
 from unbackdoor.data import dataset_spec
 from unbackdoor.defences.table import parse_method
 from unbackdoor.errors import SettingError
 from unbackdoor.models import parse_arch
-from unbackdoor.settings import distinguishing
+from unbackdoor.settings import distinguishing, settings_of
 from unbackdoor.train import RECIPES, Recipe
 
-#: Raised by one whenever a stage's code comes to other results: its old records are then no longer taken for its new
-#: ones.
-EPOCHS = {"training": 1, "repair": 1, "correlation": 1, "probe": 1}
+#: Of each kind's code, raised by one whenever it comes to other results: its old records are then no longer taken for
+#: its new ones. In keys and records it is called "epoch", as in those that are there.
+VERSIONS = {"training": 1, "repair": 1, "correlation": 1, "probe": 1}
 
 Config = dict[str, Any]
 
@@ -74,7 +74,7 @@ class Cell:
         """
         content = {
             "kind": self.kind,
-            "epoch": EPOCHS[self.kind] if self.needs is None else [EPOCHS[self.kind], EPOCHS["training"]],
+            "epoch": VERSIONS[self.kind] if self.needs is None else [VERSIONS[self.kind], VERSIONS["training"]],
             "config": self.config,
             "data": None if self.data_name is None else digests[self.data_name],
             **self.versions,
@@ -265,25 +265,16 @@ canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fa
 
 def wants_images(method: str) -> str | None:
     """What a method is given beside the network: "clean images", "training images", or None."""
-    built = parse_method_text(method)
-    return None if built.needs == "nothing" else str(built.needs)
-
-
-def parse_method_text(text: str) -> Any:
-    """`bnp`, `bnp:u=2` or `bnp@backdoorbench` -> a defence.
-
-    Raises:
-        SettingError: the method, the preset or a setting is unknown, or out of its range.
-    """
-    return parse_method(text)
+    needs: str = parse_method(method).needs
+    return None if needs == "nothing" else needs
 
 
 def method_origins(text: str) -> dict[str, str]:
     """Setting of a method -> where its value comes from."""
-    method = parse_method_text(text)
+    method = parse_method(text)
     name, _, options = text.partition(":")
     preset = name.partition("@")[2]
-    usual = type(method)()
+    usual, about = type(method)(), settings_of(type(method))
     given = {option.partition("=")[0].strip() for option in options.split(",") if option}
 
     def origin(key: str) -> str:
@@ -291,7 +282,7 @@ def method_origins(text: str) -> dict[str, str]:
             return "given in the grid"
         if getattr(method, key) != getattr(usual, key):
             return f"preset {preset}"
-        return "default (this package's choice)" if key in method.own else f"default ({method.source})"
+        return "default (this package's choice)" if about[key].own else f"default ({method.source()})"
 
     origins = {key: origin(key) for key in method.settings()}
     if getattr(method, "holdout", 0):
@@ -309,7 +300,7 @@ def _attack_version(text: str) -> dict[str, int]:
 @functools.cache
 def _method_version(text: str) -> dict[str, int]:
     """As `_attack_version`."""
-    version = parse_method_text(text).version
+    version = parse_method(text).version
     return {"method_version": version} if version > 1 else {}
 
 
@@ -324,20 +315,28 @@ def _arch(text: str, data: str) -> str:
 @functools.cache
 def _attack(text: str, target: int) -> Config:
     named = "target=" in text.partition(":")[2]
-    attack = parse_attack(text) if named else parse_attack(text, target=target)
-    return distinguishing(attack, describe_attack(attack))
+    return attack_config(parse_attack(text) if named else parse_attack(text, target=target))
 
 
 @functools.cache
 def _recipe(name: str, epochs: int | None) -> Config:
-    recipe = RECIPES[name] if epochs is None else dataclasses.replace(RECIPES[name], epochs=epochs)
+    return recipe_config(RECIPES[name] if epochs is None else dataclasses.replace(RECIPES[name], epochs=epochs))
+
+
+def attack_config(attack: Attack) -> Config:
+    """An attack's name and its settings, ready for JSON."""
+    return distinguishing(attack, describe_attack(attack))
+
+
+def recipe_config(recipe: Recipe) -> Config:
+    """A recipe's settings, ready for JSON."""
     return distinguishing(recipe, dataclasses.asdict(recipe))
 
 
 @functools.cache
 def method_config(text: str) -> Config:
     """A method's name and its settings, ready for JSON."""
-    method = parse_method_text(text)
+    method = parse_method(text)
     settings = {
         key: ("inf" if value > 0 else "-inf")
         if isinstance(value, float) and value in (float("inf"), -float("inf"))

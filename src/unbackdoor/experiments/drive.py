@@ -9,6 +9,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from unbackdoor.errors import OutputError
+from unbackdoor.experiments.adopt import adopt_networks
 from unbackdoor.experiments.cell import Cell, Training, canonical
 from unbackdoor.experiments.engine import Engine, Failed
 from unbackdoor.experiments.grid import Grid
@@ -81,10 +82,11 @@ def run_grid(
         told: called with ("start", "done", "failed", "taken"), a cell, and what to say of it.
 
     Raises:
-        DataError: a data set was not found, or is another than the store's.
+        DataError: a data set was not found, or is another than the store's; a network that the grid names is not there.
         OutputError: the store cannot be written.
     """
     digests = meet_data(grid, store, data_dir)
+    adopt_networks(grid, store, digests)
     keys = {cell: cell.key(digests) for cell in grid.cells}
     queue = _Queue(store, keys, known, retry_failed=retry_failed)
     running: dict[str, tuple[Cell, contextlib.ExitStack]] = {}

@@ -3,6 +3,7 @@
     name = "small"
     title = "..."
     paper = "T1"                       # optional: the printed table that stands beside it
+    networks = ["zoo/badnet"]          # optional: folders of unbackdoor train that hold its networks; none is trained
 
     [[runs]]
     data = "cifar10"
@@ -68,12 +69,14 @@ class Grid:
         name, title: for file names and for readers.
         paper: the printed table that stands beside it, or "".
         cells: every cell once; a training stands before what needs it.
+        networks: folders of `unbackdoor train` that hold its networks; without any, they are trained.
     """
 
     name: str
     title: str
     paper: str
     cells: tuple[Cell, ...]
+    networks: tuple[Path, ...] = ()
 
     @property
     def data_sets(self) -> tuple[str, ...]:
@@ -94,14 +97,18 @@ def read_grid(path: str | Path) -> Grid:
         raise SettingError(f"{path}: expected a grid: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise SettingError(f"{path}: expected a grid in TOML: {error}") from error
-    unknown = set(record) - {"name", "title", "paper", "runs"}
+    unknown = set(record) - {"name", "title", "paper", "networks", "runs"}
     if unknown:
-        raise SettingError(f"{path}: unknown key {sorted(unknown)[0]!r}; a grid has name, title, paper and [[runs]]")
+        known = "name, title, paper, networks and [[runs]]"
+        raise SettingError(f"{path}: unknown key {sorted(unknown)[0]!r}; a grid has {known}")
     for key in ("name", "title", "paper"):
         if not isinstance(record.get(key, ""), str):
             raise SettingError(f"{path}: {key}: expected a text, got {record[key]!r}")
     if record.get("paper", "") not in PAPER:
         raise SettingError(f"{path}: paper: expected one of {', '.join(PAPER[1:])}, got {record['paper']!r}")
+    networks = record.get("networks", [])
+    if not isinstance(networks, list) or not all(isinstance(name, str) for name in networks):
+        raise SettingError(f"{path}: networks: expected a list of folders, got {networks!r}")
     runs = record.get("runs")
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
         raise SettingError(f"{path}: expected at least one [[runs]]")
@@ -113,7 +120,8 @@ def read_grid(path: str | Path) -> Grid:
             raise SettingError(f"{path}: runs {number}: {error}") from error
     _check_names(path, cells)
     name = record.get("name") or path.stem
-    return Grid(name, record.get("title", name), record.get("paper", ""), tuple(cells))
+    folders = tuple(path.parent / name for name in networks)
+    return Grid(name, record.get("title", name), record.get("paper", ""), tuple(cells), folders)
 
 
 def _check_names(path: Path, cells: Iterable[Cell]) -> None:

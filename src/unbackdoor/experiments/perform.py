@@ -16,22 +16,22 @@ from typing import Any
 import torch
 
 import unbackdoor
-from unbackdoor.api import Defended, load_model
+from unbackdoor.api import load_model
 from unbackdoor.api.defending import mixture, timed
 from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalise
+from unbackdoor.defences.table import parse_method
 from unbackdoor.defender.case import Case
 from unbackdoor.experiments.cell import (
-    EPOCHS,
+    VERSIONS,
     Cell,
     Correlation,
     Probe,
     Repair,
     Training,
     method_origins,
-    parse_method_text,
 )
-from unbackdoor.metrics import read_evaluation
+from unbackdoor.findings import effectiveness, read_evaluation
 from unbackdoor.metrics.activation_change import correlations
 from unbackdoor.models import parse_arch
 from unbackdoor.train import Run, circumstances, measure, train_run
@@ -102,7 +102,7 @@ def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) 
         "schema_version": SCHEMA_VERSION,
         "kind": cell.kind,
         "config": cell.config,
-        "epoch": EPOCHS[cell.kind],
+        "epoch": VERSIONS[cell.kind],
         "data_digest": None if cell.data_name is None else work.digests[cell.data_name],
         "result": result,
         "seconds": round(time.perf_counter() - started, 3),
@@ -143,7 +143,7 @@ def _train(cell: Training, work: Work, progress: Progress) -> tuple[dict[str, An
 
 def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     model, attack, test = _trained(cell.training, work)
-    method = parse_method_text(cell.method)
+    method = parse_method(cell.method)
     poisoned, seed = 0, cell.clean_seed or 0
     case = Case(network=model, generator=torch.Generator().manual_seed(seed), progress=progress)
     if method.needs != "nothing":
@@ -156,7 +156,6 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     outcome, seconds = timed(lambda: method.run(case))
     after = measure(outcome.model, test, attack)
     assert work.before is not None
-    done = Defended(outcome.report, read_evaluation(work.before), after, seconds)
     changed = any(
         not torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), outcome.model.state_dict().values(), strict=True)
@@ -165,7 +164,7 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     return {
         "rates": after.to_dict(),
         "before": dict(work.before),
-        "der": done.effectiveness,
+        "der": effectiveness(read_evaluation(work.before), after),
         "changed": changed,
         "pruned": outcome.report.pruned,
         "scaled": outcome.report.scaled,

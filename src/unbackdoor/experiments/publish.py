@@ -9,6 +9,7 @@ from typing import Any
 
 from unbackdoor.attacks import parse_attack
 from unbackdoor.data import dataset_spec
+from unbackdoor.defences.table import parse_method
 from unbackdoor.experiments.cell import Cell, Correlation, Repair, Training, canonical, method_config, method_origins
 from unbackdoor.experiments.grid import Grid
 from unbackdoor.experiments.store import Record, Store
@@ -80,6 +81,8 @@ def claim_of(cell: Cell, key: str, record: Record | None, failed: str | None = N
         commit=record.get("commit"),
         correlation=result if isinstance(cell, Correlation) and result else None,
         layers=None if repair is None else result.get("layers"),
+        stages=None if repair is None else result.get("stages") or None,
+        paper="" if repair is None else parse_method(repair.method).source(),
         note="taken over from a run of unbackdoor train" if record.get("adopted") else "",
     )
 

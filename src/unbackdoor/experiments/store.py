@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from unbackdoor.atomic import atomic_write
 from unbackdoor.errors import DataError, OutputError
-from unbackdoor.experiments.cell import EPOCHS, Cell, canonical
+from unbackdoor.experiments.cell import VERSIONS, Cell, canonical
 
 Record = dict[str, Any]
 
@@ -55,7 +55,7 @@ class Store:
                 raise DataError(f"{self.root}: expected a store, as `unbackdoor bench run --store` makes it")
             return
         try:
-            for name in ("data", "failed", "damaged", "work", "locks", *EPOCHS):
+            for name in ("data", "failed", "damaged", "work", "locks", *VERSIONS):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.root}: a store cannot be made here: {error.strerror or error}") from error

@@ -8,14 +8,16 @@ They are made by `unbackdoor bench report`, or written by whoever ran something 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec.structs import asdict
+
 from unbackdoor.errors import DataError, OutputError
-from unbackdoor.leaderboard.claim_checks import GRID_FIELDS, read_claim, read_head
+from unbackdoor.leaderboard.claim_checks import Head, read_claim, read_head
 from unbackdoor.leaderboard.claims import SCHEMA_VERSION, Claim, ClaimedGrid, file_name
+from unbackdoor.records import pretty
 
 GRID = "grid.json"
 
@@ -51,7 +53,7 @@ def read_digests(folder: str | Path) -> dict[str, str]:
         DataError: a grid.json is none, or two of them say otherwise of one data set.
     """
     root = Path(folder)
-    return _agreed((str(head), read_head(head)["data"]) for head in (_heads(root) if root.is_dir() else ()))
+    return _agreed((str(head), read_head(head).data) for head in (_heads(root) if root.is_dir() else ()))
 
 
 def check_digests(grids: Iterable[ClaimedGrid]) -> None:
@@ -97,10 +99,10 @@ def merged(folder: str | Path, grid: ClaimedGrid) -> ClaimedGrid:
 
 def _united(head: Path, grid: ClaimedGrid) -> ClaimedGrid:
     there = read_head(head)
-    data = _agreed(((f"the grid {grid.name!r}", grid.data), (str(head), there["data"])))
-    if len(grid.keys) >= grid.cells > 0 or not there["keys"]:
+    data = _agreed(((f"the grid {grid.name!r}", grid.data), (str(head), there.data)))
+    if len(grid.keys) >= grid.cells > 0 or not there.keys:
         return grid
-    keys = tuple(dict.fromkeys((*grid.keys, *there["keys"])))
+    keys = tuple(dict.fromkeys((*grid.keys, *there.keys)))
     return replace(grid, keys=keys, cells=max(grid.cells, len(keys)), data=data)
 
 
@@ -116,13 +118,13 @@ def write_grid(folder: str | Path, grid: ClaimedGrid, *, only: Container[str] | 
         OutputError: the folder cannot be written.
     """
     root = Path(folder) / file_name(grid.name)
-    head = {"schema_version": SCHEMA_VERSION, **{name: getattr(grid, name) for name in GRID_FIELDS}}
+    head = {"schema_version": SCHEMA_VERSION, **{name: getattr(grid, name) for name in Head.__struct_fields__}}
     try:
         root.mkdir(parents=True, exist_ok=True)
         for claim in grid.claims:
             if only is None or claim.key in only:
                 _write(root / _claim_file(claim), claim.to_json())
-        _write(root / GRID, json.dumps(head, indent=1, ensure_ascii=False) + "\n")
+        _write(root / GRID, pretty(head))
     except OSError as error:
         raise OutputError(f"{root}: claims cannot be written: {error.strerror or error}") from error
 
@@ -142,7 +144,7 @@ def _read_grid(head: Path) -> ClaimedGrid:
     for path in sorted(head.parent.glob("*.json")):
         if path.name != GRID:
             _put(claims, path, read_claim(path))
-    return ClaimedGrid(**read_head(head), claims=tuple(claim for _, claim in claims.values()))
+    return ClaimedGrid(**asdict(read_head(head)), claims=tuple(claim for _, claim in claims.values()))
 
 
 def _put(claims: dict[tuple[str, str], tuple[Path, Claim]], path: Path, claim: Claim) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+from msgspec import Struct
+
+from unbackdoor.records import pretty
 
 SCHEMA_VERSION = 1
 #: Of methods' and attacks' names in a claim.
@@ -17,12 +20,15 @@ KINDS = ("training", "repair", "correlation")
 NEEDED = ("kind", "key", "data", "arch", "attack", "rate", "recipe", "epochs", "seed")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Count:
+class Count(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`hits` of `total` images."""
 
     hits: int
     total: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hits <= self.total or not self.total:
+            raise ValueError(f"expected hits of a total above 0, got {self.hits} of {self.total}")
 
     @property
     def percent(self) -> float:
@@ -41,6 +47,7 @@ class Claim:
         data, arch, attack, rate, target, recipe, epochs, seed, dtype: the network, as a grid says it; `attack` "none"
             is a clean network, whose rate is None.
         method: as a grid says it; "none" for a training.
+        paper: that the method is from.
         clean, clean_seed: share of clean images and seed of their draw; None for methods that want none.
         poisoned: share of these with the trigger, for methods that want training images.
         names: titles for readers, of "data", "arch" and "attack".
@@ -54,6 +61,7 @@ class Claim:
         hardware, versions, commit: of the run.
         correlation: of Figure 3, by "pearson" and "spearman".
         layers: scores and cuts of each layer, where the grid asked for them.
+        stages: training curves of a method that trains.
         note: anything else.
     """
 
@@ -70,6 +78,7 @@ class Claim:
     seed: int
     dtype: str = "bfloat16"
     method: str = NONE
+    paper: str = ""
     clean: float | None = None
     clean_seed: int | None = None
     poisoned: float | None = None
@@ -90,12 +99,13 @@ class Claim:
     commit: str | None = None
     correlation: dict[str, Any] | None = None
     layers: list[Any] | None = None
+    stages: list[Any] | None = None
     note: str = ""
 
     def to_json(self) -> str:
-        """The file's content, a value a line; what says nothing is left out."""
+        """The file's content; what says nothing is left out."""
         said = {name: value for name, value in vars(self).items() if value or value == 0 or name in NEEDED}
-        return _encode({"schema_version": SCHEMA_VERSION, **said, "rate": self.rate}) + "\n"
+        return pretty({"schema_version": SCHEMA_VERSION, **said, "rate": self.rate})
 
     @property
     def title(self) -> str:
@@ -161,7 +171,3 @@ def done_in(grids: Iterable[ClaimedGrid]) -> set[str]:
 def file_name(text: str) -> str:
     """A text as a file's name that a reader recognises."""
     return re.sub(r"[^\w.=@-]", "_", text.replace(": ", "-")).strip("._")[:180] or "unnamed"
-
-
-#: With a line break behind each value instead of an indent, for which Python has no fast encoder; a count as an object.
-_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",\n ", ": "), default=vars).encode

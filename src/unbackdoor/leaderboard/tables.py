@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections import Counter
@@ -14,12 +15,6 @@ from unbackdoor.leaderboard.paper import METHODS, Printed, printed
 
 #: Below this, in percent, an attack has not been established: nothing can be said of a defence against it.
 ESTABLISHED = 80.0
-#: Student's t for a two-sided 95 % interval, by degrees of freedom from 1.
-T95 = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448,
-    2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484,
-    2.0452, 2.0423,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,9 +44,16 @@ class Mean:
         n = len(values)
         half = None
         if n > 1:
-            t = T95[n - 2] if n - 2 < len(T95) else 1.96 + 2.5 / (n - 1)
-            half = t * statistics.stdev(values) / math.sqrt(n)
+            half = _student(n - 1) * statistics.stdev(values) / math.sqrt(n)
         return cls(statistics.fmean(values), half, tuple(values))
+
+
+@functools.cache
+def _student(freedom: int) -> float:
+    """Student's t for a two-sided 95 % interval."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975))
 
 
 @dataclass(frozen=True)

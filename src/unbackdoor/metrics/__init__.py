@@ -1,15 +1,11 @@
-"""ACC, ASR, RA and DER, with counts."""
+"""ACC, ASR and RA, counted."""
 
 from unbackdoor.metrics.evaluate import evaluate_model, predict
-from unbackdoor.metrics.rates import Evaluation, Rate, accuracy, attack_success, defence_effectiveness, read_evaluation
+from unbackdoor.metrics.rates import accuracy, attack_success
 
 __all__ = [
-    "Evaluation",
-    "Rate",
     "accuracy",
     "attack_success",
-    "defence_effectiveness",
     "evaluate_model",
     "predict",
-    "read_evaluation",
 ]

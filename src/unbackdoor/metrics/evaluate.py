@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.metrics.rates import Evaluation, accuracy, attack_success
+from unbackdoor.findings import Evaluation
+from unbackdoor.metrics.rates import accuracy, attack_success
 from unbackdoor.outputs import logits_of, part_of
 
 Progress = Callable[[int, int], None]

@@ -2,21 +2,25 @@
 
 import importlib
 
-from unbackdoor.findings import Report
+from unbackdoor.findings import Detection, Report
 
-#: The forms of a report; each is a file of this folder with a `render` of its own.
-FORMS = ("text", "html", "sarif")
+#: A kind of finding -> its forms, and the file of this folder that renders each.
+FORMS: dict[type, dict[str, str]] = {
+    Report: {"text": "text", "html": "html", "sarif": "sarif"},
+    Detection: {"text": "results"},
+}
 
 
-def render(report: Report, form: str) -> str:
-    """A report in one of `FORMS`.
+def render(found: object, form: str) -> str:
+    """A finding in one of its `FORMS`.
 
     Raises:
         ValueError: the form is not one of them.
     """
-    if form not in FORMS:
-        raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
-    text: str = importlib.import_module(f"unbackdoor.report.{form}").render(report)
+    forms = FORMS[type(found)]
+    if form not in forms:
+        raise ValueError(f"form: expected one of {', '.join(forms)}, got {form!r}")
+    text: str = importlib.import_module(f"unbackdoor.report.{forms[form]}").render(found)
     return text
 
 

@@ -4,54 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from unbackdoor.errors import SettingError
 from unbackdoor.registry import Registry
+from unbackdoor.settings import Configured, Setting, described, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Configured):
     """How a network is trained with SGD.
 
     Attributes:
         name: what a user types.
-        epochs: passes over the training set.
-        lr: the largest learning rate.
-        schedule: "cosine" falls from lr to 0 over all steps; "onecycle" rises linearly over the first fifth of the
-            steps, then falls linearly to 0; "multistep" falls tenfold at each of `milestones`; "plateau" falls tenfold
-            when the training loss has not fallen for `patience` epochs.
-        milestones: epochs, for "multistep".
-        patience: epochs, for "plateau".
-        batch_size: images a step; a last, smaller batch is kept, unless it is a single image.
-        momentum, nesterov, weight_decay: of SGD.
-        crop_padding: zero pixels around an image before a random crop of its own size; 0 is no crop.
     """
 
     name: str
-    epochs: int
-    lr: float
-    schedule: Literal["cosine", "onecycle", "multistep", "plateau"] = "cosine"
-    milestones: tuple[int, ...] = ()
-    patience: int = 10
-    batch_size: int = 128
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    crop_padding: int = 4
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise SettingError(f"epochs: expected at least 1, got {self.epochs}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise SettingError(f"lr: expected a positive number, got {self.lr}")
-        if self.schedule not in ("cosine", "onecycle", "multistep", "plateau"):
-            raise SettingError(f"schedule: expected cosine, onecycle, multistep or plateau, got {self.schedule!r}")
-        if self.crop_padding < 0:
-            raise SettingError(f"crop padding: expected 0 pixels or more, got {self.crop_padding}")
-        if self.batch_size < 2:
-            raise SettingError(f"batch size: expected at least 2, got {self.batch_size}")
+    epochs: int = field(metadata=described(Setting(meaning="passes over the training set", least=1)))
+    lr: float = field(metadata=described(Setting(meaning="the largest learning rate", above=0, below=math.inf)))
+    schedule: Literal["cosine", "onecycle", "multistep", "plateau"] = setting(
+        "cosine",
+        '"cosine" falls from lr to 0 over all steps; "onecycle" rises linearly over the first fifth of the steps, '
+        'then falls linearly to 0; "multistep" falls tenfold at each of `milestones`; "plateau" falls tenfold when '
+        "the training loss has not fallen for `patience` epochs",
+    )
+    milestones: tuple[int, ...] = setting((), 'epochs, for "multistep"')
+    patience: int = setting(10, 'epochs, for "plateau"', least=0)
+    batch_size: int = setting(128, "images a step; a last, smaller batch is kept, unless it is a single image", least=2)
+    momentum: float = setting(0.9, "of SGD", least=0, most=1)
+    nesterov: bool = setting(False, "of SGD")
+    weight_decay: float = setting(5e-4, "of SGD", least=0, most=1)
+    crop_padding: int = setting(
+        4, "zero pixels around an image before a random crop of its own size; 0 is no crop", least=0
+    )
 
     def lr_at(self, step: int, steps: int, losses: Sequence[float] = ()) -> float:
         """The learning rate of step `step` (from 0) of `steps`.

@@ -22,9 +22,10 @@ from unbackdoor.attacks.flatness import Flatness
 from unbackdoor.attacks.store import SETTINGS, TRIGGER
 from unbackdoor.data import DatasetSpec, LabelledImages, normalise
 from unbackdoor.errors import OutputError, SettingError
+from unbackdoor.findings import Evaluation, Rate
 from unbackdoor.graph import layer_graph
 from unbackdoor.lock import locked
-from unbackdoor.metrics import Evaluation, Rate, evaluate_model
+from unbackdoor.metrics import evaluate_model
 from unbackdoor.models import Arch
 from unbackdoor.train.fit import Epoch, Step, all_finite, batch_sizes, fit
 from unbackdoor.train.recipe import Recipe

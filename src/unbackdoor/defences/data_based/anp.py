@@ -1,5 +1,4 @@
-"""ANP, adversarial neuron pruning (Wu & Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models",
-NeurIPS 2021).
+"""ANP, adversarial neuron pruning (Wu & Wang, NeurIPS 2021).
 
 Symbols, over all BatchNorm channels at once:
     m        masks in [0, 1], 1 at first: gamma becomes (m + delta) gamma
@@ -24,12 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.data.augment import Augmentation
-from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
+from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.norm_channels import NormChannels
 from unbackdoor.defender.tuning import stage
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 #: Iterations a point of the loss curve stands for.
 POINT = 100
@@ -37,54 +38,42 @@ POINT = 100
 
 @dataclass(frozen=True, kw_only=True)
 class ANP(DataBased):
-    """Prune channels that react most to noise on their norms.
-
-    Attributes:
-        eps: the noises' range, as a share of gamma and beta.
-        steps: ascent steps of the noise.
-        alpha: weight of the loss without noise.
-        iterations: of the masks.
-        lr: of SGD on the masks, momentum 0.9.
-        batch_size: images an iteration, drawn with replacement.
-        threshold: channels with a mask at or below it are pruned.
-        holdout: share of the images kept aside to choose the threshold instead; 0 takes `threshold` as it is.
-        tolerance: the share of the accuracy on those that the chosen threshold may cost.
-        crop_padding: zero pixels around an image before a random crop; 0 is none.
-        beta: "keep" switches off gamma alone, as trained and published; "zero" both.
-    """
+    """Prune channels that react most to noise on their norms."""
 
     name: ClassVar[str] = "anp"
     title: ClassVar[str] = "Adversarial neuron pruning"
-    source: ClassVar[str] = "Wu & Wang, NeurIPS 2021"
-    own: ClassVar[frozenset[str]] = frozenset(("holdout", "tolerance"))
+    paper: ClassVar[Paper] = Paper(
+        authors=("Wu", "Wang"),
+        title="Adversarial Neuron Pruning Purifies Backdoored Deep Models",
+        venue="NeurIPS",
+        year=2021,
+        url="https://arxiv.org/abs/2110.14430",
+    )
     version: ClassVar[int] = 2  # 1 was computed in bfloat16 where the hardware is faster with it
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "2,000 batches, each 3 forward and 2 backward"
 
-    eps: float = 0.4
-    steps: int = 1
-    alpha: float = 0.2
-    iterations: int = 2000
-    lr: float = 0.2
-    batch_size: int = 128
-    threshold: float = 0.2
-    holdout: float = 0.0
-    tolerance: float = 0.05
-    crop_padding: int = 4
-    beta: Literal["keep", "zero"] = "keep"
-
-    def __post_init__(self) -> None:
-        check_number("eps", self.eps, least=0, most=100)
-        check_count("steps", self.steps)
-        check_number("alpha", self.alpha, least=0, most=1)
-        check_count("iterations", self.iterations)
-        check_number("lr", self.lr, least=1e-9, most=1e3)
-        check_count("batch_size", self.batch_size, least=2)
-        check_number("threshold", self.threshold, least=0, most=1)
-        check_number("holdout", self.holdout, least=0, most=0.9)
-        check_number("tolerance", self.tolerance, least=0, most=1)
-        check_count("crop_padding", self.crop_padding, least=0)
-        check_choice("beta", self.beta, ("keep", "zero"))
+    eps: float = setting(0.4, "the noises' range, as a share of gamma and beta", least=0, most=100)
+    steps: int = setting(1, "ascent steps of the noise", least=1)
+    alpha: float = setting(0.2, "weight of the loss without noise", least=0, most=1)
+    iterations: int = setting(2000, "of the masks", least=1)
+    lr: float = setting(0.2, "of SGD on the masks, momentum 0.9", least=1e-9, most=1e3)
+    batch_size: int = setting(128, "images an iteration, drawn with replacement", least=2)
+    threshold: float = setting(0.2, "channels with a mask at or below it are pruned", least=0, most=1)
+    holdout: float = setting(
+        0.0,
+        "share of the images kept aside to choose the threshold instead; 0 takes `threshold` as it is",
+        least=0,
+        most=0.9,
+        own=True,
+    )
+    tolerance: float = setting(
+        0.05, "the share of the accuracy on those that the chosen threshold may cost", least=0, most=1, own=True
+    )
+    crop_padding: int = setting(4, "zero pixels around an image before a random crop; 0 is none", least=0)
+    beta: Literal["keep", "zero"] = setting(
+        "keep", '"keep" switches off gamma alone, as trained and published; "zero" both'
+    )
 
     @classmethod
     def backdoorbench(cls) -> ANP:

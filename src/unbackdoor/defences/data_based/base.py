@@ -10,13 +10,15 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from unbackdoor.defences.base import Defence, check_count, check_number
+from unbackdoor.defences.base import Defence
 from unbackdoor.defender.case import Case, Needs
 from unbackdoor.defender.images import DefenderData, data_report, images_of
 from unbackdoor.defender.tuning import cross_entropy, tune
 from unbackdoor.findings import Remark, Stage
 from unbackdoor.graph.tensors import Tensors
+from unbackdoor.papers import BACKDOORBENCH, Paper
 from unbackdoor.prune import Editor, Plan, Selection, rewritten
+from unbackdoor.settings import setting
 from unbackdoor.train import Recipe
 
 
@@ -94,32 +96,17 @@ class DataBased(Defence):
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(DataBased):
-    """A defence that trains all weights on the clean images; BackdoorBench's settings.
+    """A defence that trains all weights on the clean images; BackdoorBench's settings."""
 
-    Attributes:
-        epochs: passes over the images.
-        lr: of SGD, falling by a cosine to 0.
-        batch_size: images a step.
-        momentum, weight_decay: of SGD.
-        crop_padding: zero pixels around an image before a random crop; 0 is none.
-    """
-
+    settings_from: ClassVar[Paper] = BACKDOORBENCH
     needs_gradients: ClassVar[bool] = True
 
-    epochs: int = 100
-    lr: float = 0.01
-    batch_size: int = 256
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop_padding: int = 4
-
-    def __post_init__(self) -> None:
-        check_count("epochs", self.epochs)
-        check_number("lr", self.lr, least=1e-9, most=1e3)
-        check_count("batch_size", self.batch_size, least=2)
-        check_number("momentum", self.momentum, least=0, most=1)
-        check_number("weight_decay", self.weight_decay, least=0, most=1)
-        check_count("crop_padding", self.crop_padding, least=0)
+    epochs: int = setting(100, "passes over the images", least=1)
+    lr: float = setting(0.01, "of SGD, falling by a cosine to 0", least=1e-9, most=1e3)
+    batch_size: int = setting(256, "images a step", least=2)
+    momentum: float = setting(0.9, "of SGD", least=0, most=1)
+    weight_decay: float = setting(5e-4, "of SGD", least=0, most=1)
+    crop_padding: int = setting(4, "zero pixels around an image before a random crop; 0 is none", least=0)
 
     def tuned(
         self, case: Case, model: nn.Module, data: DefenderData, forward: Callable[[Tensor], object] | None = None

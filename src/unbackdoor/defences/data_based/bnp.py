@@ -1,5 +1,4 @@
-"""BNP, BatchNorm statistics-based pruning (Zheng, Tang, Li & Liu, "Pre-activation Distributions Expose Backdoor
-Neurons", NeurIPS 2022).
+"""BNP, BatchNorm statistics-based pruning (Zheng et al., NeurIPS 2022).
 
 Symbols, per BatchNorm with c channels:
     m1, v1   mean and variance of channel j's pre-activations on clean images
@@ -22,40 +21,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.data.augment import Augmentation
-from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
+from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.images import PLAIN, DefenderData
 from unbackdoor.defender.norm_channels import NormChannels, norm_inputs
+from unbackdoor.papers import PRE_ACTIVATIONS, Paper
+from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class BNP(DataBased):
-    """Prune channels whose pre-activations on clean images are not distributed as they were in training.
-
-    Attributes:
-        u: the cut, in standard deviations above the layer's mean divergence.
-        batch_size: how many of the images are used, in one batch.
-        crop_padding: zero pixels around an image before a random crop, as in training; 0 shows images as they are.
-        beta: "keep" switches off gamma alone, as published: the channel becomes the constant beta; "zero" both.
-    """
+    """Prune channels whose pre-activations on clean images are not distributed as they were in training."""
 
     name: ClassVar[str] = "bnp"
     title: ClassVar[str] = "BatchNorm statistics-based pruning"
-    source: ClassVar[str] = "Zheng et al., NeurIPS 2022"
+    paper: ClassVar[Paper] = PRE_ACTIVATIONS
     needs_labels: ClassVar[bool] = False
     passes: ClassVar[str] = "1 forward pass of one batch"
 
-    u: float = 3.0
-    batch_size: int = 500
-    crop_padding: int = 4
-    beta: Literal["keep", "zero"] = "keep"
-
-    def __post_init__(self) -> None:
-        check_number("u", self.u, least=0)
-        check_count("batch_size", self.batch_size, least=2)
-        check_count("crop_padding", self.crop_padding, least=0)
-        check_choice("beta", self.beta, ("keep", "zero"))
+    u: float = setting(3.0, "the cut, in standard deviations above the layer's mean divergence", least=0)
+    batch_size: int = setting(500, "how many of the images are used, in one batch", least=2)
+    crop_padding: int = setting(
+        4, "zero pixels around an image before a random crop, as in training; 0 shows images as they are", least=0
+    )
+    beta: Literal["keep", "zero"] = setting(
+        "keep", '"keep" switches off gamma alone, as published: the channel becomes the constant beta; "zero" both'
+    )
 
     @classmethod
     def backdoorbench(cls) -> BNP:

@@ -1,5 +1,4 @@
-"""EP, entropy-based pruning (Zheng, Tang, Li & Liu, "Pre-activation Distributions Expose Backdoor Neurons",
-NeurIPS 2022).
+"""EP, entropy-based pruning (Zheng et al., NeurIPS 2022).
 
 Symbols, per BatchNorm with c channels:
     z_ij     channel j's pre-activation on image i (the largest over its map), standardised over the images
@@ -19,58 +18,50 @@ it does (`histogram="published"`). What is not counted there still divides: shar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from unbackdoor.data.augment import Augmentation
-from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
+from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings
 from unbackdoor.defender.case import Case, Needs
 from unbackdoor.defender.images import PLAIN, DefenderData
 from unbackdoor.defender.norm_channels import NormChannels, norm_inputs
 from unbackdoor.errors import MethodError
-from unbackdoor.settings import ADDED
+from unbackdoor.papers import PRE_ACTIVATIONS, Paper
+from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class EP(DataBased):
-    """Prune channels that answer the training images in two humps.
-
-    Attributes:
-        u: the cut, in standard deviations below the layer's mean entropy.
-        bin_width: of the histograms, in standard deviations of a channel.
-        batch_size: how many of the images are used, in one batch.
-        crop_padding: zero pixels around an image before a random crop, as in training; 0 shows images as they are.
-        beta: "keep" switches off gamma alone, as published: the channel becomes the constant beta; "zero" both.
-        histogram: "whole" counts every value; "published" leaves out the smallest, and those in the last partial bin.
-    """
+    """Prune channels that answer the training images in two humps."""
 
     name: ClassVar[str] = "ep"
     title: ClassVar[str] = "Entropy-based pruning"
-    source: ClassVar[str] = "Zheng et al., NeurIPS 2022"
+    paper: ClassVar[Paper] = PRE_ACTIVATIONS
     needs: ClassVar[Needs] = "training images"
     needs_labels: ClassVar[bool] = False
     passes: ClassVar[str] = "1 forward pass of one batch"
-    own: ClassVar[frozenset[str]] = frozenset(("histogram",))
     version: ClassVar[int] = 2  # 1 saw WaNet, BPP and Input-Aware without the images that stand beside the trigger
 
-    u: float = 3.0
-    bin_width: float = 0.01
-    batch_size: int = 500
-    crop_padding: int = 4
-    beta: Literal["keep", "zero"] = "keep"
-    histogram: Literal["whole", "published"] = field(default="whole", metadata=ADDED)
-
-    def __post_init__(self) -> None:
-        check_number("u", self.u, least=0)
-        check_number("bin_width", self.bin_width, least=1e-4, most=10)
-        check_count("batch_size", self.batch_size, least=2)
-        check_count("crop_padding", self.crop_padding, least=0)
-        check_choice("beta", self.beta, ("keep", "zero"))
-        check_choice("histogram", self.histogram, ("whole", "published"))
+    u: float = setting(3.0, "the cut, in standard deviations below the layer's mean entropy", least=0)
+    bin_width: float = setting(0.01, "of the histograms, in standard deviations of a channel", least=1e-4, most=10)
+    batch_size: int = setting(500, "how many of the images are used, in one batch", least=2)
+    crop_padding: int = setting(
+        4, "zero pixels around an image before a random crop, as in training; 0 shows images as they are", least=0
+    )
+    beta: Literal["keep", "zero"] = setting(
+        "keep", '"keep" switches off gamma alone, as published: the channel becomes the constant beta; "zero" both'
+    )
+    histogram: Literal["whole", "published"] = setting(
+        "whole",
+        '"whole" counts every value; "published" leaves out the smallest, and those in the last partial bin',
+        own=True,
+        added=True,
+    )
 
     @classmethod
     def as_published(cls) -> EP:

@@ -1,5 +1,4 @@
-"""FP, fine-pruning (Liu, Dolan-Gavitt & Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural
-Networks", RAID 2018).
+"""FP, fine-pruning (Liu et al., RAID 2018).
 
 Symbols:
     a_f      mean activation of feature f (an input of the classifier) over clean images
@@ -23,40 +22,33 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from unbackdoor.defences.base import DEFENCES, check_number
+from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import Findings, FineTuning
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.images import DefenderData, inputs_of
 from unbackdoor.errors import MethodError
+from unbackdoor.papers import Paper
 from unbackdoor.prune import Population
+from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class FP(FineTuning):
-    """Prune the features that sleep on clean images, then fine-tune.
-
-    Attributes:
-        epochs: of fine-tuning.
-        lr: of SGD, falling by a cosine to 0.
-        batch_size: images a step.
-        momentum, weight_decay: of SGD.
-        crop_padding: zero pixels around an image before a random crop; 0 is none.
-        tolerance: the share of the accuracy that pruning may cost.
-        step: the share of all features that goes at a time.
-    """
+    """Prune the features that sleep on clean images, then fine-tune."""
 
     name: ClassVar[str] = "fp"
     title: ClassVar[str] = "Fine-pruning"
-    source: ClassVar[str] = "Liu et al., RAID 2018; settings of BackdoorBench, 2022"
+    paper: ClassVar[Paper] = Paper(
+        authors=("Liu", "Dolan-Gavitt", "Garg"),
+        title="Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks",
+        venue="RAID",
+        year=2018,
+        url="https://arxiv.org/abs/1805.12185",
+    )
     passes: ClassVar[str] = "1 forward, then 100 forward and backward"
 
-    tolerance: float = 0.1
-    step: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("tolerance", self.tolerance, least=0, most=1)
-        check_number("step", self.step, least=1e-6, most=1)
+    tolerance: float = setting(0.1, "the share of the accuracy that pruning may cost", least=0, most=1)
+    step: float = setting(0.01, "the share of all features that goes at a time", least=1e-6, most=1)
 
     def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Prune (Sec. 3.1), then fine-tune with the mask kept (Sec. 3.3)."""

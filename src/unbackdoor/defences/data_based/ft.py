@@ -18,19 +18,11 @@ from unbackdoor.defender.images import DefenderData
 
 @dataclass(frozen=True, kw_only=True)
 class FT(FineTuning):
-    """Train all weights on the clean images.
-
-    Attributes:
-        epochs: passes over the images.
-        lr: of SGD, falling by a cosine to 0.
-        batch_size: images a step.
-        momentum, weight_decay: of SGD.
-        crop_padding: zero pixels around an image before a random crop; 0 is none.
-    """
+    """Train all weights on the clean images."""
 
     name: ClassVar[str] = "ft"
     title: ClassVar[str] = "Fine-tuning"
-    source: ClassVar[str] = "no paper of its own; settings of BackdoorBench, 2022"
+    paper: ClassVar[None] = None
     passes: ClassVar[str] = "100 forward and backward"
 
     def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:

@@ -1,5 +1,4 @@
-"""I-BAU, implicit backdoor adversarial unlearning (Zeng, Chen, Park, Mao, Jin & Jia, "Adversarial Unlearning of
-Backdoors via Implicit Hypergradient", ICLR 2022).
+"""I-BAU, implicit backdoor adversarial unlearning (Zeng et al., ICLR 2022).
 
 Symbols:
     delta    one universal perturbation of pixel values, added to images in [0, 1]
@@ -25,20 +24,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
+from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.tuning import stage
 from unbackdoor.errors import MethodError
-from unbackdoor.settings import ADDED
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 
 #: A network as a function of its inputs.
 Forward = Callable[[Tensor], Tensor]
@@ -46,53 +46,39 @@ Forward = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class IBAU(DataBased):
-    """Unlearn the perturbation that fools the network most, with exact implicit gradients.
-
-    Attributes:
-        rounds: of finding a perturbation and unlearning it.
-        lr: of Adam on the weights.
-        inner_lr: of SGD on the perturbation.
-        inner_step: of Phi, the inner step that the hypergradient goes through.
-        radius: C, the largest |delta|, in the units of `space`; inf is the published code's.
-        penalty: weight of |delta|^2.
-        fixed_point: K, steps towards v.
-        batch_size: images a step.
-        perturbed: share of each batch that carries the perturbation, one image at least.
-        space: where delta lives: in "pixels" in [0, 1], or in the "normalised" images that the network is given.
-        amsgrad: whether Adam divides by the largest second moment so far.
-    """
+    """Unlearn the perturbation that fools the network most, with exact implicit gradients."""
 
     name: ClassVar[str] = "ibau"
     title: ClassVar[str] = "Implicit backdoor adversarial unlearning"
-    source: ClassVar[str] = "Zeng et al., ICLR 2022"
-    own: ClassVar[frozenset[str]] = frozenset(("radius",))
+    paper: ClassVar[Paper] = Paper(
+        authors=("Zeng", "Chen", "Park", "Mao", "Jin", "Jia"),
+        title="Adversarial Unlearning of Backdoors via Implicit Hypergradient",
+        venue="ICLR",
+        year=2022,
+        url="https://arxiv.org/abs/2110.03735",
+    )
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "5 rounds, each about 2 + 15 forward and backward"
 
-    rounds: int = 5
-    lr: float = 1e-3
-    inner_lr: float = 10.0
-    inner_step: float = 0.1
-    radius: float = 10.0
-    penalty: float = 0.001
-    fixed_point: int = 5
-    batch_size: int = 100
-    perturbed: float = 0.01
-    space: Literal["pixels", "normalised"] = field(default="pixels", metadata=ADDED)
-    amsgrad: bool = field(default=False, metadata=ADDED)
-
-    def __post_init__(self) -> None:
-        check_count("rounds", self.rounds)
-        check_number("lr", self.lr, least=1e-9, most=1e3)
-        check_number("inner_lr", self.inner_lr, least=0, most=1e6)
-        check_number("inner_step", self.inner_step, least=0, most=1e6)
-        check_number("radius", self.radius, least=0)
-        check_number("penalty", self.penalty, least=0, most=1e6)
-        check_count("fixed_point", self.fixed_point)
-        check_count("batch_size", self.batch_size)
-        check_number("perturbed", self.perturbed, least=0, most=1)
-        check_choice("space", self.space, ("pixels", "normalised"))
-        check_choice("amsgrad", self.amsgrad, (False, True))
+    rounds: int = setting(5, "of finding a perturbation and unlearning it", least=1)
+    lr: float = setting(1e-3, "of Adam on the weights", least=1e-9, most=1e3)
+    inner_lr: float = setting(10.0, "of SGD on the perturbation", least=0, most=1e6)
+    inner_step: float = setting(0.1, "of Phi, the inner step that the hypergradient goes through", least=0, most=1e6)
+    radius: float = setting(
+        10.0, "C, the largest |delta|, in the units of `space`; inf is the published code's", least=0, own=True
+    )
+    penalty: float = setting(0.001, "weight of |delta|^2", least=0, most=1e6)
+    fixed_point: int = setting(5, "K, steps towards v", least=1)
+    batch_size: int = setting(100, "images a step", least=1)
+    perturbed: float = setting(
+        0.01, "share of each batch that carries the perturbation, one image at least", least=0, most=1
+    )
+    space: Literal["pixels", "normalised"] = setting(
+        "pixels",
+        'where delta lives: in "pixels" in [0, 1], or in the "normalised" images that the network is given',
+        added=True,
+    )
+    amsgrad: bool = setting(False, "whether Adam divides by the largest second moment so far", added=True)
 
     @classmethod
     def as_published(cls) -> IBAU:

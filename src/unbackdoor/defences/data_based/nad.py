@@ -1,5 +1,4 @@
-"""NAD, neural attention distillation (Li, Lyu, Koren, Lyu, Li & Ma, "Neural Attention Distillation: Erasing Backdoor
-Triggers from Deep Neural Networks", ICLR 2021).
+"""NAD, neural attention distillation (Li et al., ICLR 2021).
 
 Symbols:
     F_l      feature map of place l, (C, H, W)
@@ -22,14 +21,14 @@ refused.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
+from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.feature_maps import Place, last_maps, recorded
@@ -37,69 +36,54 @@ from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.tuning import cross_entropy, tune
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import Remark
-from unbackdoor.settings import ADDED
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 from unbackdoor.train import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class NAD(DataBased):
-    """Fine-tune a teacher, and teach the network its attention.
-
-    Attributes:
-        teacher_epochs: of fine-tuning the teacher.
-        epochs: of the student.
-        lr: of SGD.
-        fall: the epoch, counted from 0, from which lr is a tenth.
-        beta1, beta2, beta3: weights of the attention losses, from the earliest map to the last.
-        power: p in the attention.
-        batch_size: images a step.
-        momentum, weight_decay: of SGD.
-        crop_padding: zero pixels around an image before a random crop; 0 is none.
-        cutout: side of a square blacked out in each image; 0 is none.
-        nesterov: whether momentum is Nesterov's.
-        maps: which maps are compared: the "last" of each of the last three resolutions before pooling; or, with `beta1`
-            and `beta2`, the results of the network's last two "stages", as in BackdoorBench, where `beta3` is the
-            pooled map's, which teaches nothing.
-    """
+    """Fine-tune a teacher, and teach the network its attention."""
 
     name: ClassVar[str] = "nad"
     title: ClassVar[str] = "Neural attention distillation"
-    source: ClassVar[str] = "Li et al., ICLR 2021"
-    own: ClassVar[frozenset[str]] = frozenset(("cutout",))
+    paper: ClassVar[Paper] = Paper(
+        authors=("Li", "Lyu", "Koren", "Lyu", "Li", "Ma"),
+        title="Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural Networks",
+        venue="ICLR",
+        year=2021,
+        url="https://arxiv.org/abs/2101.05930",
+    )
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "10 forward and backward, then 20 of 2 forward and 1 backward"
 
-    teacher_epochs: int = 10
-    epochs: int = 20
-    lr: float = 0.1
-    fall: int = 2
-    beta1: float = 500.0
-    beta2: float = 1000.0
-    beta3: float = 1000.0
-    power: float = 2.0
-    batch_size: int = 64
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    crop_padding: int = 4
-    cutout: int = 3
-    nesterov: bool = field(default=True, metadata=ADDED)
-    maps: Literal["last", "stages"] = field(default="last", metadata=ADDED)
-
-    def __post_init__(self) -> None:
-        check_count("teacher_epochs", self.teacher_epochs)
-        check_count("epochs", self.epochs)
-        check_number("lr", self.lr, least=1e-9, most=1e3)
-        check_count("fall", self.fall)
-        for name in ("beta1", "beta2", "beta3"):
-            check_number(name, getattr(self, name), least=0, most=1e9)
-        check_number("power", self.power, least=1, most=10)
-        check_count("batch_size", self.batch_size, least=2)
-        check_number("momentum", self.momentum, least=0, most=1)
-        check_number("weight_decay", self.weight_decay, least=0, most=1)
-        check_count("crop_padding", self.crop_padding, least=0)
-        check_count("cutout", self.cutout, least=0)
-        check_choice("nesterov", self.nesterov, (False, True))
-        check_choice("maps", self.maps, ("last", "stages"))
+    teacher_epochs: int = setting(10, "of fine-tuning the teacher", least=1)
+    epochs: int = setting(20, "of the student", least=1)
+    lr: float = setting(0.1, "of SGD", least=1e-9, most=1e3)
+    fall: int = setting(2, "the epoch, counted from 0, from which lr is a tenth", least=1)
+    beta1: float = setting(
+        500.0, "weights of the attention losses, from the earliest map to the last", least=0, most=1e9
+    )
+    beta2: float = setting(
+        1000.0, "weights of the attention losses, from the earliest map to the last", least=0, most=1e9
+    )
+    beta3: float = setting(
+        1000.0, "weights of the attention losses, from the earliest map to the last", least=0, most=1e9
+    )
+    power: float = setting(2.0, "p in the attention", least=1, most=10)
+    batch_size: int = setting(64, "images a step", least=2)
+    momentum: float = setting(0.9, "of SGD", least=0, most=1)
+    weight_decay: float = setting(1e-4, "of SGD", least=0, most=1)
+    crop_padding: int = setting(4, "zero pixels around an image before a random crop; 0 is none", least=0)
+    cutout: int = setting(3, "side of a square blacked out in each image; 0 is none", least=0, own=True)
+    nesterov: bool = setting(True, "whether momentum is Nesterov's", added=True)
+    maps: Literal["last", "stages"] = setting(
+        "last",
+        'which maps are compared: the "last" of each of the last three resolutions before pooling; or, with '
+        '`beta1` and `beta2`, the results of the network\'s last two "stages", as in BackdoorBench, where '
+        "`beta3` is the pooled map's, which teaches nothing",
+        added=True,
+    )
 
     @classmethod
     def as_published(cls) -> NAD:

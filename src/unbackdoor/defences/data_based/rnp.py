@@ -1,5 +1,4 @@
-"""RNP, reconstructive neuron pruning (Li, Lyu, Ma, Koren, Lyu, Li & Jiang, "Reconstructive Neuron Pruning for Backdoor
-Defense", ICML 2023).
+"""RNP, reconstructive neuron pruning (Li et al., ICML 2023).
 
 Three phases:
     unlearn  (Eq. 2) raise the loss on the clean images until the network answers a share of `clean_threshold` of them
@@ -24,79 +23,54 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defences.base import DEFENCES, check_choice, check_count, check_number
+from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.norm_channels import NormChannels
 from unbackdoor.defender.tuning import Loss, cross_entropy, tune
+from unbackdoor.papers import Paper
+from unbackdoor.settings import setting
 from unbackdoor.train import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
 class RNP(DataBased):
-    """Unlearn, recover, and prune the channels that do not come back.
-
-    Attributes:
-        clean_threshold: unlearning ends at this accuracy.
-        unlearn_epochs: at most.
-        unlearn_lr: of SGD; a tenth of it after half of the epochs.
-        clip: the largest norm of all gradients together, while unlearning.
-        alpha: weight of the loss while recovering.
-        recover_epochs: of the masks.
-        recover_lr: of SGD on the masks.
-        epoch_images: an epoch is so many images at most, drawn anew each time.
-        batch_size: images a step.
-        momentum, weight_decay: of SGD.
-        threshold: channels with a mask at or below it are pruned, where `holdout` is 0.
-        holdout: share of the images kept aside to choose the threshold.
-        tolerance: the share of the accuracy on those that pruning may cost.
-        crop_padding: zero pixels around an image before a random crop; 0 is none.
-        beta: "keep" switches off gamma alone, as published; "zero" both.
-    """
+    """Unlearn, recover, and prune the channels that do not come back."""
 
     name: ClassVar[str] = "rnp"
     title: ClassVar[str] = "Reconstructive neuron pruning"
-    source: ClassVar[str] = "Li et al., ICML 2023"
-    own: ClassVar[frozenset[str]] = frozenset(("holdout", "tolerance"))
+    paper: ClassVar[Paper] = Paper(
+        authors=("Li", "Lyu", "Ma", "Koren", "Lyu", "Li", "Jiang"),
+        title="Reconstructive Neuron Pruning for Backdoor Defense",
+        venue="ICML",
+        year=2023,
+        url="https://arxiv.org/abs/2305.14876",
+    )
     version: ClassVar[int] = 2  # 1 was computed in bfloat16 where the hardware is faster with it
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "at most 20 + 20 forward and backward"
 
-    clean_threshold: float = 0.2
-    unlearn_epochs: int = 20
-    unlearn_lr: float = 0.01
-    clip: float = 20.0
-    alpha: float = 0.2
-    recover_epochs: int = 20
-    recover_lr: float = 0.2
-    epoch_images: int = 500
-    batch_size: int = 128
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    threshold: float = 0.2
-    holdout: float = 0.2
-    tolerance: float = 0.05
-    crop_padding: int = 4
-    beta: Literal["keep", "zero"] = "keep"
-
-    def __post_init__(self) -> None:
-        check_number("clean_threshold", self.clean_threshold, least=0, most=1)
-        check_count("unlearn_epochs", self.unlearn_epochs)
-        check_number("unlearn_lr", self.unlearn_lr, least=1e-9, most=1e3)
-        check_number("clip", self.clip, least=1e-9)
-        check_number("alpha", self.alpha, least=1e-9, most=1e3)
-        check_count("recover_epochs", self.recover_epochs)
-        check_number("recover_lr", self.recover_lr, least=1e-9, most=1e3)
-        check_count("epoch_images", self.epoch_images, least=2)
-        check_count("batch_size", self.batch_size, least=2)
-        check_number("momentum", self.momentum, least=0, most=1)
-        check_number("weight_decay", self.weight_decay, least=0, most=1)
-        check_number("threshold", self.threshold, least=0, most=1)
-        check_number("holdout", self.holdout, least=0, most=0.9)
-        check_number("tolerance", self.tolerance, least=0, most=1)
-        check_count("crop_padding", self.crop_padding, least=0)
-        check_choice("beta", self.beta, ("keep", "zero"))
+    clean_threshold: float = setting(0.2, "unlearning ends at this accuracy", least=0, most=1)
+    unlearn_epochs: int = setting(20, "at most", least=1)
+    unlearn_lr: float = setting(0.01, "of SGD; a tenth of it after half of the epochs", least=1e-9, most=1e3)
+    clip: float = setting(20.0, "the largest norm of all gradients together, while unlearning", least=1e-9)
+    alpha: float = setting(0.2, "weight of the loss while recovering", least=1e-9, most=1e3)
+    recover_epochs: int = setting(20, "of the masks", least=1)
+    recover_lr: float = setting(0.2, "of SGD on the masks", least=1e-9, most=1e3)
+    epoch_images: int = setting(500, "an epoch is so many images at most, drawn anew each time", least=2)
+    batch_size: int = setting(128, "images a step", least=2)
+    momentum: float = setting(0.9, "of SGD", least=0, most=1)
+    weight_decay: float = setting(5e-4, "of SGD", least=0, most=1)
+    threshold: float = setting(
+        0.2, "channels with a mask at or below it are pruned, where `holdout` is 0", least=0, most=1
+    )
+    holdout: float = setting(0.2, "share of the images kept aside to choose the threshold", least=0, most=0.9, own=True)
+    tolerance: float = setting(
+        0.05, "the share of the accuracy on those that pruning may cost", least=0, most=1, own=True
+    )
+    crop_padding: int = setting(4, "zero pixels around an image before a random crop; 0 is none", least=0)
+    beta: Literal["keep", "zero"] = setting("keep", '"keep" switches off gamma alone, as published; "zero" both')
 
     @classmethod
     def as_published(cls) -> RNP:

@@ -1,5 +1,4 @@
-"""CLP, Channel Lipschitzness Pruning (Zheng, Tang, Li & Liu, "Data-free Backdoor Removal based on Channel
-Lipschitzness", ECCV 2022).
+"""CLP, Channel Lipschitzness Pruning (Zheng et al., ECCV 2022).
 
 Symbols, per layer:
     sigma(w_j)   largest singular value of filter j reshaped to (c_in, k*k)
@@ -23,38 +22,39 @@ from typing import ClassVar
 from torch import Tensor
 
 from unbackdoor.channel_scores import scores_of
-from unbackdoor.defences.base import DEFENCES, Defence, check_choice, check_number
+from unbackdoor.defences.base import DEFENCES, Defence
 from unbackdoor.defender.case import Case
 from unbackdoor.graph import Layer
 from unbackdoor.lipschitz import NormFactor
+from unbackdoor.papers import Paper
 from unbackdoor.prune import Editor, Plan, Population, eligible
+from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class CLP(Defence):
-    """Prune channels whose largest singular value stands out.
-
-    Attributes:
-        u: the cut, in standard deviations above the layer's mean; inf switches it off.
-        norm_factor: how a BatchNorm enters the score: "folded", or "no_eps" as published.
-        only_with_norm: whether layers without a BatchNorm are left alone, as in the published code.
-        correction: 1 divides the variance by c - 1 (published), 0 by c.
-    """
+    """Prune channels whose largest singular value stands out."""
 
     name: ClassVar[str] = "clp"
     title: ClassVar[str] = "Channel Lipschitzness Pruning"
-    source: ClassVar[str] = "Zheng et al., ECCV 2022"
-    own: ClassVar[frozenset[str]] = frozenset(("norm_factor", "only_with_norm"))
-    u: float = 3.0
-    norm_factor: NormFactor = "folded"
-    only_with_norm: bool = False
-    correction: int = 1
-
-    def __post_init__(self) -> None:
-        check_number("u", self.u, least=0)
-        check_choice("norm_factor", self.norm_factor, ("folded", "no_eps", "printed", "none"))
-        check_choice("only_with_norm", self.only_with_norm, (False, True))
-        check_choice("correction", self.correction, (0, 1))
+    paper: ClassVar[Paper] = Paper(
+        authors=("Zheng", "Tang", "Li", "Liu"),
+        title="Data-free Backdoor Removal based on Channel Lipschitzness",
+        venue="ECCV",
+        year=2022,
+        url="https://arxiv.org/abs/2208.03111",
+    )
+    u: float = setting(3.0, "the cut, in standard deviations above the layer's mean; inf switches it off", least=0)
+    norm_factor: NormFactor = setting(
+        "folded",
+        'how a BatchNorm enters the score: "folded", or "no_eps" as published',
+        choices=("folded", "no_eps", "printed", "none"),
+        own=True,
+    )
+    only_with_norm: bool = setting(
+        False, "whether layers without a BatchNorm are left alone, as in the published code", own=True
+    )
+    correction: int = setting(1, "1 divides the variance by c - 1 (published), 0 by c", choices=(0, 1))
 
     @classmethod
     def as_published(cls) -> CLP:

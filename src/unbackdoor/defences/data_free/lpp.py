@@ -1,4 +1,4 @@
-"""LPP, Lipschitzness Precise Pruning ("Lipschitzness Precise Pruning", submitted to ICLR 2025).
+"""LPP, Lipschitzness Precise Pruning (submitted to ICLR 2025).
 
 Symbols, per layer l with c output channels:
     LC_j     score of channel j: |w_j|_2, times |gamma_j| / sqrt(var_j + eps) where a BatchNorm follows   (Sec. 3.3)
@@ -30,21 +30,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unbackdoor.channel_scores import scores_of
-from unbackdoor.defences.base import DEFENCES, Defence, check_choice, check_number
+from unbackdoor.defences.base import DEFENCES, Defence
 from unbackdoor.defender.case import Case
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import ClassifierReport, Remark
 from unbackdoor.graph import Layer, LayerGraph
 from unbackdoor.graph.tensors import Tensors, readable
 from unbackdoor.lipschitz import NormFactor, NormKind
+from unbackdoor.papers import Paper
 from unbackdoor.prune import Editor, Plan, Population, Selection, either, eligible
+from unbackdoor.settings import setting
 
 #: What a score is where there are two a channel.
 DEVIATIONS = (
@@ -55,60 +57,74 @@ DEVIATIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class LPP(Defence):
-    """Prune outlier channels on both sides, shrink near outliers, cut the most suspicious classifier weights.
-
-    Attributes:
-        lower: channels with a score below mean + lower * std are pruned; -inf switches this off.
-        upper: channels with a score above mean + upper * std are pruned; inf switches this off, and the band.
-        band: near outliers begin this many standard deviations below the upper cut (Eq. 8); 0 switches it off.
-        fc_weights: classifier weights to cut: a share of its input features below 1, else a whole number of at most
-            all of them; 0 cuts none.
-        norm_factor: how a BatchNorm enters the score: "folded"; "no_eps"; "printed", the reciprocal; "printed_signed",
-            the reciprocal with gamma's sign, as it is printed; or "none".
-        norm: "l2" (Algorithm 1), "l2sq" (the other reading of Sec. 3.3), "spectral" (CLP's), or "either": an outlier by
-            "l2" or by "spectral" is one.
-        scale: what shrinking scales: "gamma", or "weight" (Eq. 9 as printed).
-        shrink_to: where near outliers go: the band's lower "edge", or the layer's "mean" (Eq. 9 as printed).
-        upscale: whether a band that reaches below the mean (upper < band) may enlarge channels, as printed.
-        layers: "conv" scores convolutions, and Linear layers with a BatchNorm, which are 1x1 convolutions; "all" also
-            other hidden Linear layers and attention projections, of which the paper says nothing.
-        correction: 0 divides the variance by c (Algorithm 1, line 8), 1 by c - 1.
-    """
+    """Prune outlier channels on both sides, shrink near outliers, cut the most suspicious classifier weights."""
 
     name: ClassVar[str] = "lpp"
     title: ClassVar[str] = "Lipschitzness Precise Pruning"
-    source: ClassVar[str] = "submitted to ICLR 2025"
-    own: ClassVar[frozenset[str]] = frozenset(
-        ("lower", "upper", "fc_weights", "norm_factor", "scale", "shrink_to", "upscale", "layers")
+    paper: ClassVar[Paper] = Paper(
+        authors=(),
+        title="Rethinking Lipschitzness Data-free Backdoor Defense",
+        venue="submitted to ICLR",
+        year=2025,
+        url="https://openreview.net/forum?id=cPIs6PlCuE",
     )
-    lower: float = -3.0
-    upper: float = 3.0
-    band: float = 1.5
-    fc_weights: float = 0.01
-    norm_factor: NormFactor = "folded"
-    norm: Literal["l2", "l2sq", "spectral", "either"] = "l2"
-    scale: Literal["gamma", "weight"] = "gamma"
-    shrink_to: Literal["edge", "mean"] = "edge"
-    upscale: bool = False
-    layers: Literal["conv", "all"] = "conv"
-    correction: int = 0
+    lower: float = setting(
+        -3.0, "channels with a score below mean + lower * std are pruned; -inf switches this off", most=0, own=True
+    )
+    upper: float = setting(
+        3.0,
+        "channels with a score above mean + upper * std are pruned; inf switches this off, and the band",
+        least=0,
+        own=True,
+    )
+    band: float = setting(
+        1.5,
+        "near outliers begin this many standard deviations below the upper cut (Eq. 8); 0 switches it off",
+        least=0,
+        most=1e6,
+    )
+    fc_weights: float = setting(
+        0.01,
+        "classifier weights to cut: a share of its input features below 1, else a whole number of at most all "
+        "of them; 0 cuts none",
+        least=0,
+        most=1e9,
+        own=True,
+    )
+    norm_factor: NormFactor = setting(
+        "folded",
+        'how a BatchNorm enters the score: "folded"; "no_eps"; "printed", the reciprocal; "printed_signed", '
+        'the reciprocal with gamma\'s sign, as it is printed; or "none"',
+        own=True,
+    )
+    norm: Literal["l2", "l2sq", "spectral", "either"] = setting(
+        "l2",
+        '"l2" (Algorithm 1), "l2sq" (the other reading of Sec. 3.3), "spectral" (CLP\'s), or "either": an '
+        'outlier by "l2" or by "spectral" is one',
+    )
+    scale: Literal["gamma", "weight"] = setting(
+        "gamma", 'what shrinking scales: "gamma", or "weight" (Eq. 9 as printed)', own=True
+    )
+    shrink_to: Literal["edge", "mean"] = setting(
+        "edge", 'where near outliers go: the band\'s lower "edge", or the layer\'s "mean" (Eq. 9 as printed)', own=True
+    )
+    upscale: bool = setting(
+        False, "whether a band that reaches below the mean (upper < band) may enlarge channels, as printed", own=True
+    )
+    layers: Literal["conv", "all"] = setting(
+        "conv",
+        '"conv" scores convolutions, and Linear layers with a BatchNorm, which are 1x1 convolutions; "all" '
+        "also other hidden Linear layers and attention projections, of which the paper says nothing",
+        own=True,
+    )
+    correction: int = setting(0, "0 divides the variance by c (Algorithm 1, line 8), 1 by c - 1", choices=(0, 1))
 
     def __post_init__(self) -> None:
-        check_number("lower", self.lower, least=-math.inf, most=0)
-        check_number("upper", self.upper, least=0)
-        check_number("band", self.band, least=0, most=1e6)
-        check_number("fc_weights", self.fc_weights, least=0, most=1e9)
+        super().__post_init__()
         if self.fc_weights >= 1 and self.fc_weights != int(self.fc_weights):
             raise SettingError(
                 f"fc_weights: expected a share below 1 or a whole number of weights, got {self.fc_weights!r}"
             )
-        check_choice("norm_factor", self.norm_factor, get_args(NormFactor))
-        check_choice("norm", self.norm, ("l2", "l2sq", "spectral", "either"))
-        check_choice("scale", self.scale, ("gamma", "weight"))
-        check_choice("shrink_to", self.shrink_to, ("edge", "mean"))
-        check_choice("upscale", self.upscale, (False, True))
-        check_choice("layers", self.layers, ("conv", "all"))
-        check_choice("correction", self.correction, (0, 1))
 
     @classmethod
     def as_printed(cls) -> LPP:

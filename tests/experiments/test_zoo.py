@@ -1,0 +1,39 @@
+"""The zoo's pages are those of its claims, and its grid is about the networks that are there."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from unbackdoor.experiments import Store, Training, read_grid
+from unbackdoor.experiments.adopt import adopt_networks
+from unbackdoor.leaderboard import read_digests, read_grids
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_pages_are_those_of_the_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("make_readme", ROOT / "zoo" / "make_readme.py")
+    assert spec is not None
+    assert spec.loader is not None
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    zoo = pages.Zoo()
+    assert "\n".join(pages._networks(zoo)) == (ROOT / "zoo" / "README.md").read_text()
+    assert "\n".join(pages._defences(zoo)) == (ROOT / "zoo" / "DEFENCES.md").read_text()
+
+
+def test_every_training_of_its_grid_is_there(tmp_path: Path) -> None:
+    grid, store = read_grid(ROOT / "grids" / "zoo.toml"), Store(tmp_path)
+    digests = read_digests(ROOT / "zoo" / "claims")
+    adopt_networks(grid, store, digests)
+    trainings = [cell for cell in grid.cells if isinstance(cell, Training)]
+    assert len(trainings) == len(grid.networks) == 9
+    [claimed] = read_grids(ROOT / "zoo" / "claims")
+    assert (claimed.cells, claimed.strays, claimed.failed) == (len(grid.cells), 0, ())
+    for cell in trainings:
+        record = store.read(cell, cell.key(digests))
+        [claim] = [claim for claim in claimed.own if claim.key == cell.key(digests)]
+        assert claim.acc is not None
+        assert record is not None
+        assert claim.acc.hits == record["result"]["rates"]["acc"]["hits"]
