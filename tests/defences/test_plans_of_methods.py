@@ -16,7 +16,12 @@ from unbackdoor.models import parse_arch
 
 SPEC = DATASETS["cifar10"]
 #: Methods that score channels of norms: their plans change no other tensor.
-NORMS = {"bnp": {"u": 0.5}, "ep": {"u": 0.5}, "anp": {"iterations": 1, "threshold": 1.0}, "rnp": {"threshold": 1.0}}
+NORMS = {
+    "bnp": {"u": 0.5},
+    "ep": {"u": 0.5, "batch_size": 12},
+    "anp": {"iterations": 1, "threshold": 1.0},
+    "rnp": {"threshold": 1.0},
+}
 SHORT = {"iterations": 1, "rounds": 1, "holdout": 0.0, "epoch_images": 8, "batch_size": 6}
 
 

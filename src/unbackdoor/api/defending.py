@@ -107,7 +107,7 @@ def defend(
         check_answer(model, test.spec, name=str(file.checkpoint.path), output=answer)
         before = measure(model, test, attack, output=answer, progress=noted("measuring before", progress))
     generator = torch.Generator().manual_seed(seed)
-    case = Case(network=model, graph=file.graph, generator=generator, output=answer, progress=progress)
+    case = Case(network=model, graph=file.graph, example=example, generator=generator, output=answer, progress=progress)
     if wants:
         given, _ = method_images(
             str(data), clean, seed, attack, poisoned, data_dir, download=download, progress=progress

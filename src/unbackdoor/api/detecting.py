@@ -80,7 +80,7 @@ def detect(
     file = open_model(source, arch=arch, key=key, example=example)
     model = network_of(file).to(device)
     generator = torch.Generator().manual_seed(seed)
-    case = Case(network=model, graph=file.graph, generator=generator, output=output, progress=progress)
+    case = Case(network=model, graph=file.graph, example=example, generator=generator, output=output, progress=progress)
     if wants:
         given, _ = method_images(
             str(data), images, seed, attack, poisoned, data_dir, download=download, progress=progress
