@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 
 from unbackdoor.data import clean_subset, load_dataset
-from unbackdoor.defences.data_based import DataBased
 from unbackdoor.defences.table import DEFENCES, parse_method
 from unbackdoor.models import parse_arch
 
@@ -32,7 +31,6 @@ def one(name: str, data_dir: str | None) -> float:
     """Peak memory of this process in GB, behind one short repair."""
     images = clean_subset(load_dataset("cifar10", "train", data_dir), count=IMAGES, seed=0).data
     method = parse_method(name)
-    assert isinstance(method, DataBased)
     short = {field.name: 1 for field in dataclasses.fields(method) if re.fullmatch(r".*(epochs|rounds)", field.name)}
     short |= {field.name: 2 for field in dataclasses.fields(method) if field.name == "iterations"}
     method = dataclasses.replace(method, **short)
@@ -50,7 +48,7 @@ def main() -> None:
         print(one(options.one, options.data_dir))
         return
     found = {}
-    for name in sorted(name for name in DEFENCES if issubclass(DEFENCES[name], DataBased)):
+    for name in sorted(name for name in DEFENCES if DEFENCES[name].needs != "nothing"):
         words = [sys.executable, __file__, "--one", name]
         words += ["--data-dir", options.data_dir] if options.data_dir else []
         done = subprocess.run(words, capture_output=True, text=True, check=True)

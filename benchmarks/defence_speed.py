@@ -25,8 +25,9 @@ from torch import nn
 
 from unbackdoor.api import load_model
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalise
-from unbackdoor.defences.base import DataFree, Defence
+from unbackdoor.defences.base import Defence
 from unbackdoor.defences.table import parse_method
+from unbackdoor.defender.case import Case
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.provenance import processor
 from unbackdoor.train.fit import autocast_dtype
@@ -76,11 +77,10 @@ def training(model: nn.Module, images: LabelledImages, batch_size: int, *, mixed
 
 def run(method: Defence, model: nn.Module, images: LabelledImages, graph: LayerGraph | None = None) -> None:
     """One call; without a graph, its reading is part of it."""
-    if isinstance(method, DataFree):
-        method(model, graph=graph)
-    else:
-        generator = torch.Generator().manual_seed(0)
-        method(model, images.images, images.labels, generator=generator, spec=images.spec, graph=graph)  # type: ignore[operator]
+    case = Case(network=model, graph=graph, generator=torch.Generator().manual_seed(0))
+    if method.needs != "nothing":
+        case = dataclasses.replace(case, images=images.images, labels=images.labels, spec=images.spec)
+    method.run(case)
 
 
 def main() -> None:

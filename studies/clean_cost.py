@@ -20,12 +20,12 @@ from torch import nn
 
 from unbackdoor.api import load_model
 from unbackdoor.data import LabelledImages, load_dataset
-from unbackdoor.defences.base import DataFree
+from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import CLP, LPP
 from unbackdoor.metrics import measure
 from unbackdoor.records import pretty
 
-VARIANTS: dict[str, DataFree | None] = {
+VARIANTS: dict[str, Defence | None] = {
     "as it came": None,
     "LPP, default": LPP(),
     "LPP, no band": LPP(band=0),
@@ -49,7 +49,7 @@ VARIANTS: dict[str, DataFree | None] = {
 }
 
 
-def cost(model: nn.Module, method: DataFree | None, images: LabelledImages) -> dict[str, Any]:
+def cost(model: nn.Module, method: Defence | None, images: LabelledImages) -> dict[str, Any]:
     """ACC in percent, and what was done for it."""
     outcome = None if method is None else method(model)
     acc = measure(model if outcome is None else outcome.model, images, None).acc

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unbackdoor.api import defend, detect, evaluate, load_model, repair, scan
     from unbackdoor.attacks import ATTACKS, parse_attack
+    from unbackdoor.channel_scores import channel_lipschitz
     from unbackdoor.checkpoint import load, save
     from unbackdoor.defences.base import Outcome
     from unbackdoor.defences.data_free import CLP, LPP
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from unbackdoor.errors import UnbackdoorError
     from unbackdoor.findings import Report
     from unbackdoor.graph import LayerGraph, layer_graph
-    from unbackdoor.lipschitz import channel_lipschitz
     from unbackdoor.prune import Plan
 
 #: Public name -> the module that defines it; imported on first use, so that `import unbackdoor` costs nothing.
@@ -33,7 +33,7 @@ _HOME = {
     "Plan": "prune",
     "Report": "findings",
     "UnbackdoorError": "errors",
-    "channel_lipschitz": "lipschitz",
+    "channel_lipschitz": "channel_scores",
     "defend": "api",
     "detect": "api",
     "evaluate": "api",

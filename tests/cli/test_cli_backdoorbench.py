@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_runs import PACKAGED, Run, refuse, run
 from torch import Tensor
 
+from cli_runs import PACKAGED, Run, refuse, run
 from unbackdoor import checkpoint, demo
 from unbackdoor.api import load_model, open_model, scan
 from unbackdoor.data import LabelledImages

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from cli_runs import refuse, run
 
 from bench_grids import toy, written
+from cli_runs import refuse, run
 
 
 def test_run_and_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import PACKAGED, refuse, run
 
+from cli_runs import PACKAGED, refuse, run
 from unbackdoor import checkpoint, demo
 from unbackdoor.data import LabelledImages
 from unbackdoor.models import parse_arch

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import PACKAGED, refuse, run
 from torch import Tensor, nn
 
+from cli_runs import PACKAGED, refuse, run
 from unbackdoor import checkpoint
 
 Build = Callable[..., nn.Module]

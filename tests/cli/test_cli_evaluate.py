@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import PACKAGED, refuse, run
 from torch import nn
 
+from cli_runs import PACKAGED, refuse, run
 from unbackdoor import checkpoint, demo
 from unbackdoor.api import evaluate
 from unbackdoor.attacks import parse_attack, save_attack

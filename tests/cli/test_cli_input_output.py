@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import refuse, run
 from PIL import Image
 
+from cli_runs import refuse, run
 from unbackdoor import checkpoint
 from unbackdoor.cli.defend import _portable
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import PACKAGED, refuse, run
 from torch import nn
 
+from cli_runs import PACKAGED, refuse, run
 from unbackdoor import checkpoint
 from unbackdoor.models import parse_arch
 

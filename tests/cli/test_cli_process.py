@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli_runs import PACKAGED, refuse, run
 from torch import nn
 
+from cli_runs import PACKAGED, refuse, run
 from unbackdoor import checkpoint
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX pipes and devices")

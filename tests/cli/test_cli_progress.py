@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 
 import pytest
-from cli_runs import PACKAGED, run
 
+from cli_runs import PACKAGED, run
 from unbackdoor.cli import progress
 from unbackdoor.cli.progress import bar
 

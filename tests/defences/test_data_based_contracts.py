@@ -20,7 +20,7 @@ from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.models import parse_arch
 from unbackdoor.settings import settings_of
 
-METHODS = {name: DEFENCES[name] for name in DEFENCES if issubclass(DEFENCES[name], DataBased)}
+METHODS = {name: DEFENCES[name] for name in DEFENCES if DEFENCES[name].needs != "nothing"}
 SPEC = DATASETS["cifar10"]
 #: Every kind of network that the methods are for, as small as it can be.
 NETWORKS = (

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import unbackdoor.defences.data_free  # registers the methods
 from layer_zoo import Net, bits, filters_of, inputs, network, randomise, same_state, snapshot
-from unbackdoor.defences.base import DEFENCES, DataFree, Outcome
+from unbackdoor.defences.base import DEFENCES, Defence, Outcome
 from unbackdoor.errors import PlanError, SettingError
 from unbackdoor.graph import layer_graph
 from unbackdoor.models.preact_resnet import preactresnet18
@@ -22,7 +22,7 @@ from unbackdoor.settings import settings_of
 
 assert unbackdoor.defences.data_free
 
-METHODS = {name: DEFENCES[name] for name in DEFENCES if issubclass(DEFENCES[name], DataFree)}
+METHODS = {name: DEFENCES[name] for name in DEFENCES if DEFENCES[name].needs == "nothing"}
 
 
 def with_outliers(model: nn.Module) -> nn.Module:
@@ -54,7 +54,7 @@ def example(name: str) -> Tensor:
 
 
 @pytest.fixture(params=METHODS)
-def cls(request: pytest.FixtureRequest) -> type[DataFree]:
+def cls(request: pytest.FixtureRequest) -> type[Defence]:
     return METHODS[request.param]
 
 
@@ -62,7 +62,7 @@ def test_something_is_registered() -> None:
     assert {"lpp", "clp"} <= set(METHODS)
 
 
-def test_a_method_is_a_frozen_keyword_only_record(cls: type[DataFree]) -> None:
+def test_a_method_is_a_frozen_keyword_only_record(cls: type[Defence]) -> None:
     method = cls()
     assert DEFENCES[cls.name] is cls
     assert method == cls()
@@ -74,18 +74,18 @@ def test_a_method_is_a_frozen_keyword_only_record(cls: type[DataFree]) -> None:
             setattr(method, field.name, field.default)
 
 
-def test_every_setting_is_described_once(cls: type[DataFree]) -> None:
+def test_every_setting_is_described_once(cls: type[Defence]) -> None:
     described = re.findall(r"^    (\w+): ", inspect.getdoc(cls).partition("Attributes:\n")[2], re.MULTILINE)
     assert described == [field.name for field in dataclasses.fields(cls)]
     assert all(about.meaning for about in settings_of(cls).values())
 
 
-def test_what_is_said_to_be_our_own_choice_is_a_setting(cls: type[DataFree]) -> None:
+def test_what_is_said_to_be_our_own_choice_is_a_setting(cls: type[Defence]) -> None:
     assert list(settings_of(cls)) == list(cls().settings())
     assert {name for name, about in settings_of(cls).items() if about.own} <= set(cls().settings())
 
 
-def test_every_setting_is_checked(cls: type[DataFree]) -> None:
+def test_every_setting_is_checked(cls: type[Defence]) -> None:
     """A value of a wrong type, or NaN, never gets through."""
     for field in dataclasses.fields(cls):
         for wrong in (math.nan, "much", None, [], {}, torch.ones(2), b"1"):
@@ -102,7 +102,7 @@ def test_every_setting_is_checked(cls: type[DataFree]) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_network_is_never_changed(cls: type[DataFree], name: str) -> None:
+def test_the_network_is_never_changed(cls: type[Defence], name: str) -> None:
     model = build(name)
     model(example(name)).sum().backward()
     model.train()  # whatever mode each module is in comes back
@@ -119,7 +119,7 @@ def test_the_network_is_never_changed(cls: type[DataFree], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_repaired_network_has_the_same_form(cls: type[DataFree], name: str) -> None:
+def test_the_repaired_network_has_the_same_form(cls: type[Defence], name: str) -> None:
     model = build(name)
     outcome = cls()(model)
     assert isinstance(outcome, Outcome)
@@ -134,7 +134,7 @@ def test_the_repaired_network_has_the_same_form(cls: type[DataFree], name: str) 
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_outliers_are_found_and_their_channels_switched_off(cls: type[DataFree], name: str) -> None:
+def test_outliers_are_found_and_their_channels_switched_off(cls: type[Defence], name: str) -> None:
     model = build(name)
     outcome = cls()(model)
     if outcome.report.pruned == 0:  # CLP's sample deviations do not reach 3 among eight
@@ -152,7 +152,7 @@ def test_outliers_are_found_and_their_channels_switched_off(cls: type[DataFree],
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_result_is_always_the_same(cls: type[DataFree], name: str) -> None:
+def test_the_result_is_always_the_same(cls: type[Defence], name: str) -> None:
     model = build(name)
     first, second = cls()(model), cls()(build(name))
     assert same_state(first.model, second.model)
@@ -162,7 +162,7 @@ def test_the_result_is_always_the_same(cls: type[DataFree], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_plan_apply_and_undo(cls: type[DataFree], name: str) -> None:
+def test_plan_apply_and_undo(cls: type[Defence], name: str) -> None:
     model = build(name)
     plan = cls().plan(model)
     before = {key: bits(tensor) for key, tensor in model.state_dict().items()}
@@ -176,7 +176,7 @@ def test_plan_apply_and_undo(cls: type[DataFree], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_reports_hold_every_setting_and_only_finite_numbers(cls: type[DataFree], name: str) -> None:
+def test_reports_hold_every_setting_and_only_finite_numbers(cls: type[Defence], name: str) -> None:
     report = cls()(build(name)).report
     read = json.loads(report.to_json(), parse_constant=lambda word: pytest.fail(word))
     assert read["method"] == cls.name
@@ -188,18 +188,18 @@ def test_reports_hold_every_setting_and_only_finite_numbers(cls: type[DataFree],
     assert cls().plan(build(name)).report().action == "plan"
 
 
-def test_plain_tensors_with_a_graph_do(cls: type[DataFree]) -> None:
+def test_plain_tensors_with_a_graph_do(cls: type[Defence]) -> None:
     model = build("resnet18")
     plan = cls().plan(model.state_dict(), graph=layer_graph(model))
     assert plan.report().to_json() == cls().plan(model).report().to_json()
 
 
-def test_plain_tensors_without_a_graph_do_not(cls: type[DataFree]) -> None:
+def test_plain_tensors_without_a_graph_do_not(cls: type[Defence]) -> None:
     with pytest.raises(SettingError, match="give graph="):
         cls().plan(build("resnet18").state_dict())
 
 
-def test_the_graph_of_another_network_is_refused(cls: type[DataFree]) -> None:
+def test_the_graph_of_another_network_is_refused(cls: type[Defence]) -> None:
     with pytest.raises(SettingError, match="give the graph of this network"):
         cls()(build("resnet18"), graph=layer_graph(build("vgg19")))
 
@@ -212,7 +212,7 @@ class Uncopyable(Net):
 
 
 @pytest.mark.parametrize("name", ["conv2d", "older weight_norm", "older spectral_norm"])
-def test_after_an_exception_the_network_is_as_before(cls: type[DataFree], name: str) -> None:
+def test_after_an_exception_the_network_is_as_before(cls: type[Defence], name: str) -> None:
     model = network(name)
     model.__class__ = Uncopyable
     model.train()
@@ -226,7 +226,7 @@ def test_after_an_exception_the_network_is_as_before(cls: type[DataFree], name: 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["layer.weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"])
 @pytest.mark.parametrize("kind", ["conv2d", "depthwise", "transposed grouped"])
-def test_a_broken_channel_is_reported_and_mended(cls: type[DataFree], kind: str, name: str, value: float) -> None:
+def test_a_broken_channel_is_reported_and_mended(cls: type[Defence], kind: str, name: str, value: float) -> None:
     model = network(kind)
     with torch.no_grad():
         target = filters_of(model.layer)[3] if name == "layer.weight" else model.state_dict()[name]
@@ -241,7 +241,7 @@ def test_a_broken_channel_is_reported_and_mended(cls: type[DataFree], kind: str,
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_precision_is_kept(cls: type[DataFree], dtype: torch.dtype) -> None:
+def test_every_precision_is_kept(cls: type[Defence], dtype: torch.dtype) -> None:
     model = build("resnet18").to(dtype)
     outcome = cls()(model)
     assert {p.dtype for p in outcome.model.parameters()} == {dtype}
@@ -250,7 +250,7 @@ def test_every_precision_is_kept(cls: type[DataFree], dtype: torch.dtype) -> Non
     ]
 
 
-def test_a_network_without_layers_is_copied_as_it_is(cls: type[DataFree]) -> None:
+def test_a_network_without_layers_is_copied_as_it_is(cls: type[Defence]) -> None:
     outcome = cls()(nn.Sequential(nn.ReLU()))
     assert outcome.report.layers == ()
     assert outcome.report.complete

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from layer_zoo import KINDS, Net, inputs, network, same_state
+from unbackdoor.channel_scores import channel_lipschitz
 from unbackdoor.defences.data_free import LPP
 from unbackdoor.defences.data_free.lpp import suspicion
 from unbackdoor.defences.table import parse_method
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import Report
 from unbackdoor.graph import layer_graph
-from unbackdoor.lipschitz import channel_lipschitz
 
 #: Nine ones and an eleven: mean 2, population std sqrt((9 * 1 + 81) / 10) = 3; the eleven lies at 3.
 TEN = (1.0,) * 9 + (11.0,)

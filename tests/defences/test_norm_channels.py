@@ -13,10 +13,12 @@ from unbackdoor.defences.data_based.bnp import BNP
 from unbackdoor.defences.data_based.ep import EP
 from unbackdoor.defences.data_based.rnp import RNP
 from unbackdoor.defender.images import DefenderData
-from unbackdoor.defender.norm_channels import NOTHING, NormChannels, switch_off
+from unbackdoor.defender.norm_channels import NOTHING, NormChannels
 from unbackdoor.errors import MethodError
 from unbackdoor.graph import layer_graph
+from unbackdoor.graph.tensors import Tensors
 from unbackdoor.models import parse_arch
+from unbackdoor.prune import Editor
 
 
 @pytest.fixture
@@ -50,18 +52,28 @@ def test_masked_logits_are_those_of_a_network_with_multiplied_weights(model: nn.
     assert channels.total == sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
+def switch_off(model: nn.Module, channels: NormChannels, masks: dict[str, Tensor], *, beta: str) -> None:
+    found = channels.population({path: mask.float() for path, mask in masks.items()})
+    editor = Editor(Tensors(model), layer_graph(model), beta=beta)
+    for selection in found.selections(high=found.values > 0, by_deviation=False):
+        assert editor.layer(selection) is selection
+    with torch.no_grad():
+        for edit in editor.edits:
+            dict(model.named_parameters())[edit.name][edit.index] = edit.after
+
+
 def test_switching_off(model: nn.Module) -> None:
     channels = NormChannels(model, layer_graph(model), "test")
     masks = channels.by_norm(torch.arange(channels.total) % 7 == 0)
     before = copy.deepcopy(model.state_dict())
-    switch_off(model, channels.norms, masks, beta="keep")
+    switch_off(model, channels, masks, beta="keep")
     for name, tensor in model.state_dict().items():
         path, _, kind = name.rpartition(".")
         if path in masks and kind == "weight":
             assert torch.equal(tensor == 0, masks[path])
         else:
             assert torch.equal(tensor, before[name])
-    switch_off(model, channels.norms, masks, beta="zero")
+    switch_off(model, channels, masks, beta="zero")
     for path, mask in masks.items():
         assert torch.equal(model.get_submodule(path).bias == 0, mask)
 

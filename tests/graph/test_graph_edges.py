@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from unbackdoor.channel_scores import channel_lipschitz
 from unbackdoor.errors import GraphError
 from unbackdoor.graph import LayerGraph, layer_graph
-from unbackdoor.lipschitz import channel_lipschitz
 
 
 class Net(nn.Module):

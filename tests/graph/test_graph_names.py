@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from layer_zoo import calibrate
+from unbackdoor.channel_scores import channel_lipschitz
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.graph.readers.names import agreeing, of_tensors
-from unbackdoor.lipschitz import channel_lipschitz
 from unbackdoor.models import parse_arch
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from layer_zoo import KINDS, PLAIN, filters_of, inputs, network
+from unbackdoor.channel_scores import channel_lipschitz
 from unbackdoor.errors import SettingError
 from unbackdoor.graph import Layer, layer_graph
+from unbackdoor.graph.tensors import Tensors
 from unbackdoor.lipschitz import (
-    Tensors,
-    channel_lipschitz,
     constants_of,
     filters,
     fold_factors,

@@ -8,20 +8,23 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from layer_zoo import KINDS, Net, filters_of, inputs, network, rescale
+from unbackdoor.channel_scores import channel_lipschitz, scores_of
+from unbackdoor.defences.data_free.lpp import outliers
 from unbackdoor.graph import LayerGraph, layer_graph
-from unbackdoor.lipschitz import Tensors, channel_lipschitz, scores_of
-from unbackdoor.prune import Editor, Plan, copy_model, eligible, select
+from unbackdoor.graph.tensors import Tensors
+from unbackdoor.prune import Editor, Plan, Population, copy_model, eligible
 
 
 def plan_for(model: nn.Module, *, scale: str = "gamma", graph: LayerGraph | None = None, **changed: object) -> Plan:
     """Upper cut at 2 standard deviations only: of eight channels the one far outlier goes."""
-    limits = {"lower": -math.inf, "upper": 2.0, "band": 0.0, "shrink_to": "edge", "upscale": False, "correction": 0}
+    limits = {"lower": -math.inf, "upper": 2.0, "band": 0.0, "shrink_to": "edge", "upscale": False}
     graph = graph or layer_graph(model)
     tensors = Tensors(model)
     editor = Editor(tensors, graph, scale)
     layers, not_covered, left_alone = eligible(tensors, graph, lambda _layer, _weight: None)
     scores = scores_of(tensors, layers, graph, norm="l2", factor="folded")
-    selections = tuple(editor.layer(one) for one in select(layers, scores, **{**limits, **changed}))
+    found = outliers(Population(layers, scores, correction=0), **{**limits, **changed})
+    selections = tuple(editor.layer(one) for one in found)
     edits = tuple(editor.edits)
     remarks = (*left_alone, *editor.left_alone)
     return Plan("test", {}, graph, selections, None, edits, tuple(not_covered), remarks)

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unbackdoor.defences.data_free.lpp import outliers
 from unbackdoor.graph import Layer
-from unbackdoor.prune import Selection, either, select
+from unbackdoor.prune import Population, Selection, either
 
 DEFAULTS = {"lower": -3.0, "upper": 3.0, "band": 1.5, "shrink_to": "edge", "upscale": False, "correction": 0}
 
@@ -26,6 +27,10 @@ def choose(*scores: list[float], **changed: object) -> list[Selection]:
     ]
     tensors = [torch.tensor(row, dtype=torch.float64) for row in scores]
     return select(layers, tensors, **{**DEFAULTS, **changed})
+
+
+def select(layers: list[Layer], scores: list[torch.Tensor], *, correction: int, **limits: object) -> list[Selection]:
+    return outliers(Population(layers, scores, correction=correction), **limits)
 
 
 def where(mask: np.ndarray) -> list[int]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from unbackdoor.channel_scores import channel_lipschitz
 from unbackdoor.errors import SettingError
 from unbackdoor.graph import layer_graph
-from unbackdoor.lipschitz import channel_lipschitz
 from unbackdoor.models import parse_arch
 from unbackdoor.train.flat_norms import Flatness
 

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from unbackdoor import checkpoint
 from unbackdoor.api.reading import network_of, open_model, with_source
 from unbackdoor.api.repairing import write_repaired
-from unbackdoor.defences.base import DataFree, Defence, Outcome
+from unbackdoor.defences.base import Defence, Outcome
+from unbackdoor.defender.case import Case
 from unbackdoor.errors import IncompleteError, SettingError
 from unbackdoor.findings import DataReport, Defended
-from unbackdoor.graph import LayerGraph
 from unbackdoor.models import Arch
 
 if TYPE_CHECKING:
@@ -107,14 +106,17 @@ def defend(
         test = _load(data, "test", data_dir, download=download, progress=noted("reading test images", progress))
         check_answer(model, test.spec, name=str(file.checkpoint.path), output=answer)
         before = measure(model, test, attack, output=answer, progress=noted("measuring before", progress))
-    if isinstance(method, DataFree):
-        given: tuple[Any, ...] | None = None
-    else:
-        given = method_images(str(data), clean, seed, attack, poisoned, data_dir, download=download, progress=progress)
-        check_answer(model, given[0].spec, name=str(file.checkpoint.path), output=answer)
-    outcome, seconds = timed(lambda: _call(method, model, file.graph, given, seed, answer, progress))
+    generator = torch.Generator().manual_seed(seed)
+    case = Case(network=model, graph=file.graph, example=example, generator=generator, output=answer, progress=progress)
+    if wants:
+        given, _ = method_images(
+            str(data), clean, seed, attack, poisoned, data_dir, download=download, progress=progress
+        )
+        check_answer(model, given.spec, name=str(file.checkpoint.path), output=answer)
+        case = dataclasses.replace(case, images=given.images, labels=given.labels, spec=given.spec)
+    outcome, seconds = timed(lambda: method.run(case))
     report = with_source(outcome.report, file)
-    if given is not None and report.data is not None:
+    if report.data is not None:
         report = dataclasses.replace(report, data=_drawn(report.data, clean, seed))
     if test is not None:
         after = measure(outcome.model, test, attack, output=answer, progress=noted("measuring after", progress))
@@ -143,35 +145,6 @@ def timed(call: Callable[[], Outcome]) -> tuple[Outcome, float]:
 
     started = now()
     return call(), now() - started
-
-
-def _call(
-    method: Defence,
-    model: nn.Module,
-    graph: LayerGraph,
-    given: tuple[LabelledImages, int] | None,
-    seed: int,
-    answer: str | None,
-    progress: Callable[[int, int, str], None],
-) -> Outcome:
-    from unbackdoor.defences.data_based import DataBased
-
-    if isinstance(method, DataFree):
-        return method(model, graph=graph)
-    assert isinstance(method, DataBased)
-    assert given is not None
-    images, _ = given
-    generator = torch.Generator().manual_seed(seed)
-    return method(
-        model,
-        images.images,
-        images.labels,
-        generator=generator,
-        spec=images.spec,
-        graph=graph,
-        output=answer,
-        progress=progress,
-    )
 
 
 def method_images(

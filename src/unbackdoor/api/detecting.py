@@ -1,4 +1,4 @@
-"""`detect`: a model file and images, looked at by a passive detector."""
+"""`detect`: a model file, and images where they are needed, looked at by a passive detector."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from unbackdoor.api.defending import check_seed, method_images
 from unbackdoor.api.reading import network_of, open_model
+from unbackdoor.defender.case import Case
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import Detection
 from unbackdoor.models import Arch
@@ -24,7 +25,7 @@ def detect(
     source: str | Path,
     *,
     detector: Detector,
-    data: str,
+    data: str | None = None,
     images: float = 0.05,
     seed: int = 0,
     attack: Attack | None = None,
@@ -38,12 +39,13 @@ def detect(
     device: str = "cpu",
     progress: Callable[[int, int, str], None] = lambda _done, _total, _note: None,
 ) -> Detection:
-    """Look for a backdoor in a model file, with images of its data set.
+    """Look for a backdoor in a model file, with images of its data set where the detector needs them.
 
     Args:
         source: a model file; it is never modified.
         detector: Activation Clustering, Neural Cleanse.
-        data: name of the data set, a data.toml, or a folder of images; its training part is used.
+        data: name of the data set, a data.toml, or a folder of images; its training part is used. None will do for a
+            detector that needs nothing but the network.
         images: share of the training images that the detector is given, up to 1; or above 1 their number.
         seed: of the draw of these images, and of everything that the detector draws.
         attack: stamps its trigger on `poisoned` of the images, for detectors that want the training set.
@@ -60,7 +62,7 @@ def detect(
     Raises:
         CheckpointError, ArchitectureError: the file cannot be read, is not that network's, or has other classes.
         DataError: the data set was not found.
-        SettingError: a setting is out of its range.
+        SettingError: a setting is out of its range, or no data set was given to a detector that needs one.
         MethodError: the detector cannot work on this network.
     """
     from unbackdoor.metrics import check_answer, check_device
@@ -70,21 +72,20 @@ def detect(
             f"poisoned: expected 0, got {poisoned}: only detectors that want training images (ac) get poisoned ones, "
             f"and only with an attack; {detector.name} wants {detector.needs}"
         )
+    wants = detector.needs != "nothing"
+    if wants and data is None:
+        raise SettingError(f"detect: {detector.name} needs {detector.needs}: give a data set with --data (data=...)")
     check_seed(seed)
     check_device(device)
     file = open_model(source, arch=arch, key=key, example=example)
     model = network_of(file).to(device)
-    given, _ = method_images(data, images, seed, attack, poisoned, data_dir, download=download, progress=progress)
-    check_answer(model, given.spec, name=str(file.checkpoint.path), output=output)
     generator = torch.Generator().manual_seed(seed)
-    found = detector(
-        model,
-        given.images,
-        given.labels,
-        generator=generator,
-        spec=given.spec,
-        graph=file.graph,
-        output=output,
-        progress=progress,
-    )
+    case = Case(network=model, graph=file.graph, example=example, generator=generator, output=output, progress=progress)
+    if wants:
+        given, _ = method_images(
+            str(data), images, seed, attack, poisoned, data_dir, download=download, progress=progress
+        )
+        check_answer(model, given.spec, name=str(file.checkpoint.path), output=output)
+        case = dataclasses.replace(case, images=given.images, labels=given.labels, spec=given.spec)
+    found = detector.run(case)
     return dataclasses.replace(found, source=str(source))

@@ -21,6 +21,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from unbackdoor import checkpoint
 from unbackdoor.checkpoint import ARCH_KEY, MODEL_NAME, NUM_CLASSES, Checkpoint, Contents
+from unbackdoor.defences.base import Defence
+from unbackdoor.defender.case import Case
 from unbackdoor.errors import ArchitectureError, CheckpointError, SettingError
 from unbackdoor.findings import Remark, Report
 from unbackdoor.graph import LayerGraph, layer_graph
@@ -156,6 +158,23 @@ def _tied(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
                 result[twin] = nn.Parameter(result[twin], requires_grad=own.requires_grad)
             result[name] = result[twin]
     return result
+
+
+def case_of(file: ModelFile, method: Defence, *, seed: int = 0) -> Case:
+    """What a method is given of a file where there are no images.
+
+    Args:
+        file: as read.
+        method: one that needs nothing beside the network.
+        seed: of everything that it draws.
+
+    Raises:
+        SettingError: it needs images.
+    """
+    if method.needs != "nothing":
+        raise SettingError(f"{method.name} needs {method.needs}: defend takes a data set, scan and repair take none")
+    network = network_of(file) if method.needs_gradients and file.arch is not None else file.source
+    return Case(network=network, graph=file.graph, generator=torch.Generator().manual_seed(seed))
 
 
 def with_source(report: Report, file: ModelFile) -> Report:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from unbackdoor import checkpoint
-from unbackdoor.api.reading import ModelFile, memory_of, open_model, with_source
+from unbackdoor.api.reading import ModelFile, case_of, memory_of, open_model, with_source
 from unbackdoor.checkpoint import ARCH_KEY, Checkpoint
-from unbackdoor.defences.base import DataFree
+from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import LPP
 from unbackdoor.errors import CheckpointError, IncompleteError, SettingError
 from unbackdoor.findings import Remark, Report
@@ -26,7 +26,7 @@ def repair(
     source: str | Path,
     output: str | Path | None = None,
     *,
-    method: DataFree | None = None,
+    method: Defence | None = None,
     arch: str | Arch | None = None,
     key: str | None = None,
     example: Any = None,
@@ -60,7 +60,8 @@ def repair(
     elif not dry_run:
         raise SettingError("repair: expected an output, or dry_run=True")
     file = open_model(source, arch=arch, key=key, example=example)
-    plan = (method or LPP()).plan(file.source, graph=file.graph)
+    method = method or LPP()
+    plan = method.plan_for(case_of(file, method))
     report = with_source(plan.report(action="repair"), file)
     _refuse_damaged(plan, file)
     if dry_run or output is None:

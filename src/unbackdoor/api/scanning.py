@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from unbackdoor.api.reading import open_model, with_source
-from unbackdoor.defences.base import DataFree
+from unbackdoor.api.reading import case_of, open_model, with_source
+from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import LPP
 from unbackdoor.findings import Report
 from unbackdoor.models import Arch
@@ -18,7 +18,7 @@ def scan(
     source: str | Path | nn.Module,
     *,
     arch: str | Arch | None = None,
-    method: DataFree | None = None,
+    method: Defence | None = None,
     key: str | None = None,
     example: Any = None,
 ) -> Report:
@@ -39,5 +39,5 @@ def scan(
     if isinstance(source, nn.Module):
         return method.plan(source, example=example).report(action="scan")
     file = open_model(source, arch=arch, key=key, example=example)
-    report = method.plan(file.source, graph=file.graph).report(action="scan")
+    report = method.plan_for(case_of(file, method)).report(action="scan")
     return with_source(report, file)

@@ -38,9 +38,7 @@ def _detectors() -> list[str]:
     names=_detectors,
     help="NAMES; with settings as in nc:steps=200 (docs/defences.md).",
 )
-@click.option(
-    "--data", required=True, help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md)."
-)
+@click.option("--data", help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md).")
 @click.option(
     "--images",
     type=float,
@@ -72,7 +70,7 @@ def command(
     *,
     model: str,
     method_text: str,
-    data: str,
+    data: str | None,
     images: float,
     seed: int,
     attack_text: str | None,
@@ -89,7 +87,7 @@ def command(
     force: bool,
     quiet: bool,
 ) -> int:
-    """Look for a backdoor and its target class, with images. Unlike scan, this needs data."""
+    """Look for a backdoor and its target class. Unlike scan, a method may need images (--data)."""
     from unbackdoor.api import detect
     from unbackdoor.atomic import check_target
     from unbackdoor.attacks import load_attack, parse_attack

@@ -16,7 +16,7 @@ from unbackdoor.report.escape import visible
 from unbackdoor.settings import Setting, settings_of, written
 
 if TYPE_CHECKING:
-    from unbackdoor.defences.base import DataFree
+    from unbackdoor.defences.base import Defence
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_METHOD = "lpp"
@@ -91,7 +91,7 @@ def registered(module: str, table: str) -> Iterable[str]:
 def method_options(function: F) -> F:
     """Add `--method` and one option for every field of every data-free method."""
     methods = _methods()
-    owners: dict[str, list[type[DataFree]]] = {}
+    owners: dict[str, list[type[Defence]]] = {}
     for kind in methods.values():
         for name in settings_of(kind):
             owners.setdefault(name, []).append(kind)
@@ -114,7 +114,7 @@ def method_options(function: F) -> F:
     )(function)
 
 
-def build_method(name: str, values: dict[str, Any]) -> DataFree:
+def build_method(name: str, values: dict[str, Any]) -> Defence:
     """The method with the options that were given; an option of another method is an error."""
     cls = _methods()[name]
     given = {key: value for key, value in values.items() if value is not None}
@@ -173,12 +173,12 @@ def _parse_input(text: str) -> Any:
     return parse_example(text)
 
 
-def _methods() -> dict[str, type[DataFree]]:
+def _methods() -> dict[str, type[Defence]]:
     from unbackdoor.defences import data_free  # noqa: F401 (registers the methods)
-    from unbackdoor.defences.base import DEFENCES, DataFree
+    from unbackdoor.defences.base import DEFENCES
 
     kinds = {name: DEFENCES[name] for name in sorted(DEFENCES, key=lambda name: name != DEFAULT_METHOD)}
-    return {name: kind for name, kind in kinds.items() if issubclass(kind, DataFree)}
+    return {name: kind for name, kind in kinds.items() if kind.needs == "nothing"}
 
 
 def _click_type(about: Setting) -> Any:

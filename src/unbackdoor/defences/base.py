@@ -5,21 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Unpack
 
 from torch import Tensor, nn
 
+from unbackdoor.defender.case import Beside, Case, Needs
 from unbackdoor.findings import Report
-from unbackdoor.graph import LayerGraph
 from unbackdoor.papers import Published
 from unbackdoor.prune import Plan, copy_model
 from unbackdoor.registry import Registry
 from unbackdoor.settings import Configured
 
 DEFENCES: Registry[type[Defence]] = Registry("method")
-
-#: What a defence asks for beside the network: no images; clean ones; or the training set, poisoned images and all.
-Needs = Literal["nothing", "clean images", "training images"]
 
 
 @dataclass(frozen=True)
@@ -49,31 +46,41 @@ class Defence(Configured, Published, ABC):
     #: What it costs, in passes over the images it is given.
     passes: ClassVar[str] = "none"
 
-
-@dataclass(frozen=True, kw_only=True)
-class DataFree(Defence):
-    """A defence that needs nothing but the network."""
-
     @abstractmethod
-    def plan(
-        self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None, example: Any = None
-    ) -> Plan:
-        """What the method would do; nothing is changed.
-
-        Args:
-            model: a network, or its tensors by name (then `graph` is needed).
-            graph: its layer graph, if it has been read already.
-            example: what the network takes, where its layers cannot be read without (see `layer_graph`); not looked at
-                beside a `graph`.
+    def plan_for(self, case: Case) -> Plan:
+        """The method itself: what it would do in this case; nothing is changed.
 
         Raises:
             GraphError: the network could not be read at all.
-            SettingError: tensors came without a graph, or the graph is another network's.
+            SettingError: the case lacks what the method needs, or holds what does not fit.
+            MethodError: the method cannot work on this network, or on these images.
         """
 
-    def __call__(self, model: nn.Module, *, graph: LayerGraph | None = None, example: Any = None) -> Outcome:
-        """A repaired copy; the network itself is never changed. The arguments are those of `plan`."""
-        plan = self.plan(model, graph=graph, example=example)
-        repaired = copy_model(model)
+    def run(self, case: Case) -> Outcome:
+        """A repaired copy of the case's network."""
+        plan = self.plan_for(case)
+        repaired = copy_model(case.module)
         plan.apply_(repaired)
-        return Outcome(repaired, plan.report(action="repair"))
+        return Outcome(repaired, plan.report(action="repair" if self.needs == "nothing" else "defend"))
+
+    def plan(
+        self,
+        model: nn.Module | Mapping[str, Tensor],
+        images: Tensor | None = None,
+        labels: Tensor | None = None,
+        **more: Unpack[Beside],
+    ) -> Plan:
+        """What the method would do; nothing is changed. The arguments are those of a `Case`."""
+        return self.plan_for(Case(network=model, images=images, labels=labels, **more))
+
+    def __call__(
+        self, model: nn.Module, images: Tensor | None = None, labels: Tensor | None = None, **more: Unpack[Beside]
+    ) -> Outcome:
+        """A repaired copy; the network itself is never changed.
+
+        Args:
+            model: a network.
+            images, labels: for a method that needs them (`needs`).
+            more: graph, example, generator, spec, output and progress, as in a `Case`.
+        """
+        return self.run(Case(network=model, images=images, labels=labels, **more))

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from unbackdoor.graph.activations import watched
 
 #: Their results are summaries of maps, or weights, not maps.
 _POOLS = (
@@ -45,27 +46,19 @@ def last_maps(model: nn.Module, example: Tensor, *, count: int, stages: bool = F
         stages: only results of the modules that the network itself holds, not of those inside them.
     """
     found: list[Place] = []
-    calls: dict[str, int] = {}
     height, width = example.shape[-2:] if example.ndim == 4 else (0, 0)
-    handles = []
-    for path, module in model.named_children() if stages else model.named_modules():
+    modules = dict(model.named_children() if stages else model.named_modules())
 
-        def hook(module: nn.Module, _inputs: object, result: object, path: str = path) -> None:
-            call = calls[path] = calls.get(path, -1) + 1
-            if not isinstance(result, Tensor) or isinstance(module, _POOLS):
-                return
-            if result.ndim == 4 and len(result) == len(example):
-                h, w = result.shape[-2:]
-                if h * w > 1 and h * width == w * height and h <= height:
-                    found.append(Place(path, call, (h, w)))
+    def see(path: str, call: int, result: object) -> None:
+        if not isinstance(result, Tensor) or isinstance(modules[path], _POOLS):
+            return
+        if result.ndim == 4 and len(result) == len(example):
+            h, w = result.shape[-2:]
+            if h * w > 1 and h * width == w * height and h <= height:
+                found.append(Place(path, call, (h, w)))
 
-        handles.append(module.register_forward_hook(hook))
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), watched(model, modules, see, side="output"):
+        model(example)
     last = {place.size: place for place in found}  # the later entry wins
     order = [place for place in found if last[place.size] is place]
     return tuple(order[-count:])
@@ -75,28 +68,16 @@ def last_maps(model: nn.Module, example: Tensor, *, count: int, stages: bool = F
 def recorded(model: nn.Module, places: tuple[Place, ...]) -> Iterator[Maps]:
     """Within, the maps of the latest forward pass are kept, with their gradients."""
     maps = Maps()
-    calls: dict[str, int] = {}
+    wanted = {(place.path, place.call): index for index, place in enumerate(places)}
     kept: dict[int, Tensor] = {}
 
-    def begin(_module: nn.Module, _inputs: object) -> None:
-        calls.clear()
-        kept.clear()
+    def see(path: str, call: int, result: object) -> None:
+        if (path, call) in wanted:
+            assert isinstance(result, Tensor)
+            kept[wanted[path, call]] = result
+        if len(kept) == len(places):
+            maps.tensors = [kept[index] for index in range(len(places))]
+            kept.clear()
 
-    handles: list[RemovableHandle] = [model.register_forward_pre_hook(begin)]
-    modules = dict(model.named_modules())
-    for path in dict.fromkeys(place.path for place in places):
-
-        def hook(_module: nn.Module, _inputs: object, result: Tensor, path: str = path) -> None:
-            call = calls[path] = calls.get(path, -1) + 1
-            for index, place in enumerate(places):
-                if (place.path, place.call) == (path, call):
-                    kept[index] = result
-            if len(kept) == len(places):
-                maps.tensors = [kept[index] for index in range(len(places))]
-
-        handles.append(modules[path].register_forward_hook(hook))
-    try:
+    with watched(model, (place.path for place in places), see, side="output"):
         yield maps
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from unbackdoor import outputs
 from unbackdoor.data import DatasetSpec, normalise
 from unbackdoor.data.augment import Augmentation, augment
+from unbackdoor.defender.case import Case, Needs
 from unbackdoor.errors import ArchitectureError, MethodError, SettingError
+from unbackdoor.findings import DataReport
+from unbackdoor.graph.activations import watched
 from unbackdoor.train.fit import batch_sizes, vary
 
 Batch = tuple[Tensor, Tensor]
@@ -114,9 +117,36 @@ class DefenderData:
         return self[order[count:]], self[order[:count]]
 
 
-def defender_data(
-    images: Tensor, labels: Tensor, spec: DatasetSpec | None, model: nn.Module, name: str
-) -> DefenderData:
+def images_of(case: Case, model: nn.Module, name: str, *, needs: Needs = "clean images") -> DefenderData:
+    """A case's images, checked against each other and against the network.
+
+    Args:
+        case: the case.
+        model: its working copy.
+        name: of the method, for messages.
+        needs: what the method asks for.
+
+    Raises:
+        SettingError: there are none, or they are of a wrong type, shape or range.
+        MethodError: the network does not answer such images with one logit a class.
+    """
+    if case.images is None and case.labels is None:
+        raise SettingError(f"{name} needs {needs}: give images and labels beside the network")
+    return defender_data(case.images, case.labels, case.spec, model, name)
+
+
+def data_report(data: DefenderData) -> DataReport:
+    """What a report says of the images."""
+    return DataReport(images=len(data), digest=data.digest, name=None if data.spec is None else data.spec.name)
+
+
+@torch.no_grad()
+def classes_of(model: nn.Module, data: DefenderData) -> int:
+    """How many classes a network in eval mode answers."""
+    return int(logits_of(model(data.inputs(data.images[:1]))).shape[1])
+
+
+def defender_data(images: object, labels: object, spec: object, model: nn.Module, name: str) -> DefenderData:
     """Check images and labels against each other and against the network.
 
     Args:
@@ -183,6 +213,34 @@ def logits_of(result: object) -> Tensor:
         return outputs.logits_of(result[0] if isinstance(result, tuple | list) and result else result)
     except ArchitectureError as error:
         raise MethodError(str(error)) from error
+
+
+@torch.no_grad()
+def inputs_of(model: nn.Module, path: str, data: DefenderData, name: str) -> Tensor:
+    """What a module is given for each image, (N, F, ...).
+
+    Args:
+        model: in eval mode.
+        path: of the module.
+        data: the images.
+        name: of the method, for the message.
+
+    Raises:
+        MethodError: it is not called once an image.
+    """
+    found: list[Tensor] = []
+
+    def see(_path: str, _call: int, value: object) -> None:
+        assert isinstance(value, Tensor)
+        found.append(value)
+
+    with watched(model, (path,), see, side="input"):
+        for x, _ in data.chunks():
+            model(x)
+    features = torch.cat(found)
+    if len(features) != len(data):
+        raise MethodError(f"{name}: {path} was called for {len(features)} inputs with {len(data)} images")
+    return features
 
 
 @torch.no_grad()

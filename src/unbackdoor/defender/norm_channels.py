@@ -1,4 +1,4 @@
-"""The channels of a network's BatchNorms: their inputs recorded, masks laid over them, and the worst switched off.
+"""The channels of a network's BatchNorms: their inputs recorded, masks laid over them, and the worst chosen.
 
 Masks go through `torch.func.functional_call` with replaced norm weights, so that no architecture is copied or edited.
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from unbackdoor.defender.images import DefenderData, accuracy_on, logits_of
 from unbackdoor.errors import MethodError
-from unbackdoor.findings import LayerReport, Remark, finite
-from unbackdoor.graph import LayerGraph, Norm
+from unbackdoor.findings import Remark
+from unbackdoor.graph import Layer, LayerGraph, Norm
+from unbackdoor.graph.activations import watched
+from unbackdoor.graph.tensors import Tensors
+from unbackdoor.prune import Population, Selection
 
 #: Below every mask.
 NOTHING = -1.0
@@ -66,7 +70,8 @@ class NormChannels:
             )
         self.sizes = [norm.channels for norm in self.norms]
         self.total = sum(self.sizes)
-        self._tensors = all_tensors(model)
+        self._tensors = Tensors(model)
+        self._modules = dict(model.named_modules())
 
     def __call__(self, x: Tensor, gain: Tensor, shift: Tensor | None = None) -> Tensor:
         """The network's logits with each norm's weight multiplied by `gain` and its bias by `shift`, both (total,)."""
@@ -88,10 +93,15 @@ class NormChannels:
         """(total,) -> path of a norm -> (C,)."""
         return {norm.path: part for norm, part in zip(self.norms, torch.split(values, self.sizes), strict=True)}
 
-    def prune(
+    def population(self, scores: Mapping[str, Tensor]) -> Population:
+        """Path of a norm -> (C,) scores, as one population; deviations are the sample's."""
+        layers = [self._as_layer(norm) for norm in self.norms if norm.path in scores]
+        return Population(layers, [scores[layer.path].double().cpu() for layer in layers], correction=1)
+
+    def select(
         self, masks: Tensor, threshold: float, held: DefenderData | None, *, tolerance: float, beta: str
-    ) -> tuple[tuple[LayerReport, ...], str]:
-        """Switch off the channels whose mask is at or below a threshold; returns the records, and what was cut.
+    ) -> tuple[tuple[Selection, ...], str]:
+        """The channels whose mask is at or below a threshold, and where that came from.
 
         Args:
             masks: (total,).
@@ -107,11 +117,24 @@ class NormChannels:
         self.model.eval()
         if held is not None:
             threshold = self.choose_threshold(masks, held, tolerance, beta=beta)
-        by_norm = self.by_norm(masks)
-        low = {path: mask <= threshold for path, mask in by_norm.items()}
-        switch_off(self.model, self.norms, low, beta=beta)
-        modules, cuts = dict(self.model.named_modules()), dict.fromkeys(by_norm, max(threshold, 0.0))
-        return report_norms(modules, by_norm, low=low, lower=cuts), told(threshold, held)
+        found = self.population(self.by_norm(masks))
+        low = (masks <= threshold).cpu().numpy()
+        cuts = np.full(len(self.norms), max(threshold, 0.0))
+        return tuple(found.selections(low=low, lower=cuts, by_deviation=False)), told(threshold, held)
+
+    def _as_layer(self, norm: Norm) -> Layer:
+        """A norm's channels as those of a layer that the norm itself is."""
+        kind = type(self._modules[norm.path]).__name__ if norm.path in self._modules else "BatchNorm"
+        return Layer(
+            path=norm.path,
+            kind=kind,
+            out_channels=norm.channels,
+            norm=norm.path,
+            rule="itself",
+            weight=str(norm.weight),
+            part=norm.part,
+            why=norm.why,
+        )
 
     def choose_threshold(self, masks: Tensor, held: DefenderData, tolerance: float, *, beta: str) -> float:
         """The largest of THRESHOLDS at which channels with a mask at or below it can go without a loss in accuracy of
@@ -122,7 +145,7 @@ class NormChannels:
             masks: (total,).
             held: images that the masks were not learnt on.
             tolerance: the share of the accuracy that may be lost.
-            beta: as in `switch_off`.
+            beta: as of an `Editor`.
 
         Raises:
             MethodError: the network answers none of these images rightly, so that nothing can be told from them.
@@ -154,12 +177,6 @@ def _why(norm: Norm) -> str:
     return norm.why
 
 
-def all_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers under all of their names."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {**parameters, **dict(model.named_buffers(remove_duplicate=False))}
-
-
 def told(threshold: float, held: DefenderData | None) -> str:
     """Where a threshold came from, for the report."""
     if held is None:
@@ -175,81 +192,17 @@ def norm_inputs(
 ) -> Iterator[list[Remark]]:
     """Calls `record(path, input)` whenever a norm is called; at the end the list holds those that never were."""
     modules = dict(model.named_modules())
-    handles = []
     remarks: list[Remark] = []
     called: set[str] = set()
-    for norm in norms:
 
-        def hook(
-            _module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], path: str = norm.path
-        ) -> None:
-            called.add(path)
-            record(path, inputs[0] if inputs else named["input"])
+    def see(path: str, _call: int, value: object) -> None:
+        assert isinstance(value, Tensor)
+        called.add(path)
+        record(path, value)
 
-        if norm.path in modules:
-            handles.append(modules[norm.path].register_forward_pre_hook(hook, with_kwargs=True))
     try:
-        yield remarks
+        with watched(model, [norm.path for norm in norms if norm.path in modules], see, side="input"):
+            yield remarks
     finally:
-        for handle in handles:
-            handle.remove()
         reason = "is never called as a module: its inputs cannot be recorded"
         remarks.extend(Remark(norm.path, "BatchNorm", reason) for norm in norms if norm.path not in called)
-
-
-def switch_off(model: nn.Module, norms: Sequence[Norm], pruned: Mapping[str, Tensor], *, beta: str) -> None:
-    """Prune channels in place.
-
-    Args:
-        model: the network.
-        norms: its norms.
-        pruned: path of a norm -> (C,) bool.
-        beta: "zero" makes the channel zero; "keep" leaves it the constant beta, as some published code does.
-    """
-    tensors = all_tensors(model)
-    with torch.no_grad():
-        for norm in norms:
-            mask = pruned.get(norm.path)
-            if mask is None or not bool(mask.any()):
-                continue
-            for name in (norm.weight, norm.bias if beta == "zero" else None):
-                if name is not None:
-                    tensors[name][mask] = 0
-
-
-def report_norms(
-    modules: Mapping[str, nn.Module],
-    scores: Mapping[str, Tensor],
-    high: Mapping[str, Tensor] | None = None,
-    low: Mapping[str, Tensor] | None = None,
-    *,
-    upper: Mapping[str, float] | None = None,
-    lower: Mapping[str, float] | None = None,
-    correction: int = 1,
-) -> tuple[LayerReport, ...]:
-    """One record a norm, from (C,) scores, and (C,) bool of what was pruned above and below."""
-    result = []
-    for path, values in scores.items():
-        known = values[torch.isfinite(values)].double()
-        kind = type(modules[path]).__name__ if path in modules else "BatchNorm"
-        result.append(
-            LayerReport(
-                path=path,
-                kind=kind,
-                norm=path,
-                rule="itself",
-                scores=tuple(map(finite, values.double().tolist())),
-                mean=float(known.mean()) if len(known) else None,
-                std=float(known.std(correction=correction)) if len(known) > correction else None,
-                lower=finite((lower or {}).get(path)),
-                band=None,
-                upper=finite((upper or {}).get(path)),
-                pruned_high=_indices(high, path),
-                pruned_low=_indices(low, path),
-            )
-        )
-    return tuple(result)
-
-
-def _indices(masks: Mapping[str, Tensor] | None, path: str) -> tuple[int, ...]:
-    return tuple(masks[path].nonzero().flatten().tolist()) if masks is not None and path in masks else ()

@@ -10,20 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.data.augment import Augmentation, cutout
+from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.images import DefenderData, logits_of
 from unbackdoor.findings import Stage, finite
 from unbackdoor.train import Recipe
 from unbackdoor.train.fit import autocast_dtype, batch_sizes
 
-#: Called with (steps done, steps in all, what to say beside it).
-Progress = Callable[[int, int, str], None]
-
 #: (inputs, labels) -> (loss, logits).
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def silent(_done: int, _total: int, _note: str) -> None:
-    """Shows no progress."""
 
 
 def cross_entropy(forward: Callable[[Tensor], object]) -> Loss:

@@ -49,7 +49,7 @@ def working_copy(model: nn.Module, name: str) -> nn.Module:
 
 
 @contextlib.contextmanager
-def seeded(generator: torch.Generator, name: str) -> Iterator[None]:
+def seeded(generator: torch.Generator | None, name: str) -> Iterator[None]:
     """Dropout and the like draw from `generator` for a while, and gradients are on; then all is as it was.
 
     Raises:

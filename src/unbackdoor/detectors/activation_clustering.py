@@ -18,20 +18,17 @@ PCA, ICA, k-means and the silhouette are scikit-learn's (the extra `detect`).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defences.base import Needs
-from unbackdoor.defender.images import DefenderData
-from unbackdoor.defender.tuning import Progress
+from unbackdoor.defender.case import Case, Needs
+from unbackdoor.defender.images import DefenderData, classes_of, inputs_of
 from unbackdoor.detectors.base import DETECTORS, Detector
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
-from unbackdoor.graph import LayerGraph
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
@@ -70,18 +67,13 @@ class ActivationClustering(Detector):
     )
 
     def inspect(
-        self,
-        model: nn.Module,
-        data: DefenderData,
-        *,
-        graph: Callable[[], LayerGraph],
-        classes: int,
-        generator: torch.Generator,
-        progress: Progress,
+        self, case: Case, model: nn.Module, data: DefenderData | None
     ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
         """Algorithm 1 of the paper, class by class."""
-        features = _features(model, data, graph()).cpu()
-        seed = int(torch.randint(2**31, (), generator=generator))
+        assert data is not None
+        classes = classes_of(model, data)
+        features = self._features(case, model, data).cpu()
+        seed = int(torch.randint(2**31, (), generator=case.rng))
         found = []
         notes: list[str] = []
         for label in range(classes):
@@ -103,12 +95,22 @@ class ActivationClustering(Detector):
                     images=tuple(own[second].tolist()) if suspicious else (),
                 )
             )
-            progress(label + 1, classes, f"class {label}")
+            case.progress(label + 1, classes, f"class {label}")
         if len(notes) == classes:
             raise MethodError(
                 f"ac: expected at least {FEW} images of a class, {len(data)} images in all are too few; give more"
             )
         return tuple(found), tuple(notes)
+
+    def _features(self, case: Case, model: nn.Module, data: DefenderData) -> Tensor:
+        """The classifier's inputs, (N, F)."""
+        path = case.layers().classifier
+        if path is None or path not in dict(model.named_modules()):
+            raise MethodError("ac reads the classifier's inputs, and this network has no single layer that is one")
+        features = inputs_of(model, path, data, self.name).flatten(1)
+        if not bool(torch.isfinite(features).all()):
+            raise MethodError(f"ac: {path}: expected one finite feature vector an image")
+        return features
 
 
 def split(features: Tensor, components: int, seed: int, reduction: str = "pca") -> tuple[Tensor, float]:
@@ -131,26 +133,6 @@ def split(features: Tensor, components: int, seed: int, reduction: str = "pca") 
     if second.sum() * 2 > len(x):
         second = ~second
     return second, float(metrics.silhouette_score(reduced, group))
-
-
-@torch.no_grad()
-def _features(model: nn.Module, data: DefenderData, graph: LayerGraph) -> Tensor:
-    """The classifier's inputs, (N, F)."""
-    path = graph.classifier
-    head = None if path is None else dict(model.named_modules()).get(path)
-    if head is None:
-        raise MethodError("ac reads the classifier's inputs, and this network has no single layer that is one")
-    seen: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0].flatten(1)))
-    try:
-        for x, _ in data.chunks():
-            model(x)
-    finally:
-        handle.remove()
-    features = torch.cat(seen)
-    if len(features) != len(data) or not bool(torch.isfinite(features).all()):
-        raise MethodError(f"ac: {path}: expected one finite feature vector an image")
-    return features
 
 
 def _sklearn() -> tuple[Any, Any, Any]:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
-import torch
 from torch import Tensor, nn
 
-from unbackdoor.data import DatasetSpec
-from unbackdoor.defences.base import Needs
-from unbackdoor.defender.images import DefenderData, defender_data
-from unbackdoor.defender.tuning import Progress, silent
-from unbackdoor.defender.working_copy import seeded, working_copy
+from unbackdoor.defender.case import Beside, Case, Needs
+from unbackdoor.defender.images import DefenderData, images_of
 from unbackdoor.findings import ClassFinding, Detection
-from unbackdoor.graph import LayerGraph, layer_graph
-from unbackdoor.outputs import answering
 from unbackdoor.papers import Published
 from unbackdoor.registry import Registry
 from unbackdoor.settings import Configured, build, read_options
@@ -35,77 +28,49 @@ class Detector(Configured, Published, ABC):
 
     @abstractmethod
     def inspect(
-        self,
-        model: nn.Module,
-        data: DefenderData,
-        *,
-        graph: Callable[[], LayerGraph],
-        classes: int,
-        generator: torch.Generator,
-        progress: Progress,
+        self, case: Case, model: nn.Module, data: DefenderData | None
     ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
         """One finding a class, and notes.
 
         Args:
+            case: its layers, for a detector that looks at them; its generator, its progress bar.
             model: a float32 copy in eval mode.
-            data: the images.
-            graph: the network's layers, for a detector that looks at them.
-            classes: how many the network answers.
-            generator: of everything that is drawn.
-            progress: called with (done, total, a note).
-        """
-
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        generator: torch.Generator,
-        spec: DatasetSpec | None = None,
-        graph: LayerGraph | None = None,
-        example: Any = None,
-        output: str | None = None,
-        progress: Progress = silent,
-    ) -> Detection:
-        """Look at a network; it is never changed.
-
-        Args:
-            model: a network that answers (N, classes) logits, or a dict, tuple or dataclass that holds them.
-            images: (N, C, H, W) uint8 beside a `spec`; else (N, ...) floating point, as the network takes them.
-            labels: (N,) int64.
-            generator: of everything that is drawn, on the CPU.
-            spec: the data set whose normalisation the network expects.
-            graph: the network's layer graph, if it has been read already.
-            example: what the network takes, where its layers cannot be read without (see `layer_graph`); not looked at
-                beside a `graph`.
-            output: which part of what the network returns is its logits: a key, a number or a field's name.
-            progress: called with (done, total, a note).
+            data: the images; None for a detector that needs none.
 
         Raises:
-            SettingError: images or labels are of a wrong type, shape or range.
+            MethodError: the detector cannot work on this network, or on these images.
+        """
+
+    def run(self, case: Case) -> Detection:
+        """Look at the case's network; it is never changed.
+
+        Raises:
+            SettingError: the case lacks what the detector needs, or images and labels do not fit.
             MethodError: the detector cannot work on this network.
         """
-        with seeded(generator, self.name), answering(work := working_copy(model, self.name), output):
-            data = defender_data(images, labels, spec, work, self.name)
-            with torch.no_grad():
-                classes = work(data.inputs(data.images[:1])).shape[1]
-            found, notes = self.inspect(
-                work,
-                data,
-                graph=lambda: graph or layer_graph(work, example),
-                classes=classes,
-                generator=generator,
-                progress=progress,
-            )
+        with case.working(self.name) as model:
+            data = None if self.needs == "nothing" else images_of(case, model, self.name, needs=self.needs)
+            found, notes = self.inspect(case, model, data)
         return Detection(
             detector=self.name,
             settings=self.settings(),
             classes=found,
-            images=len(data),
-            digest=data.digest,
+            images=0 if data is None else len(data),
+            digest=None if data is None else data.digest,
             notes=notes,
         )
+
+    def __call__(
+        self, model: nn.Module, images: Tensor | None = None, labels: Tensor | None = None, **more: Unpack[Beside]
+    ) -> Detection:
+        """Look at a network; it is never changed.
+
+        Args:
+            model: a network.
+            images, labels: for a detector that needs them (`needs`).
+            more: generator, spec, graph, example, output and progress, as in a `Case`.
+        """
+        return self.run(Case(network=model, images=images, labels=labels, **more))
 
 
 def parse_detector(text: str) -> Detector:

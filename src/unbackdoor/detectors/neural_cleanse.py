@@ -20,7 +20,6 @@ Departures:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,13 +27,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.defences.base import Needs
-from unbackdoor.defender.images import DefenderData
-from unbackdoor.defender.tuning import Progress
+from unbackdoor.defender.case import Case, Needs
+from unbackdoor.defender.images import DefenderData, classes_of
 from unbackdoor.detectors.base import DETECTORS, Detector
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
-from unbackdoor.graph import LayerGraph
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
@@ -65,21 +62,15 @@ class NeuralCleanse(Detector):
     index: float = setting(2.0, "a class is suspicious above this anomaly index", least=0, most=1e6)
 
     def inspect(
-        self,
-        model: nn.Module,
-        data: DefenderData,
-        *,
-        graph: Callable[[], LayerGraph],
-        classes: int,
-        generator: torch.Generator,
-        progress: Progress,
+        self, case: Case, model: nn.Module, data: DefenderData | None
     ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
         """A trigger a class, then the outliers among their sizes."""
-        del graph
+        assert data is not None
         if data.images.ndim != 4:
             raise MethodError(f"nc needs images (N, C, H, W), got {tuple(data.images.shape)}")
         model.requires_grad_(False)
-        triggers = [self._trigger(model, data, label, generator, progress, classes) for label in range(classes)]
+        classes = classes_of(model, data)
+        triggers = [self._trigger(case, model, data, label, classes) for label in range(classes)]
         reached = [label for label, (mask, _) in enumerate(triggers) if mask is not None]
         sizes = [float(mask.sum()) for mask, _ in triggers if mask is not None]
         if len(reached) < 3:
@@ -112,25 +103,19 @@ class NeuralCleanse(Detector):
         return found, tuple(notes)
 
     def _trigger(
-        self,
-        model: nn.Module,
-        data: DefenderData,
-        label: int,
-        generator: torch.Generator,
-        progress: Progress,
-        classes: int,
+        self, case: Case, model: nn.Module, data: DefenderData, label: int, classes: int
     ) -> tuple[Tensor | None, float]:
         """The smallest mask, (1, 1, H, W), that turned enough images, or None; and the share that was turned."""
         shape, device = data.images.shape, data.labels.device
-        free = torch.randn(1, 1, *shape[2:], generator=generator).to(device).requires_grad_()
-        paint = torch.randn(1, shape[1], *shape[2:], generator=generator).to(device).requires_grad_()
+        free = torch.randn(1, 1, *shape[2:], generator=case.rng).to(device).requires_grad_()
+        paint = torch.randn(1, shape[1], *shape[2:], generator=case.rng).to(device).requires_grad_()
         optimiser = torch.optim.Adam([free, paint], lr=self.lr, betas=(0.5, 0.9))
         low, scale = data.floor, data.scale
         weight, up, down = self.weight, 0, 0
         best, best_rate = None, 0.0
         rate = 0.0
         for step in range(self.steps):
-            x, _ = data.draw(self.batch_size, generator)
+            x, _ = data.draw(self.batch_size, case.rng)
             mask, pattern = free.sigmoid(), paint.sigmoid()
             logits = model((1 - mask) * x + mask * (low + scale * pattern))
             goal = torch.full((len(x),), label, device=device)
@@ -147,7 +132,7 @@ class NeuralCleanse(Detector):
             elif down >= PATIENCE:
                 weight, down = weight / FACTOR, 0
             optimiser.step()
-            progress(label * self.steps + step + 1, classes * self.steps, f"class {label}: success {rate:.0%}")
+            case.progress(label * self.steps + step + 1, classes * self.steps, f"class {label}: success {rate:.0%}")
         return (None, rate) if best is None else (best, best_rate)
 
 

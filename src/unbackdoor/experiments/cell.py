@@ -308,7 +308,7 @@ canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fa
 
 def wants_images(method: str) -> str | None:
     """What a method is given beside the network: "clean images", "training images", or None."""
-    needs = parse_method(method).needs
+    needs: str = parse_method(method).needs
     return None if needs == "nothing" else needs
 
 

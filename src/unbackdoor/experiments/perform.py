@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Mapping
@@ -17,8 +17,8 @@ from unbackdoor.api.defending import mixture, timed
 from unbackdoor.api.training import Run, train_run
 from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, clean_subset, normalise
-from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.table import parse_method
+from unbackdoor.defender.case import Case
 from unbackdoor.experiments.cell import (
     VERSIONS,
     Cell,
@@ -155,27 +155,17 @@ def _train(cell: Training, work: Work, progress: Progress) -> tuple[dict[str, An
 
 def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     model, attack, test = _trained(cell.training, work)
-    method: Any = parse_method(cell.method)
-    poisoned = 0
-    if isinstance(method, DataFree):
-        call: Callable[[], Any] = functools.partial(method, model)
-    else:
+    method = parse_method(cell.method)
+    poisoned, seed = 0, cell.clean_seed or 0
+    case = Case(network=model, generator=torch.Generator().manual_seed(seed), progress=progress)
+    if method.needs != "nothing":
         assert cell.clean is not None
-        assert cell.clean_seed is not None
         train = load(cell.data_name, "train", work.data_dir)
-        images = clean_subset(train, share=cell.clean, seed=cell.clean_seed).data
+        images = clean_subset(train, share=cell.clean, seed=seed).data
         if cell.poisoned is not None and attack is not None:
-            images, poisoned = mixture(images, attack, cell.poisoned, cell.clean_seed)
-        call = functools.partial(
-            method,
-            model,
-            images.images,
-            images.labels,
-            generator=torch.Generator().manual_seed(cell.clean_seed),
-            spec=images.spec,
-            progress=progress,
-        )
-    outcome, seconds = timed(call)
+            images, poisoned = mixture(images, attack, cell.poisoned, seed)
+        case = dataclasses.replace(case, images=images.images, labels=images.labels, spec=images.spec)
+    outcome, seconds = timed(lambda: method.run(case))
     after = measure(outcome.model, test, attack)
     assert work.before is not None
     changed = any(

@@ -36,7 +36,7 @@ class Detection:
     Attributes:
         detector: its name, and `settings` all its hyper-parameters.
         classes: one finding a class.
-        images: how many images it was given, and `digest` their SHA-256.
+        images: how many images it was given, and `digest` their SHA-256; 0 and None without any.
         notes: what a reader should know.
     """
 
@@ -44,7 +44,7 @@ class Detection:
     settings: Mapping[str, Any]
     classes: tuple[ClassFinding, ...]
     images: int
-    digest: str
+    digest: str | None
     notes: tuple[str, ...] = ()
     source: str | None = None
     schema_version: int = field(default=SCHEMA_VERSION)

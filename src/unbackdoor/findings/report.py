@@ -101,7 +101,8 @@ class Stage:
         name: what is trained, for example "fine-tuning".
         unit: what one point stands for.
         losses: mean losses; None where one was not a finite number.
-        accuracies: on the images it was given, as they were shown to the network (augmented where they were).
+        accuracies: on the images it was given, as they were shown to the network (augmented where they were); empty
+            where it was given none.
     """
 
     name: str

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unbackdoor.channel_scores import channel_lipschitz
 from unbackdoor.graph import layer_graph
-from unbackdoor.lipschitz import channel_lipschitz
+from unbackdoor.graph.activations import watched
 
 
 @torch.no_grad()
@@ -27,17 +28,13 @@ def activation_change(model: nn.Module, clean: Tensor, triggered: Tensor, paths:
 def _outputs(model: nn.Module, x: Tensor, paths: list[str]) -> dict[str, Tensor]:
     """What some modules put out."""
     seen: dict[str, Tensor] = {}
-    modules = dict(model.named_modules())
 
-    def keep(path: str, out: Tensor) -> None:
-        seen[path] = out
+    def see(path: str, _call: int, value: object) -> None:
+        assert isinstance(value, Tensor)
+        seen[path] = value
 
-    handles = [modules[p].register_forward_hook(lambda _m, _i, out, path=p: keep(path, out)) for p in paths]
-    try:
+    with watched(model, paths, see, side="output"):
         model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     return seen
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from unbackdoor.errors import MethodError
 from unbackdoor.findings import Remark
 from unbackdoor.graph import Layer, LayerGraph, Norm
-from unbackdoor.lipschitz import Tensors
-from unbackdoor.prune.select import Mask, Selection
+from unbackdoor.graph.tensors import Tensors
+from unbackdoor.prune.outliers import Mask, Selection
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,15 @@ class Editor:
     Args:
         tensors: of the network.
         graph: its layers.
-        scale: "gamma" shrinks through the norm's weight, "weight" through the filter, as Eq. 9 is printed.
+        scale: "gamma" scales through the norm's weight, "weight" through the filter.
+        beta: "zero" makes a pruned channel zero; "keep" leaves it the constant beta of its norm.
     """
 
-    def __init__(self, tensors: Tensors, graph: LayerGraph, scale: str) -> None:
+    def __init__(self, tensors: Tensors, graph: LayerGraph, scale: str = "gamma", beta: str = "zero") -> None:
         self.tensors = tensors
         self.graph = graph
         self.scale = scale
+        self.beta = beta
         self.edits: list[Edit] = []
         self.left_alone: list[Remark] = []
         self._shared = _shared(graph) if graph.aliases else frozenset()
@@ -90,10 +93,10 @@ class Editor:
         return None
 
     def _prune(self, layer: Layer, norm: Norm | None, channels: Tensor, broken: Tensor) -> None:
-        """The channel's output becomes zero for every input."""
+        """The channel's output becomes zero for every input (or its norm's beta, where that is kept)."""
         filters = channels
         if norm is not None:
-            for name in (norm.weight, norm.bias):
+            for name in (norm.weight, norm.bias if self.beta == "zero" else None):
                 if name is not None:
                     self.zero(name, (channels,))
             if norm.weight is not None:
@@ -152,6 +155,44 @@ class Editor:
     def _add(self, name: str, index: tuple[Any, ...], change: Any) -> None:
         before = self.tensors[name].detach()[index]  # a copy
         self.edits.append(Edit(name, index, before, change(before)))
+
+
+def rewritten(network: nn.Module, work: nn.Module, *, method: str) -> tuple[Edit, ...]:
+    """The edits that give a network the weights of its working copy, in the network's own precision.
+
+    Args:
+        network: as it came.
+        work: a copy of it, in any precision, whose parameters and buffers were changed.
+        method: which changed them, for the message.
+
+    Raises:
+        MethodError: a tensor that was all finite numbers would no longer be.
+    """
+    new, edits = Tensors(work), []
+    done: set[int] = set()
+    for name, tensor in Tensors(network).items():
+        module, _, own = name.rpartition(".")
+        if id(tensor) in done or own in network.get_submodule(module)._non_persistent_buffers_set:
+            continue
+        done.add(id(tensor))
+        before = tensor.detach()
+        after = torch.empty_like(before).copy_(new[name].detach())
+        if same_bits(before, after):
+            continue
+        if after.is_floating_point() and not torch.isfinite(after).all() and torch.isfinite(before).all():
+            raise MethodError(
+                f"{method}: diverged: {name} would hold numbers that are not finite; a smaller lr may help"
+            )
+        edits.append(Edit(name, (), before.clone(), after))
+    return tuple(edits)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same content, bit for bit."""
+    if a.shape != b.shape or a.dtype != b.dtype or a.is_meta:
+        return False
+    a, b = a.reshape(-1), b.to(a.device).reshape(-1)
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 def _shared(graph: LayerGraph) -> frozenset[str | None]:

@@ -1,4 +1,4 @@
-"""A plan: what a data-free method would do to a network, as a value that can be applied and undone.
+"""A plan: what a method would do to a network, as a value that can be applied and undone.
 
 It names the tensors, the places in them, and their content before and after. Applying it checks that the network holds
 what the plan was made for; undoing it puts the old content back bit for bit.
@@ -17,25 +17,28 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from unbackdoor.errors import PlanError
-from unbackdoor.findings import ClassifierReport, LayerReport, Remark, Report
+from unbackdoor.findings import ClassifierReport, DataReport, LayerReport, Remark, Report, Stage
 from unbackdoor.graph import LayerGraph
-from unbackdoor.lipschitz import Tensors
-from unbackdoor.prune.edit import Edit
-from unbackdoor.prune.select import Mask, Selection
+from unbackdoor.graph.tensors import Tensors
+from unbackdoor.prune.edit import Edit, same_bits
+from unbackdoor.prune.outliers import Mask, Selection
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a data-free method would do to a network; nothing has been done yet.
+    """What a method would do to a network; nothing has been done yet.
 
     Attributes:
         method, settings: which method, and all its hyper-parameters.
         graph: the layers it was made from.
-        selections: per layer, what is cut and why.
+        selections: per layer, what is cut and why; empty for a method that scores no channels.
         classifier: the classifier step, or None.
         edits: the changes, tensor by tensor.
         not_covered, left_alone: what could not be read, and what was left as it is.
+        unpaired_norms: norms that no single layer feeds, of a method that scores layers.
         score: what a score is; empty where it is a channel's Lipschitz constant.
+        stages: how training went, of a method that trains.
+        data: the images that the method was given, if any.
     """
 
     method: str
@@ -46,7 +49,10 @@ class Plan:
     edits: tuple[Edit, ...]
     not_covered: tuple[Remark, ...] = ()
     left_alone: tuple[Remark, ...] = ()
+    unpaired_norms: tuple[str, ...] = ()
     score: str = ""
+    stages: tuple[Stage, ...] = ()
+    data: DataReport | None = None
 
     @property
     def scores(self) -> dict[str, Tensor]:
@@ -79,11 +85,13 @@ class Plan:
             method=self.method,
             settings=self.settings,
             score=self.score,
-            layers=tuple(_layer_report(s, self.settings) for s in self.selections),
+            layers=tuple(_layer_report(s) for s in self.selections),
             classifier=self.classifier,
+            stages=self.stages,
+            data=self.data,
             not_covered=self.not_covered,
             left_alone=self.left_alone,
-            unpaired_norms=self.graph.unpaired_norms,
+            unpaired_norms=self.unpaired_norms,
         )
 
     def _write(self, target: nn.Module | MutableMapping[str, Tensor], *, forward: bool) -> None:
@@ -99,7 +107,7 @@ class Plan:
                     found = tensor[index]
                 except (IndexError, RuntimeError) as error:
                     raise PlanError(f"the plan does not fit {edit.name} of shape {tuple(tensor.shape)}") from error
-                if not _same_bits(found, expected):
+                if not same_bits(found, expected):
                     state = "is not what the plan was made for" if forward else "is not what the plan left"
                     raise PlanError(f"{edit.name} {state}; make a new plan for this network")
                 if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
@@ -131,14 +139,7 @@ def copy_model(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype or a.is_meta:
-        return False
-    a, b = a.contiguous(), b.to(a.device).contiguous()
-    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
-
-
-def _layer_report(selection: Selection, settings: Mapping[str, Any]) -> LayerReport:
+def _layer_report(selection: Selection) -> LayerReport:
     mutable = not selection.immutable
 
     def channels(mask: Mask, wanted: bool = mutable) -> tuple[int, ...]:  # noqa: FBT001
@@ -166,25 +167,5 @@ def _layer_report(selection: Selection, settings: Mapping[str, Any]) -> LayerRep
         scaled=channels(selection.near),
         factors=tuple(selection.factors[selection.near].tolist()) if mutable else (),
         immutable=channels(selection.pruned, not mutable),
-        notes=(*said, *_reach(selection, settings)),
+        notes=(*said, *selection.out_of_reach),
     )
-
-
-def _reach(selection: Selection, settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which cuts cannot fire in this layer, whatever its weights."""
-    n = int((~selection.broken).sum())
-    if n == 0:
-        return ("no score is finite: every channel is broken",)
-    if selection.std == 0:
-        return ("all scores are equal: nothing can be an outlier",)
-    # One outlier among n equal others lies sqrt(n - 1) population deviations out, (n - 1) / sqrt(n) sample ones.
-    highest = (n - 1) / np.sqrt(n) if settings.get("correction") == 1 else np.sqrt(n - 1)
-    notes = []
-    # The cut as `select` computes it, so that a limit of just `highest` deviations is not lost to rounding.
-    if np.isfinite(selection.upper) and selection.upper >= selection.mean + highest * selection.std:
-        notes.append(
-            f"the upper cut cannot fire: among {n} channels none can lie more than {highest:.2f} deviations out"
-        )
-    if np.isfinite(selection.lower) and selection.lower <= selection.least:
-        notes.append("the lower cut cannot fire: it lies at or below zero")
-    return tuple(notes)

@@ -49,7 +49,7 @@ def render(found: Detection) -> str:
         said = "No class is suspicious; that is not proof of absence."
     settings = " ".join(f"{key}={value}" for key, value in found.settings.items())
     head = [f"unbackdoor detect: {found.source or 'a model in memory'}", f"  {found.detector}  {settings}"]
-    head.append(f"  {found.images:,} images, SHA-256 {found.digest}")
+    head.append(f"  {found.images:,} images, SHA-256 {found.digest}" if found.images else "  no images")
     return "\n".join(map(visible, [*head, "", said, "", *table, *("", *found.notes)])).rstrip() + "\n"
 
 

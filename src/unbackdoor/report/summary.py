@@ -63,9 +63,11 @@ def stage(stage: Stage) -> str:
     if not stage.losses:
         return f"{stage.name}: nothing"
     loss = f"loss {number(stage.losses[0])} to {number(stage.losses[-1])}"
-    rates = [f"{rate:.1%}" if rate is not None else "-" for rate in (stage.accuracies[0], stage.accuracies[-1])]
     number_of = len(stage.losses)
     points = f"{number_of:,} x {stage.unit}" if " " in stage.unit else count(number_of, stage.unit)
+    if not stage.accuracies:  # of a method that is given no labels
+        return f"{stage.name} ({points}): {loss}"
+    rates = [f"{rate:.1%}" if rate is not None else "-" for rate in (stage.accuracies[0], stage.accuracies[-1])]
     return f"{stage.name} ({points}): {loss}; accuracy on the given images {rates[0]} to {rates[1]}"
 
 

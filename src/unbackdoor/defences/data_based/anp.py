@@ -23,11 +23,13 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor.data.augment import Augmentation
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
+from unbackdoor.defences.data_based.base import DataBased, Findings
+from unbackdoor.defender.case import Case
+from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.norm_channels import NormChannels
 from unbackdoor.defender.tuning import stage
 from unbackdoor.papers import Paper
@@ -85,13 +87,13 @@ class ANP(DataBased):
         """That benchmark's settings: a learning rate of 0.01, twentyfold smaller, and batches of 256."""
         return cls(lr=0.01, batch_size=256)
 
-    def repair(self, patient: Patient) -> Findings:
+    def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Algorithm 1: learn the masks, then prune the network as it came."""
-        model, channels = patient.model, NormChannels(patient.model, patient.graph, self.name)
+        channels = NormChannels(model, case.layers(), self.name)
         came = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        learn, held = patient.data, None
+        learn, held = data, None
         if self.holdout:
-            learn, held = patient.data.held_out(self.holdout, patient.generator)
+            learn, held = data.held_out(self.holdout, case.rng)
         model.train().requires_grad_(False)
         masks = channels.ones().requires_grad_()
         optimiser = torch.optim.SGD([masks], lr=self.lr, momentum=0.9)
@@ -101,8 +103,8 @@ class ANP(DataBased):
         curve: list[float] = []
         rates: list[float] = []
         for iteration in range(self.iterations):
-            x, y = learn.draw(self.batch_size, patient.generator, how)
-            noise = worst_noise(channels, masks.detach(), x, y, self.eps, self.steps, patient.generator)
+            x, y = learn.draw(self.batch_size, case.rng, how)
+            noise = worst_noise(channels, masks.detach(), x, y, self.eps, self.steps, case.rng)
             noisy = F.cross_entropy(channels(x, masks + noise[0], 1 + noise[1]), y)
             logits = channels(x, masks)
             loss = self.alpha * F.cross_entropy(logits, y) + (1 - self.alpha) * noisy  # Eq. 6
@@ -121,12 +123,15 @@ class ANP(DataBased):
                     break
             low_now = int((masks <= self.threshold).sum())
             said = f"masks: loss {float(loss.detach()):.3f}, at or below {self.threshold:g}: {low_now}"
-            patient.progress(iteration + 1, self.iterations, said)
+            case.progress(iteration + 1, self.iterations, said)
         model.load_state_dict(came)
-        layers, said = channels.prune(masks.detach(), self.threshold, held, tolerance=self.tolerance, beta=self.beta)
+        selections, said = channels.select(
+            masks.detach(), self.threshold, held, tolerance=self.tolerance, beta=self.beta
+        )
         score = f"masks that were learnt under noise (1 is a channel that is needed; {said})"
         return Findings(
-            layers=layers,
+            selections=selections,
+            beta=self.beta,
             score=score,
             not_covered=channels.not_covered,
             left_alone=channels.left_alone,

@@ -20,13 +20,14 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor.data.augment import Augmentation
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defender.images import PLAIN
-from unbackdoor.defender.norm_channels import NormChannels, norm_inputs, report_norms, switch_off
+from unbackdoor.defences.data_based.base import DataBased, Findings
+from unbackdoor.defender.case import Case
+from unbackdoor.defender.images import PLAIN, DefenderData
+from unbackdoor.defender.norm_channels import NormChannels, norm_inputs
 from unbackdoor.papers import PRE_ACTIVATIONS, Paper
 from unbackdoor.settings import setting
 
@@ -55,33 +56,33 @@ class BNP(DataBased):
         """That benchmark's settings: a batch of 256, gamma and beta both switched off."""
         return cls(batch_size=256, beta="zero")
 
-    def repair(self, patient: Patient) -> Findings:
+    def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Sec. 4.2 of the paper, "BNP"."""
-        model, channels = patient.model, NormChannels(patient.model, patient.graph, self.name)
+        channels = NormChannels(model, case.layers(), self.name)
         seen: dict[str, list[Tensor]] = {}
 
         def record(path: str, x: Tensor) -> None:
             seen.setdefault(path, []).append(moments(x))
 
         how = Augmentation(padding=self.crop_padding) if self.crop_padding else PLAIN
-        images = patient.data.images[torch.randperm(len(patient.data), generator=patient.generator)[: self.batch_size]]
+        images = data.images[torch.randperm(len(data), generator=case.rng)[: self.batch_size]]
         with torch.no_grad(), norm_inputs(model, channels.norms, record) as not_covered:
-            model(patient.data.augmented(images, how, patient.generator))
-        patient.progress(1, 1, "statistics recorded")
-        scores, high, cuts = {}, {}, {}
+            model(data.augmented(images, how, case.rng))
+        case.progress(1, 1, "statistics recorded")
         tensors = model.state_dict()
-        for norm in channels.norms:
-            if norm.path in seen:
-                m1, v1 = combined(seen[norm.path])
-                scores[norm.path] = kl = divergence(m1, v1, tensors[norm.mean], tensors[norm.var] + norm.eps, norm.eps)
-                cuts[norm.path] = cut = float(kl.mean() + self.u * kl.std())
-                high[norm.path] = kl > cut
-        switch_off(model, channels.norms, high, beta=self.beta)
-        layers = report_norms(dict(model.named_modules()), scores, high, upper=cuts)
-        score = "divergences of a channel's values on clean images from its running statistics"
+        divergences = {
+            norm.path: divergence(
+                *combined(seen[norm.path]), tensors[norm.mean], tensors[norm.var] + norm.eps, norm.eps
+            )
+            for norm in channels.norms
+            if norm.path in seen
+        }
+        kl = channels.population(divergences)
+        cut = kl.at(self.u)
         return Findings(
-            layers=layers,
-            score=score,
+            selections=tuple(kl.selections(high=kl.varied & (kl.values > kl.each(cut)), upper=cut)),
+            beta=self.beta,
+            score="divergences of a channel's values on clean images from its running statistics",
             not_covered=(*channels.not_covered, *not_covered),
             left_alone=channels.left_alone,
         )

@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor.data.augment import Augmentation
-from unbackdoor.defences.base import DEFENCES, Needs
-from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
-from unbackdoor.defender.images import PLAIN
-from unbackdoor.defender.norm_channels import NormChannels, norm_inputs, report_norms, switch_off
+from unbackdoor.defences.base import DEFENCES
+from unbackdoor.defences.data_based.base import DataBased, Findings
+from unbackdoor.defender.case import Case, Needs
+from unbackdoor.defender.images import PLAIN, DefenderData
+from unbackdoor.defender.norm_channels import NormChannels, norm_inputs
 from unbackdoor.errors import MethodError
 from unbackdoor.papers import PRE_ACTIVATIONS, Paper
 from unbackdoor.settings import setting
@@ -76,37 +77,33 @@ class EP(DataBased):
         """That benchmark's settings: bins of 0.1, the authors' histogram, a batch of 256, gamma and beta both off."""
         return cls(bin_width=0.1, batch_size=256, beta="zero", histogram="published")
 
-    def repair(self, patient: Patient) -> Findings:
+    def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Sec. 4.2 of the paper, "EP"."""
-        model, channels = patient.model, NormChannels(patient.model, patient.graph, self.name)
+        channels = NormChannels(model, case.layers(), self.name)
         seen: dict[str, list[Tensor]] = {}
 
         def record(path: str, x: Tensor) -> None:
             seen.setdefault(path, []).append(x.amax(tuple(range(2, x.ndim))) if x.ndim > 2 else x)
 
         how = Augmentation(padding=self.crop_padding) if self.crop_padding else PLAIN
-        images = patient.data.images[torch.randperm(len(patient.data), generator=patient.generator)[: self.batch_size]]
+        images = data.images[torch.randperm(len(data), generator=case.rng)[: self.batch_size]]
         with torch.no_grad(), norm_inputs(model, channels.norms, record) as not_covered:
-            model(patient.data.augmented(images, how, patient.generator))
-        patient.progress(1, 1, "pre-activations recorded")
-        scores, low, cuts = {}, {}, {}
-        for norm in channels.norms:
-            if norm.path in seen:
-                features = torch.cat(seen[norm.path])
-                scores[norm.path] = entropies = entropy(features, self.bin_width, whole=self.histogram == "whole")
-                known = entropies[torch.isfinite(entropies)]
-                if len(known) < 2:
-                    raise MethodError(
-                        f"ep: {norm.path}: its channels do not vary over {len(images)} images; give more of them"
-                    )
-                cuts[norm.path] = cut = float(known.mean() - self.u * known.std())
-                low[norm.path] = entropies < cut
-        switch_off(model, channels.norms, low, beta=self.beta)
-        layers = report_norms(dict(model.named_modules()), scores, low=low, lower=cuts)
-        score = "entropies of a channel's values over the images it was given"
+            model(data.augmented(images, how, case.rng))
+        case.progress(1, 1, "pre-activations recorded")
+        entropies = {
+            norm.path: entropy(torch.cat(seen[norm.path]), self.bin_width, whole=self.histogram == "whole")
+            for norm in channels.norms
+            if norm.path in seen
+        }
+        for path, values in entropies.items():
+            if int(torch.isfinite(values).sum()) < 2:
+                raise MethodError(f"ep: {path}: its channels do not vary over {len(images)} images; give more of them")
+        h = channels.population(entropies)
+        cut = h.at(-self.u)
         return Findings(
-            layers=layers,
-            score=score,
+            selections=tuple(h.selections(low=h.varied & (h.values < h.each(cut)), lower=cut)),
+            beta=self.beta,
+            score="entropies of a channel's values over the images it was given",
             not_covered=(*channels.not_covered, *not_covered),
             left_alone=channels.left_alone,
         )

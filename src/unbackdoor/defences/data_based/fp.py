@@ -15,6 +15,7 @@ Departures:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,11 +25,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_based.base import Findings, FineTuning, Patient
-from unbackdoor.defender.images import DefenderData
+from unbackdoor.defences.data_based.base import Findings, FineTuning
+from unbackdoor.defender.case import Case
+from unbackdoor.defender.images import DefenderData, inputs_of
 from unbackdoor.errors import MethodError
-from unbackdoor.findings import LayerReport, finite
 from unbackdoor.papers import Paper
+from unbackdoor.prune import Population
 from unbackdoor.settings import setting
 
 
@@ -50,15 +52,16 @@ class FP(FineTuning):
     tolerance: float = setting(0.1, "share of the accuracy that pruning may cost", least=0, most=1)
     step: float = setting(0.01, "share of all features that is pruned at a time", least=1e-6, most=1)
 
-    def repair(self, patient: Patient) -> Findings:
+    def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Prune (Sec. 3.1), then fine-tune with the mask kept (Sec. 3.3)."""
-        model, path = patient.model, patient.graph.classifier
+        graph = case.layers()
+        path = graph.classifier
         head = dict(model.named_modules()).get(path or "")
         if not path or not isinstance(head, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             raise MethodError("fp prunes inputs of the classifier, and this network has no single layer that is one")
         if getattr(head, "groups", 1) != 1 or "weight" not in head._parameters:
             raise MethodError(f"fp: {path}: its columns cannot be cut one by one (grouped, or its weight is computed)")
-        features, labels = inputs_of(head, model, patient.data)
+        features, labels = inputs_of(model, path, data, self.name), data.labels
         if features.ndim < 2 or (isinstance(head, nn.Linear) and features.ndim != 2):
             raise MethodError(f"fp: {path}: expected one feature vector an image, got {tuple(features.shape)}")
         activation = features.flatten(2).mean((0, 2)) if features.ndim > 2 else features.mean(0)
@@ -69,43 +72,17 @@ class FP(FineTuning):
         def masked(x: Tensor) -> Any:
             return functional_call(model, {weight: head.weight * mask}, (x,))
 
-        stage = self.tuned(patient, masked)
+        stage = self.tuned(case, model, data, masked)
         with torch.no_grad():
             head.weight.mul_(mask)
-        layer = LayerReport(
-            path=path,
-            kind=type(head).__name__,
-            norm=None,
-            rule="",
-            scores=tuple(map(finite, activation.double().tolist())),
-            mean=finite(float(activation.mean())),
-            std=finite(float(activation.std())) if len(activation) > 1 else None,
-            lower=None,
-            band=None,
-            upper=None,
-            pruned_low=tuple((~kept).nonzero().flatten().tolist()),
-        )
+        features_of = dataclasses.replace(graph[path], out_channels=len(activation), blocks=1, norm=None, rule="")
+        found = Population([features_of], [activation.double().cpu()], correction=1)
         return Findings(
-            layers=(layer,),
+            selections=tuple(found.selections(low=(~kept).cpu().numpy(), by_deviation=False)),
+            trained=True,
             stages=(stage,),
             score="mean activations of the classifier's input features on clean images",
         )
-
-
-@torch.no_grad()
-def inputs_of(head: nn.Module, model: nn.Module, data: DefenderData) -> tuple[Tensor, Tensor]:
-    """What the classifier is given for each image, (N, F, ...), and the labels."""
-    found: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0]))
-    try:
-        for x, _ in data.chunks():
-            model(x)
-    finally:
-        handle.remove()
-    features = torch.cat(found)
-    if len(features) != len(data):
-        raise MethodError(f"fp: the classifier was called for {len(features)} inputs with {len(data)} images")
-    return features, data.labels
 
 
 @torch.no_grad()

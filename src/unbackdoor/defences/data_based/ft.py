@@ -8,8 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import nn
+
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_based.base import Findings, FineTuning, Patient
+from unbackdoor.defences.data_based.base import Findings, FineTuning
+from unbackdoor.defender.case import Case
+from unbackdoor.defender.images import DefenderData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +25,9 @@ class FT(FineTuning):
     paper: ClassVar[None] = None
     passes: ClassVar[str] = "100 forward and backward"
 
-    def repair(self, patient: Patient) -> Findings:
+    def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Ordinary training, from where the network is."""
-        return Findings(stages=(self.tuned(patient, patient.model),))
+        return Findings(trained=True, stages=(self.tuned(case, model, data),))
 
 
 DEFENCES.add(FT.name, FT)

@@ -34,10 +34,11 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
+from unbackdoor.defences.data_based.base import DataBased, Findings
+from unbackdoor.defender.case import Case
 from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.tuning import stage
 from unbackdoor.errors import MethodError
@@ -96,12 +97,11 @@ class IBAU(DataBased):
         """That benchmark's settings: no ball, normalised space, amsgrad at a rate of 1e-4, batches of 256."""
         return cls(lr=1e-4, batch_size=256, radius=math.inf, space="normalised", amsgrad=True)
 
-    def repair(self, patient: Patient) -> Findings:
+    def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Algorithm 1; in eval mode throughout, so that BatchNorm statistics stay."""
-        model, data = patient.model.eval(), patient.data
         weights = [p for p in model.parameters() if p.requires_grad]
         optimiser = torch.optim.Adam(weights, lr=self.lr, amsgrad=self.amsgrad)
-        order = torch.randperm(len(data), generator=patient.generator).to(data.labels.device)
+        order = torch.randperm(len(data), generator=case.rng).to(data.labels.device)
         batches = [(data.inputs(data.images[part]), data.labels[part]) for part in torch.split(order, self.batch_size)]
         scale = self.scale_of(data)
         losses: list[float] = []
@@ -112,7 +112,7 @@ class IBAU(DataBased):
             loss_sum = hits = 0.0
             for index, (x, y) in enumerate(batches):
                 count = max(1, int(self.perturbed * len(y) + 1e-9)) if self.perturbed else 0
-                carries = torch.randperm(len(y), generator=patient.generator)[:count].to(y.device)
+                carries = torch.randperm(len(y), generator=case.rng)[:count].to(y.device)
                 mixed = torch.zeros(len(y), *(1,) * (x.ndim - 1), dtype=x.dtype, device=x.device).index_fill(
                     0, carries, 1.0
                 )
@@ -140,12 +140,12 @@ class IBAU(DataBased):
                 with torch.no_grad():
                     hits += float((model(x).argmax(1) == y).sum())
                 done = round_number * len(batches) + index + 1
-                patient.progress(
+                case.progress(
                     done, total, f"round {round_number + 1}: loss {loss:.3f}, |delta| {float(delta.norm()):.2f}"
                 )
             losses.append(loss_sum / len(data))
             accuracies.append(hits / len(data))
-        return Findings(stages=(stage("unlearning", "round", losses, accuracies),))
+        return Findings(trained=True, stages=(stage("unlearning", "round", losses, accuracies),))
 
     def scale_of(self, data: DefenderData) -> Tensor:
         """By how much a network's input changes where delta changes by 1."""

@@ -32,8 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
+from unbackdoor.defences.data_based.base import DataBased, Findings
+from unbackdoor.defender.case import Case
 from unbackdoor.defender.feature_maps import Place, last_maps, recorded
+from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.tuning import cross_entropy, tune
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import Remark
@@ -105,10 +107,10 @@ class NAD(DataBased):
             maps="stages",
         )
 
-    def repair(self, patient: Patient) -> Findings:
+    def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Fig. 1: a fine-tuned teacher, a distilled student."""
-        student = patient.model
-        places, betas = self._places(student, patient.data.inputs(patient.data.images[:2]))
+        student = model
+        places, betas = self._places(student, data.inputs(data.images[:2]))
         if len(places) < 2:
             raise MethodError(
                 f"nad compares feature maps (N, C, H, W) of several resolutions, and {len(places)} were found in this "
@@ -119,11 +121,11 @@ class NAD(DataBased):
         taught = tune(
             teacher.parameters(),
             cross_entropy(teacher),
-            patient.data,
+            data,
             self._recipe(self.teacher_epochs),
             name="teacher",
-            generator=patient.generator,
-            progress=patient.progress,
+            generator=case.rng,
+            progress=case.progress,
             cutout_size=self.cutout,
         )
         teacher.eval().requires_grad_(False)
@@ -141,16 +143,16 @@ class NAD(DataBased):
             distilled = tune(
                 student.parameters(),
                 loss,
-                patient.data,
+                data,
                 self._recipe(self.epochs),
                 name="student",
-                generator=patient.generator,
-                progress=patient.progress,
+                generator=case.rng,
+                progress=case.progress,
                 cutout_size=self.cutout,
             )
         said = ", ".join(f"{place.path} ({place.size[0]}x{place.size[1]})" for place in places)
         remark = Remark(said, "feature maps", "their attention was distilled")
-        return Findings(stages=(taught, distilled), left_alone=(remark,))
+        return Findings(trained=True, stages=(taught, distilled), left_alone=(remark,))
 
     def _places(self, model: nn.Module, example: Tensor) -> tuple[tuple[Place, ...], tuple[float, ...]]:
         """Where the maps are, and the weights of the last of them."""

@@ -24,10 +24,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_based.base import DataBased, Findings, Patient
+from unbackdoor.defences.data_based.base import DataBased, Findings
+from unbackdoor.defender.case import Case
+from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.norm_channels import NormChannels
 from unbackdoor.defender.tuning import Loss, cross_entropy, tune
 from unbackdoor.papers import Paper
@@ -85,13 +87,13 @@ class RNP(DataBased):
         """That benchmark's settings: batches of 256 and a fixed threshold of 0.7."""
         return cls(batch_size=256, threshold=0.7, holdout=0.0)
 
-    def repair(self, patient: Patient) -> Findings:
+    def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Algorithm 1."""
-        model, channels = patient.model, NormChannels(patient.model, patient.graph, self.name)
+        channels = NormChannels(model, case.layers(), self.name)
         came = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        learn, held = patient.data, None
+        learn, held = data, None
         if self.holdout:
-            learn, held = patient.data.held_out(self.holdout, patient.generator)
+            learn, held = data.held_out(self.holdout, case.rng)
         model.train()
         unlearning = tune(
             model.parameters(),
@@ -99,8 +101,8 @@ class RNP(DataBased):
             learn,
             self._recipe(self.unlearn_epochs, self.unlearn_lr, self.weight_decay, ((self.unlearn_epochs + 1) // 2,)),
             name="unlearning",
-            generator=patient.generator,
-            progress=patient.progress,
+            generator=case.rng,
+            progress=case.progress,
             clip=self.clip,
             most=self.epoch_images,
             precise=True,
@@ -119,17 +121,20 @@ class RNP(DataBased):
             learn,
             self._recipe(self.recover_epochs, self.recover_lr, 0.0, ()),
             name="recovering",
-            generator=patient.generator,
-            progress=patient.progress,
+            generator=case.rng,
+            progress=case.progress,
             most=self.epoch_images,
             precise=True,
             behind=keep_range,
         )
         model.load_state_dict(came)
-        layers, said = channels.prune(masks.detach(), self.threshold, held, tolerance=self.tolerance, beta=self.beta)
+        selections, said = channels.select(
+            masks.detach(), self.threshold, held, tolerance=self.tolerance, beta=self.beta
+        )
         score = f"masks that were learnt on the unlearned network (1 is a channel that comes back; {said})"
         return Findings(
-            layers=layers,
+            selections=selections,
+            beta=self.beta,
             score=score,
             stages=(unlearning, recovering),
             not_covered=channels.not_covered,

@@ -16,23 +16,23 @@ Where this code departs from the authors' published code (`CLP.as_published()` r
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from unbackdoor.defences.base import DEFENCES, DataFree
-from unbackdoor.graph import Layer, LayerGraph
-from unbackdoor.lipschitz import NormFactor, read_model, scores_of
+from unbackdoor.channel_scores import scores_of
+from unbackdoor.defences.base import DEFENCES, Defence
+from unbackdoor.defender.case import Case
+from unbackdoor.graph import Layer
+from unbackdoor.lipschitz import NormFactor
 from unbackdoor.papers import Paper
-from unbackdoor.prune import Editor, Plan, eligible, select
+from unbackdoor.prune import Editor, Plan, Population, eligible
 from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLP(DataFree):
+class CLP(Defence):
     """Prune channels whose largest singular value stands out."""
 
     name: ClassVar[str] = "clp"
@@ -61,25 +61,16 @@ class CLP(DataFree):
         """The authors' formula: no eps, BatchNormed convolutions only."""
         return cls(norm_factor="no_eps", only_with_norm=True)
 
-    def plan(
-        self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None, example: Any = None
-    ) -> Plan:
+    def plan_for(self, case: Case) -> Plan:
         """Score by sigma, prune above the cut."""
-        tensors, graph = read_model(model, graph, example)
-        editor = Editor(tensors, graph, "gamma")
+        tensors, graph = case.tensors()
+        editor = Editor(tensors, graph)
         layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
         scores = scores_of(tensors, layers, graph, norm="spectral", factor=self.norm_factor)
-        selections = select(
-            layers,
-            scores,
-            lower=-math.inf,
-            upper=self.u,
-            band=0,
-            shrink_to="edge",
-            upscale=False,
-            correction=self.correction,
-        )
-        selections = [editor.layer(selection) for selection in selections]
+        uclc = Population(layers, scores, correction=self.correction)
+        cut = uclc.at(self.u)
+        high = uclc.varied & (uclc.values > uclc.each(cut))
+        selections = [editor.layer(one) for one in uclc.selections(high=high, broken=~uclc.finite, upper=cut)]
         return Plan(
             method=self.name,
             settings=self.settings(),
@@ -89,6 +80,7 @@ class CLP(DataFree):
             edits=tuple(editor.edits),
             not_covered=tuple(not_covered),
             left_alone=tuple(left_alone + editor.left_alone),
+            unpaired_norms=graph.unpaired_norms,
         )
 
     def _refuse(self, layer: Layer, weight: Tensor) -> str | None:

@@ -28,20 +28,24 @@ norm, each against its own mean and deviation in the layer. `LPP.either_norm()` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defences.base import DEFENCES, DataFree
+from unbackdoor.channel_scores import scores_of
+from unbackdoor.defences.base import DEFENCES, Defence
+from unbackdoor.defender.case import Case
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import ClassifierReport, Remark
 from unbackdoor.graph import Layer, LayerGraph
-from unbackdoor.lipschitz import NormFactor, NormKind, Tensors, read_model, readable, scores_of
+from unbackdoor.graph.tensors import Tensors, readable
+from unbackdoor.lipschitz import NormFactor, NormKind
 from unbackdoor.papers import Paper
-from unbackdoor.prune import Editor, Plan, Selection, either, eligible, select
+from unbackdoor.prune import Editor, Plan, Population, Selection, either, eligible
 from unbackdoor.settings import setting
 
 #: What a score is where there are two a channel.
@@ -52,7 +56,7 @@ DEVIATIONS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class LPP(DataFree):
+class LPP(Defence):
     """Prune outlier channels on both sides, shrink near outliers, cut the most suspicious classifier weights."""
 
     name: ClassVar[str] = "lpp"
@@ -135,11 +139,9 @@ class LPP(DataFree):
         """Outliers by the filter's length or by its spectral norm, and no band."""
         return cls(norm="either", band=0.0)
 
-    def plan(
-        self, model: nn.Module | Mapping[str, Tensor], *, graph: LayerGraph | None = None, example: Any = None
-    ) -> Plan:
+    def plan_for(self, case: Case) -> Plan:
         """Algorithm 1, up to the point where weights would change."""
-        tensors, graph = read_model(model, graph, example)
+        tensors, graph = case.tensors()
         editor = Editor(tensors, graph, self.scale)
         layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
         selections = [editor.layer(selection) for selection in self._select(tensors, layers, graph)]
@@ -153,27 +155,28 @@ class LPP(DataFree):
             edits=tuple(editor.edits),
             not_covered=tuple(not_covered),
             left_alone=tuple(left_alone + editor.left_alone),
+            unpaired_norms=graph.unpaired_norms,
             score=DEVIATIONS if self.norm == "either" else "",
         )
 
     def _select(self, tensors: Tensors, layers: list[Layer], graph: LayerGraph) -> list[Selection]:
         """Lines 5 to 13."""
-        found = []
         norms: tuple[NormKind, ...] = ("l2", "spectral") if self.norm == "either" else (self.norm,)
-        for norm in norms:
-            scores = scores_of(tensors, layers, graph, norm=norm, factor=self.norm_factor)
-            found.append(
-                select(
+        found = [
+            outliers(
+                Population(
                     layers,
-                    scores,
-                    lower=self.lower,
-                    upper=self.upper,
-                    band=self.band,
-                    shrink_to=self.shrink_to,
-                    upscale=self.upscale,
+                    scores_of(tensors, layers, graph, norm=norm, factor=self.norm_factor),
                     correction=self.correction,
-                )
+                ),
+                lower=self.lower,
+                upper=self.upper,
+                band=self.band,
+                shrink_to=self.shrink_to,
+                upscale=self.upscale,
             )
+            for norm in norms
+        ]
         if len(found) == 1:
             return found[0]
         names = ("the filter's length", "its spectral norm")
@@ -225,6 +228,40 @@ class LPP(DataFree):
             gaps=tuple(gaps[cut].tolist()),
             class_means=tuple(means.tolist()),
         )
+
+
+def outliers(
+    lc: Population, *, lower: float, upper: float, band: float, shrink_to: str, upscale: bool
+) -> list[Selection]:
+    """Eqs. 7 to 9, for all layers at once.
+
+    Args:
+        lc: LC_j of every channel, and mu and s of every layer.
+        lower, upper: u1 and u2; infinite switches a limit off.
+        band: b; 0 switches it off.
+        shrink_to: "edge" brings a near outlier to the band's lower edge, "mean" to the layer's mean.
+        upscale: whether a band that reaches below the mean may enlarge channels.
+    """
+    low_cut, band_cut, high_cut = lc.at(lower), lc.at(upper - band), lc.at(upper)
+    low = lc.varied & (lc.values < lc.each(low_cut))  # Eq. 7: LC_j < mu + u1 s
+    high = lc.varied & (lc.values > lc.each(high_cut))  # Eq. 7: LC_j > mu + u2 s
+    near = lc.varied & (lc.values > lc.each(band_cut)) & (lc.values < lc.each(high_cut))  # Eq. 8
+    near &= ~low & (lc.values > 0)  # where both would have a channel it is pruned; zero cannot be scaled
+    # A band that begins below zero ends there: a negative factor would turn the channel round.
+    target = lc.each(np.maximum(band_cut, 0.0) if shrink_to == "edge" else lc.mean)
+    near &= (target != lc.values) if upscale else (target < lc.values)
+    with np.errstate(over="ignore"):
+        factors = np.where(near, target / np.where(near, lc.values, 1.0), 1.0)  # Eq. 9: a_j = mu / LC_j
+    return lc.selections(
+        high=high,
+        low=low,
+        broken=~lc.finite,
+        near=near,
+        factors=np.minimum(factors, np.finfo(np.float64).max),
+        lower=low_cut,
+        band=band_cut if band and upper != math.inf else None,
+        upper=high_cut,
+    )
 
 
 def suspicion(weight: Tensor, suspect: int) -> Tensor:
