@@ -73,10 +73,10 @@ class Owners:
         path = self._first[self.modules[path]]
         norm = read_norm(self.modules[path], path)
         if norm is None:
-            return flow.add("input_norm", inputs, "BatchNorm without running statistics")
+            return flow.add("own_norm", inputs, "BatchNorm without running statistics")
         if any(name is not None and name not in self.tensors for name in (norm.weight, norm.bias)):
             flow.refuse(path, type(self.modules[path]).__name__, "its weight or bias is computed by a parametrization")
-            return flow.add("input_norm", inputs, "BatchNorm of computed weight")
+            return flow.add("own_norm", inputs, "BatchNorm of computed weight")
         layer = flow.source(inputs[0]) if inputs else None
         if layer is not None and self.tensors[layer.weight].ndim == 2:
             ndim = rank()
@@ -85,7 +85,7 @@ class Owners:
                 reason = f"{path} follows it, along which axis depends on the shape of the input: give an example"
                 flow.refuse(layer.path, layer.kind, reason)
             if ndim != 2:
-                return flow.add("input_norm", inputs, "BatchNorm of another axis")
+                return flow.add("own_norm", inputs, "BatchNorm of another axis")
         flow.norms[path] = dataclasses.replace(norm, **changes)
         return flow.add("norm", inputs, path)
 
@@ -111,10 +111,10 @@ class Owners:
         path = (mean or "").rpartition(".")[0]
         norm = read_norm(self.modules[path], path) if path in self.modules else None
         if training or norm is None or norm.mean != mean:
-            return flow.add("input_norm", inputs, "BatchNorm without running statistics")
+            return flow.add("own_norm", inputs, "BatchNorm without running statistics")
         if gamma not in (None, norm.weight) or not made_of <= {norm.mean, norm.var, gamma, norm.bias}:
             flow.refuse(path, "batch_norm", "its weight or bias is computed during the forward pass")
-            return flow.add("input_norm", inputs, "BatchNorm of computed weight")
+            return flow.add("own_norm", inputs, "BatchNorm of computed weight")
         return self.call_norm(flow, path, inputs, rank, weight=gamma, eps=eps)
 
     def frozen(self, made_of: frozenset[str]) -> str | None:
