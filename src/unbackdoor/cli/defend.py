@@ -23,9 +23,9 @@ from unbackdoor.cli.options import (
     part_and_file,
     part_option,
     quiet_option,
+    say_written,
 )
 from unbackdoor.errors import IncompleteError, SettingError
-from unbackdoor.report.escape import visible
 
 #: Options that name a file or folder of this machine.
 _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o")
@@ -33,7 +33,7 @@ _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o")
 
 @click.command(
     epilog="Exit codes: 0 done; 2 error, or refused; 3 part of the model could not be read, or no layer was scored, "
-    "and nothing was written without --partial."
+    "and nothing was written without --partial, or with it the classifier alone was edited."
 )
 @click.argument("model")
 @click.option(
@@ -160,6 +160,8 @@ def command(
                 progress=update,
             )
         report = done.report
+        if report.output is not None and report.only_classifier:
+            code = 3
     except IncompleteError as error:
         say(str(error))
         report, code = error.report, 3
@@ -178,7 +180,7 @@ def command(
     if not quiet and done is not None:
         click.echo(f"{method.name}: {done.seconds:.1f} s", err=True)
         if report.output is not None:
-            click.echo(f"{visible(str(output))}: written and read back", err=True)
+            say_written(output, report)
     return code
 
 
