@@ -84,6 +84,16 @@ class Norm:
     why: str = ""
 
 
+def why_left(found: Layer | Norm) -> str:
+    """Why channels that are no hidden ones are left alone, for a reader."""
+    if found.part == "answer":
+        rows = "rows" if isinstance(found, Layer) else "channels"
+        return f"its {rows} are the network's answers, not hidden channels"
+    if found.part == "gate":
+        return f"it opens and closes other channels, and zero would not switch it off: {found.why}"
+    return found.why
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerGraph:
     """The layers of a network and the norm that follows each.
