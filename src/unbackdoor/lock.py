@@ -17,9 +17,6 @@ LOCK = ".lock"
 #: Seconds between two looks at a lock that another holds.
 _POLL = 0.01
 
-#: What a file system says that has no locks: then nobody is kept out.
-_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-
 #: What a file system without locks answers.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
