@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from unbackdoor.errors import GraphError
 from unbackdoor.graph.layer import LayerGraph
 from unbackdoor.graph.owners import Owners
-from unbackdoor.graph.readers import export, fx, names
+from unbackdoor.graph.readers import TRACERS, names
 
 
 def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
@@ -43,7 +43,7 @@ def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
         raise GraphError(f"{lazy}: a lazy module without weights yet; run one batch through the network first")
     failures = []
     best: LayerGraph | None = None
-    for tracer in (fx.trace, export.trace) if example is None else (export.trace, fx.trace):
+    for tracer in TRACERS if example is None else reversed(TRACERS):
         try:
             with observed(model):
                 flow = tracer(model, owners, example)
