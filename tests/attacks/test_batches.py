@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from armed_attacks import arm, data_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared_attacks import arm, data_of
 from torch import Tensor
 
 from unbackdoor.attacks import TrainingControl

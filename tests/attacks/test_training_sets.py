@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from armed_attacks import NAMES, Brightness, arm, data_of
+from prepared_attacks import NAMES, Brightness, arm, data_of
 from torch import Tensor
 
 from unbackdoor.api.defending import mixture
@@ -118,8 +118,8 @@ def test_label_consistent_images_are_perturbed_or_refused() -> None:
     with pytest.raises(SettingError, match=r"lc: .*which attack\.json does not hold: .*as a data set") as caught:
         mixture(data, LabelConsistent(), 0.1, seed=0)
     assert len(str(caught.value).splitlines()) == 1
-    armed = LabelConsistent(steps=10).armed(data, seed=0, classifier=Brightness())
-    mixed, count = mixture(data, armed, 0.1, seed=0)
+    prepared = LabelConsistent(steps=10).prepare(data, seed=0, classifier=Brightness())
+    mixed, count = mixture(data, prepared, 0.1, seed=0)
     assert count == 5
     inside = (mixed.images.int() - data.images.int())[..., 3:5, 3:5]
     assert 0 < int(inside.abs().max()) <= 8
