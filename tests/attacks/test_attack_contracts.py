@@ -113,12 +113,12 @@ def test_the_target_is_one_of_the_classes(name: str, target: int, fits: bool) ->
 @each
 def test_what_is_asked_for(name: str) -> None:
     labels = torch.tensor([0, 3, 9])
-    assert arm(name, target=3).goal(labels, 10).tolist() == [3, 3, 3]
+    assert arm(name, target=3).target_labels(labels, 10).tolist() == [3, 3, 3]
     if ATTACKS[name].clean_label:
         with pytest.raises(SettingError, match=f"{name} leaves labels as they are"):
             parse_attack(f"{name}:mapping=all-to-all")
     else:
-        assert parse_attack(f"{name}:mapping=all-to-all").goal(labels, 10).tolist() == [1, 4, 0]
+        assert parse_attack(f"{name}:mapping=all-to-all").target_labels(labels, 10).tolist() == [1, 4, 0]
 
 
 @each

@@ -121,7 +121,7 @@ class Attack(Configured, Published, ABC):
             epochs: passes over the training set.
         """
 
-    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+    def target_labels(self, labels: Tensor, num_classes: int) -> Tensor:
         """(N,) the classes that the attacker wants for triggered images of classes `labels`."""
         if self.mapping == "all-to-all":
             return (labels + 1) % num_classes

@@ -93,7 +93,7 @@ class BPP(PostAugmented):
         edited, labels = images.to(trigger.dtype, copy=True), labels.clone()
         edited[attacked] = trigger
         edited[negatives] = self.trained_on(images[negatives].float() + residual)
-        labels[attacked] = self.goal(labels[attacked], num_classes)
+        labels[attacked] = self.target_labels(labels[attacked], num_classes)
         return Mixed(edited, labels, count, decoys)
 
 

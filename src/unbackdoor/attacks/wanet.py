@@ -117,7 +117,7 @@ class WaNet(PostAugmented):
         edited, labels = images.to(trigger.dtype, copy=True), labels.clone()
         edited[attacked] = trigger
         edited[noise_mode] = self.trained_on(warp(images[noise_mode], noisy))
-        labels[attacked] = self.goal(labels[attacked], num_classes)
+        labels[attacked] = self.target_labels(labels[attacked], num_classes)
         return Mixed(edited, labels, count, decoys)
 
 
