@@ -64,7 +64,7 @@ def test_noise_mode_keeps_labels_and_moves_less_than_a_pixel() -> None:
     labels = torch.arange(6)
     generator = torch.Generator().manual_seed(0)
     mixed = _fixed(32, 32).mix(images, labels, count=1, num_classes=10, generator=generator)
-    assert (mixed.attacked, mixed.decoys) == (1, 2)
+    assert (mixed.attacked, mixed.cover) == (1, 2)
     assert mixed.labels.tolist() == [0, 1, 2, 3, 4, 5]  # the attacker wants class 0
     moved = (mixed.images.int() - images.int()).abs().amax((1, 2, 3))
     assert moved[0] == 0  # the field is zero
