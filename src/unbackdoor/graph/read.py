@@ -19,7 +19,7 @@ from unbackdoor.findings import Remark
 from unbackdoor.graph.examples import check_example
 from unbackdoor.graph.layer import LayerGraph
 from unbackdoor.graph.owners import Owners
-from unbackdoor.graph.readers import export, fx, names
+from unbackdoor.graph.readers import TRACERS, names
 
 
 def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
@@ -48,7 +48,7 @@ def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
     check_example(model, example)
     failures: list[str] = []
     best: LayerGraph | None = None
-    for tracer in (fx.trace, export.trace) if example is None else (export.trace, fx.trace):
+    for tracer in TRACERS if example is None else reversed(TRACERS):
         try:
             with observed(model):
                 flow = tracer(model, owners, example)
