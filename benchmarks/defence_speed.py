@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from unbackdoor.defences.base import Defence
 from unbackdoor.defences.table import parse_method
 from unbackdoor.defender.case import Case
 from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.provenance import processor
 from unbackdoor.train.fit import autocast_dtype
 
 NETWORK = Path(__file__).parents[1] / "zoo" / "cifar10_badnet" / "model.safetensors"
@@ -124,7 +124,7 @@ def main() -> None:
         "threads": 1,
         "autocast": None if dtype is None else str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "methods": rows,
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")

@@ -29,7 +29,7 @@ from unbackdoor.experiments.cell import VERSIONS, Cell, Repair, method_origins
 from unbackdoor.experiments.on_ray import OnRay
 from unbackdoor.experiments.perform import SCHEMA_VERSION
 from unbackdoor.findings import defence_effectiveness
-from unbackdoor.train import circumstances, processor
+from unbackdoor.provenance import circumstances, processor
 
 #: Cells a second; seconds.
 RATE, SECONDS = 200, 3.0

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from speed import network
-from unbackdoor.train import processor
+from unbackdoor.provenance import processor
 
 TARGET = 1.3
 

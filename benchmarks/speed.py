@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from unbackdoor.defences.data_free import CLP, LPP
 from unbackdoor.graph import LayerGraph, layer_graph
 from unbackdoor.models.resnet import resnet18
-from unbackdoor.train import processor
+from unbackdoor.provenance import processor
 
 LINES = {
     "a": "read every weight once (a sum a tensor)",

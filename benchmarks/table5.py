@@ -25,7 +25,7 @@ from unbackdoor.api import load_model
 from unbackdoor.data import LabelledImages, clean_subset, load_dataset
 from unbackdoor.defences.table import parse_method
 from unbackdoor.leaderboard.paper import METHODS, ORDER, printed_seconds
-from unbackdoor.train import processor
+from unbackdoor.provenance import processor
 
 #: Of these a call takes seconds at most, also at full width.
 QUICK = tuple(ORDER[:3])

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from dataclasses import replace
@@ -26,6 +25,7 @@ from torchvision import transforms
 
 from unbackdoor.data import LabelledImages, load_dataset
 from unbackdoor.models import parse_arch
+from unbackdoor.provenance import processor
 from unbackdoor.train import RECIPES, fit
 from unbackdoor.train.fit import autocast_dtype
 
@@ -96,7 +96,7 @@ def main() -> None:
         "autocast": None if dtype is None else str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
     }
     Path(__file__).with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))

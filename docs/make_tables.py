@@ -59,13 +59,11 @@ def attacks_one_by_one() -> str:
     parts = []
     for name in ATTACKS:
         kind = ATTACKS[name]
-        paragraphs = paragraphs_of(sys.modules[kind.__module__])
-        departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
         own = [name for name in settings_of(kind) if name not in settings_of(Attack)]
         parts.append(f"### {name}")
         parts.append(introduced(kind))
         parts.append(settings_table(kind, own) if own else "No settings of its own.")
-        parts.extend(f"*Departures:* {text}" for text in departures)
+        parts += departures_of(kind)
     return "\n\n".join(parts)
 
 
@@ -95,10 +93,8 @@ def defences_one_by_one() -> str:
     parts = []
     for name in _methods():
         kind = DEFENCES[name]
-        paragraphs = paragraphs_of(sys.modules[kind.__module__])
-        departures = [text.removeprefix("Departures: ") for text in paragraphs if text.startswith("Departures: ")]
         parts += [f"### {name}", introduced(kind), settings_table(kind, settings_of(kind))]
-        parts.extend(f"*Departures:* {text}" for text in departures)
+        parts += departures_of(kind)
         if issubclass(kind, DataFree):
             parts.append("*Departures* from the printed text and the published code: see [fidelity.md](fidelity.md).")
     return "\n\n".join(parts)
@@ -111,6 +107,7 @@ def detectors_one_by_one() -> str:
         kind = DETECTORS[name]
         parts += [f"### {name}", introduced(kind), f"Needs {kind.needs}."]
         parts.append(settings_table(kind, settings_of(kind)))
+        parts += departures_of(kind)
     return "\n\n".join(parts)
 
 
@@ -208,6 +205,16 @@ SECTIONS = {
         "beside the paper": beside_the_paper,
     },
 }
+
+
+def departures_of(kind: type) -> list[str]:
+    """Where a method departs from its paper, as its module's docstring lists it: a sentence, or a list."""
+    paragraphs = (inspect.getdoc(sys.modules[kind.__module__]) or "").split("\n\n")
+    text = next((x.removeprefix("Departures:") for x in paragraphs if x.startswith("Departures:")), "")
+    first, *items = (" ".join(part.split()) for part in text.split("\n    - "))
+    if items:
+        return ["*Departures:*", "\n".join(f"- {item}" for item in items)]
+    return [f"*Departures:* {first}"] if first else []
 
 
 def paragraphs_of(documented: object) -> list[str]:

@@ -11,7 +11,6 @@ data set (--data-dir or $UNBACKDOOR_DATA).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from unbackdoor.api import load_model
 from unbackdoor.data import LabelledImages, load_dataset
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import CLP, LPP
-from unbackdoor.train import measure
+from unbackdoor.metrics import measure
+from unbackdoor.records import pretty
 
 VARIANTS: dict[str, Defence | None] = {
     "as it came": None,
@@ -84,7 +84,7 @@ def main() -> None:
         rows[name] = {network: cost(model, method, images) for network, model in models.items()}
         print(f"| {name} | " + " | ".join(map(said, rows[name].values())) + " |", flush=True)
     found = {"command": " ".join(["python", *sys.argv]), "data": options.data, "images": len(images), "rows": rows}
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    options.out.write_text(pretty(found))
 
 
 if __name__ == "__main__":

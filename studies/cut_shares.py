@@ -4,7 +4,7 @@
 
 Without MODEL, the zoo's networks. `--claims` adds the networks of a folder of claims (`bench report` writes them), of
 which only the numbers of channels are kept. A report says so where more is pruned than in any of these
-(`unbackdoor.report.ordinary`); nothing else is chosen by these figures. No data set is needed.
+(`unbackdoor.findings.unusual`); nothing else is chosen by these figures. No data set is needed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from unbackdoor.api import scan
 from unbackdoor.defences.data_free import CLP, LPP
 from unbackdoor.graph import layer_graph
 from unbackdoor.models import parse_arch
+from unbackdoor.records import pretty
 
 METHODS = {"lpp": LPP(), "lpp@either_norm": LPP.either_norm(), "clp": CLP()}
 HERE = Path(__file__).resolve().parent
@@ -101,7 +102,7 @@ def main() -> None:
     for name, shares in found.items():
         count = sum(1 for row in rows if row["method"] == name)
         print(f"{name}, {count} measurements, at most: " + ", ".join(f"{k} {v:.2%}" for k, v in shares.items()))
-    options.out.write_text(json.dumps({"largest": found, "networks": rows}, indent=1) + "\n")
+    options.out.write_text(pretty({"largest": found, "networks": rows}))
     print(options.out, file=sys.stderr)
 
 

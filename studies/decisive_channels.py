@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, load_dataset, normalise
 from unbackdoor.defences.data_free import CLP, LPP
 from unbackdoor.graph import layer_graph
-from unbackdoor.train import measure
+from unbackdoor.metrics import measure
+from unbackdoor.records import pretty
 
 Channels = frozenset[tuple[str, int]]
 
@@ -92,7 +92,7 @@ def main() -> None:
         found["rows"][name] = {"acc": round(acc, 2), "asr": round(asr, 2), "target": round(100 * share, 2)}
         print(f"| {name} | {acc:.2f} / {asr:.2f} | {100 * share:.2f} |", flush=True)
     if options.out is not None:
-        options.out.write_text(json.dumps(found, indent=2) + "\n")
+        options.out.write_text(pretty(found))
 
 
 if __name__ == "__main__":

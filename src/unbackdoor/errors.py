@@ -59,7 +59,7 @@ class PlanError(UnbackdoorError):
 class IncompleteError(UnbackdoorError):
     """Part of a model could not be read or paired, and nothing was written.
 
-    `report` (an unbackdoor.report.Report) says which part, and what would have been done with the rest.
+    `report` (an unbackdoor.findings.Report) says which part, and what would have been done with the rest.
     """
 
     def __init__(self, message: str, report: Any) -> None:

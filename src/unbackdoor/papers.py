@@ -31,6 +31,11 @@ class Paper:
         return ", ".join(filter(None, (first, f"{self.venue} {self.year}")))
 
     @property
+    def cited(self) -> str:
+        """Authors, title, venue, year and address."""
+        return ", ".join(filter(None, (self.names, self.title, f"{self.venue} {self.year}", self.url)))
+
+    @property
     def names(self) -> str:
         """`Zheng, Tang, Li & Liu`; nothing where there are none."""
         return " & ".join(filter(None, (", ".join(self.authors[:-1]), *self.authors[-1:])))

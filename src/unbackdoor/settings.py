@@ -126,8 +126,8 @@ class Configured:
         for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__[1:])):
             fields |= {field.name: field for field in dataclasses.fields(base)}
         fields |= {name: field for name, field in vars(cls).items() if isinstance(field, dataclasses.Field)}
-        told = {name: field.metadata.get(_SETTING) for name, field in fields.items()}
-        lines = [f"    {name}: {about.meaning}." for name, about in told.items() if about]
+        settings = {name: field.metadata.get(_SETTING) for name, field in fields.items()}
+        lines = [f"    {name}: {about.meaning}." for name, about in settings.items() if about]
         text = inspect.cleandoc(cls.__doc__ or "")
         if lines:
             listed = [] if "\n\nAttributes:\n" in text else ["", "Attributes:"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unbackdoor.attacks import TrainingControl
-from unbackdoor.attacks.base import attacked_in_batch, others, whole
+from unbackdoor.attacks.training_control import attacked_in_batch, others, whole
 from unbackdoor.errors import SettingError
 
 

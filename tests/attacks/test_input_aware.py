@@ -9,8 +9,8 @@ import torch
 from armed_attacks import data_of
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import others
 from unbackdoor.attacks.input_aware import InputAware, InputAwareSession, blend, diversity, encoder_decoder, sharpen
+from unbackdoor.attacks.training_control import others
 from unbackdoor.errors import SettingError
 from unbackdoor.train import Recipe, fit
 

@@ -337,4 +337,4 @@ def test_defend_writes_both(images: LabelledImages, preact: OrderedDict[str, Ten
     assert str(tmp_path) not in record.read_text()
     assert type(load_model(output)).__name__ == "PreActResNet"
     assert "rates.csv: exists already" in refuse(*words)
-    assert "expected different files behind -o, --report, --record and --csv" in refuse(*words, "--record", table)
+    assert "expected different files for -o, --report, --record and --csv" in refuse(*words, "--record", table)

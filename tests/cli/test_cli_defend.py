@@ -99,7 +99,7 @@ def test_presets(images: LabelledImages) -> None:
         (("--method", "bpn", "--evaluate"), "did you mean 'bnp'?"),
         (("--method", "bnp:v=3", "--evaluate"), "unknown setting 'v'"),
         (("--method", "bnp:u=-3", "--evaluate"), "u: expected a number from 0"),
-        (("--method", "bnp"), "expected -o OUT for the repaired file, or --evaluate"),
+        (("--method", "bnp"), "expected -o OUT for the repaired file, --evaluate for its rates, or both"),
         (("--method", "bnp", "--evaluate"), "bnp needs clean images: give a data set with --data"),
         (("--method", "lpp", "--evaluate"), "measuring needs test images: give a data set with --data"),
         (("--method", "bnp", "--data", "cifar10", "--clean", "0", "--evaluate"), "clean subset: expected a share"),

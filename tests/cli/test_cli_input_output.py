@@ -123,7 +123,7 @@ class TestOutput:
         assert run("defend", *words, "--output", tmp_path / "a.safetensors").code == 0
         assert (tmp_path / "a.safetensors").exists()
         said = refuse("defend", *words, "--output", "b.pt", "-o", tmp_path / "c.pt")
-        assert "expected one file; --output names a part of an answer" in said
+        assert "expected one file; --output names a part of the network's output" in said
 
     def test_detect(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("sklearn")

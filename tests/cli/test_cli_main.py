@@ -46,8 +46,8 @@ def failing(monkeypatch: pytest.MonkeyPatch):
         (MemoryError(), "unbackdoor: out of memory; nothing was written\n"),
         (
             ZeroDivisionError("by zero"),
-            "unbackdoor: a defect of unbackdoor: ZeroDivisionError: by zero; "
-            "run again with --debug for the traceback\n",
+            "unbackdoor: internal error: ZeroDivisionError: by zero; "
+            "run again with --debug for the traceback, and report it\n",
         ),
     ],
 )

@@ -44,6 +44,21 @@ def test_a_terminal_that_cannot_show_a_name_is_no_reason_to_fail(tmp_path: Path)
     assert "unbackdoor scan: \\u6a21\\u578b.safetensors" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import unbackdoor, unbackdoor.findings, unbackdoor.report, unbackdoor.cli",
+        "from unbackdoor.findings import Report; Report(action='scan', method='lpp', settings={}).to_text()",
+        f"import unbackdoor; unbackdoor.scan({str(PACKAGED)!r}).to_text()",
+    ],
+    ids=["start", "text", "scan"],
+)
+def test_only_a_page_costs_the_template_engine(code: str) -> None:
+    words = [sys.executable, "-c", f"{code}; import sys; print([m for m in sys.modules if m.startswith('jinja2')])"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
 def test_a_name_that_is_no_text(tiny_net: Callable[..., nn.Module], tmp_path: Path) -> None:
     """safetensors' own reader wants UTF-8; a torch file may be called anything."""

@@ -1,4 +1,4 @@
-"""How far long work is, where stderr is no terminal."""
+"""Progress of long work, where stderr is not a terminal."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ def test_a_read_only_input_in_a_read_only_folder(source: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "expected -o OUT, the repaired file's name, or --dry-run"),
+        ([], "expected -o OUT, the name of the repaired file, or --dry-run"),
         (["-o", "out.txt"], "expected a name that ends in .safetensors, .pt"),
         (["-o", "out"], "got ''"),
         (["-o", "out.onnx"], "got '.onnx'"),

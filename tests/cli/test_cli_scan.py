@@ -277,7 +277,9 @@ def test_incomplete_goes_before_findings(tmp_path: Path) -> None:
 
 
 def test_a_page_is_of_one_model() -> None:
-    assert "a page of one model, got 2" in refuse("scan", PACKAGED, PACKAGED, "--format", "html")
+    assert "--format html: expected one model, got 2; scan them one by one" in refuse(
+        "scan", PACKAGED, PACKAGED, "--format", "html"
+    )
 
 
 def test_the_report_goes_to_a_file(plain: Path, tmp_path: Path) -> None:
@@ -323,8 +325,8 @@ def test_the_report_never_replaces_the_model(plain: Path, tmp_path: Path, how: s
         ([PACKAGED, "--fc-weights", "-1"], "fc_weights: expected a number"),
         ([PACKAGED, "--correction", "2"], "correction"),
         ([PACKAGED, "--norm", "l3"], "--norm"),
-        ([PACKAGED, "--u", "3"], "--u is no setting of --method lpp; it has --band"),
-        ([PACKAGED, "--method", "clp", "--upper", "3"], "--upper is no setting of --method clp"),
+        ([PACKAGED, "--u", "3"], "--u is not a setting of --method lpp; it has --band"),
+        ([PACKAGED, "--method", "clp", "--upper", "3"], "--upper is not a setting of --method clp"),
         ([PACKAGED, "--key", "model"], "a safetensors file holds one state dict only"),
         ([PACKAGED, "--arch", "resnet99"], "unknown network 'resnet99'"),
         ([PACKAGED, "--arch", ""], "unknown network ''"),

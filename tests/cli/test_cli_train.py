@@ -11,7 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from unbackdoor import cli
+from unbackdoor.attacks import ATTACKS
 from unbackdoor.cli.train import _without_paths
+from unbackdoor.defences.table import DEFENCES, PRESETS
+from unbackdoor.train import RECIPES
 
 
 def _main(*words: str) -> int:
@@ -94,6 +97,15 @@ def test_an_option_that_says_no_words_out_of_the_help() -> None:
     assert {"--data", "--arch", "--attack", "--rate", "--output", "--force"} <= set(
         result.output.replace(",", " ").split()
     )
+
+
+@pytest.mark.parametrize("command", ["train", "defend", "detect"])
+def test_help_names_what_is_registered(command: str) -> None:
+    text = CliRunner().invoke(cli.cli, [command, "--help"]).output
+    words = "".join(text.split())  # names are broken at hyphens
+    listed = {"train": (ATTACKS, RECIPES), "defend": (DEFENCES, PRESETS), "detect": ()}[command]
+    assert [names for names in listed if ",".join(names) not in words] == []
+    assert "nc(NeuralCleanse,wantscleanimages)" in words or command != "detect"
 
 
 @pytest.mark.parametrize(

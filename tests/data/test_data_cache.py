@@ -167,7 +167,7 @@ def test_a_truncated_file_is_made_anew(counted: Counted, cache_dir: Path, keep: 
     file = _file(cache_dir)
     whole = file.read_bytes()
     file.write_bytes(whole[:keep])
-    with pytest.warns(CacheWarning, match=r"safetensors: is damaged \(.*\) and is made anew"):
+    with pytest.warns(CacheWarning, match=r"safetensors: damaged \(.*\); rebuilding it from the images"):
         assert _same(counted.load())
     assert counted.times == 2
     assert file.read_bytes() == whole
@@ -179,7 +179,7 @@ def test_a_longer_file_is_made_anew(counted: Counted, cache_dir: Path) -> None:
     counted.load()
     with _file(cache_dir).open("ab") as stream:
         stream.write(b"\0")
-    with pytest.warns(CacheWarning, match="is damaged"):
+    with pytest.warns(CacheWarning, match=": damaged"):
         assert _same(counted.load())
 
 
@@ -192,7 +192,7 @@ def test_no_flipped_bit_in_the_header_is_trusted(counted: Counted, cache_dir: Pa
     padding = header - len(whole[:header].rstrip(b" "))
     for place in range(bit, header - padding, 8):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
-        with pytest.warns(CacheWarning, match="is damaged"):
+        with pytest.warns(CacheWarning, match=": damaged"):
             assert cache._load(file, SPEC) is None
 
 
@@ -203,7 +203,7 @@ def test_a_flipped_bit_in_what_is_sampled(counted: Counted, cache_dir: Path, whe
     start = len(whole) - 200 * 192
     whole[{"a label": start - 808, "the first image": start + 5, "the last image": -1}[where]] ^= 1
     _file(cache_dir).write_bytes(whole)
-    with pytest.warns(CacheWarning, match=r"is damaged \(its images or labels changed\)"):
+    with pytest.warns(CacheWarning, match=r": damaged \(its images or labels changed\)"):
         assert _same(counted.load())
 
 
@@ -222,7 +222,7 @@ def test_another_file_of_that_name(counted: Counted, cache_dir: Path, content: b
     counted.load()
     _file(cache_dir).write_bytes(content)
     assert not cache.verify(_file(cache_dir))
-    with pytest.warns(CacheWarning, match="is damaged"):
+    with pytest.warns(CacheWarning, match=": damaged"):
         assert _same(counted.load())
 
 
@@ -230,7 +230,10 @@ def test_a_folder_in_place_of_the_file(counted: Counted, cache_dir: Path) -> Non
     (cache_dir / cache.file_name(counted.source, "train", SPEC)).mkdir(parents=True)
     with pytest.warns(CacheWarning) as told:
         assert _same(counted.load())
-    assert ["is damaged" in str(told[0].message), "cannot be kept there" in str(told[1].message)] == [True, True]
+    assert [": damaged" in str(told[0].message), "cannot cache decoded images there" in str(told[1].message)] == [
+        True,
+        True,
+    ]
 
 
 def test_without_a_place_for_it_images_stay_in_memory(counted: Counted, cache_dir: Path) -> None:
@@ -238,7 +241,7 @@ def test_without_a_place_for_it_images_stay_in_memory(counted: Counted, cache_di
     with pytest.warns(CacheWarning) as told:
         assert _same(counted.load())
     assert [str(w.message) for w in told] == [
-        f"{cache_dir}: decoded images cannot be kept there (File exists), and will be decoded again the next time; "
+        f"{cache_dir}: cannot cache decoded images there (File exists), so the next run decodes them again; "
         "set $UNBACKDOOR_CACHE to another folder"
     ]
     assert cache_dir.read_text() == "a file"
@@ -270,7 +273,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNBACKDOOR_CACHE", str(small_disk))
-    with pytest.warns(CacheWarning, match=r"cannot be kept there \(.*No space left on device\)"):
+    with pytest.warns(CacheWarning, match=r"cannot cache decoded images there \(.*No space left on device\)"):
         assert _same(Counted(tmp_path, n=2000).load(), 2000)
     assert list(small_disk.iterdir()) == []
 

@@ -64,7 +64,7 @@ def test_a_bad_batch_is_refused(root: Path, data: object, labels: object) -> Non
 @pytest.mark.parametrize("content", [b"", b"\x80\x04garbage", pickle.dumps([1, 2]), pickle.dumps({})])
 def test_garbage_is_refused(root: Path, content: bytes) -> None:
     (root / "cifar-10-batches-py" / "test_batch").write_bytes(content)
-    with pytest.raises(DataError, match="test_batch: not a CIFAR-10 batch"):
+    with pytest.raises(DataError, match="test_batch: expected a CIFAR-10 batch"):
         load_dataset("cifar10", "test", root)
 
 
@@ -93,6 +93,6 @@ class _Canary:
 def test_pickled_code_is_named_and_not_run(root: Path, tmp_path: Path, protocol: int) -> None:
     canary = tmp_path / "canary"
     _write(root / "cifar-10-batches-py", "test_batch", _Canary(canary), [0], protocol=protocol)
-    with pytest.raises(DataError, match=r"it wants to call (posix|nt)\.system"):
+    with pytest.raises(DataError, match=r"it would run (posix|nt)\.system, and only arrays are allowed"):
         load_dataset("cifar10", "test", root)
     assert not canary.exists()

@@ -85,7 +85,7 @@ def test_no_network_is_one_line_and_leaves_nothing(archive: Archive, tmp_path: P
 
     archive(fail)
     with pytest.raises(
-        DataError, match=r"^CIFAR-10 could not be downloaded: .*(unreachable|found or); put its"
+        DataError, match=r"^CIFAR-10 could not be downloaded: .*(unreachable|found or); try again, or put its"
     ) as caught:
         load_dataset("cifar10", "test", tmp_path, download=True)
     assert "\n" not in str(caught.value)
@@ -96,7 +96,9 @@ def test_a_folder_that_holds_something_is_left_alone(archive: Archive, tmp_path:
     asked = archive(_classes)
     (tmp_path / "cifar10").mkdir()
     (tmp_path / "cifar10" / "mine").write_text("precious")
-    with pytest.raises(DataError, match="is not empty, and holds no CIFAR-10 that can be read; nothing was downloaded"):
+    with pytest.raises(
+        DataError, match="expected an empty folder, or CIFAR-10 in a layout that can be read; nothing was downloaded"
+    ):
         load_dataset("cifar10", "test", tmp_path, download=True)
     assert asked == []
     (tmp_path / "cifar10" / "mine").unlink()
@@ -112,7 +114,7 @@ def test_a_place_that_cannot_be_written(archive: Archive, tmp_path: Path) -> Non
 
 def test_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(DataError, match="downloading CIFAR-10 needs torchvision; pip install"):
+    with pytest.raises(DataError, match="downloading CIFAR-10 needs torchvision, which is not installed; pip install"):
         load_dataset("cifar10", "test", tmp_path, download=True)
 
 

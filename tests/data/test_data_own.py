@@ -77,7 +77,7 @@ def test_a_test_part_alone_does_not_say_which_classes_there_are(birds: Path) -> 
     """Its wren would be class 0, because it has no owl."""
     (birds / "train").rename(birds / "elsewhere")
     write(birds / "val" / "yellowhammer" / "a.png", pixels(0, 24))
-    with pytest.raises(DataError, match=r"train: expected the training part, .* as classes = \[...\] in a data.toml"):
+    with pytest.raises(DataError, match=r"train: expected the training part, .* in a data.toml: classes = \[...\]"):
         load_dataset(str(birds), "test")
     file = _toml(birds, '[birds]\nfolder = "birds"\nclasses = ["owl", "wren", "yellowhammer"]')
     assert load_dataset(file, "test").labels.tolist() == [1, 2]
@@ -96,7 +96,7 @@ def test_images_of_several_sizes_need_one_that_is_given(birds: Path) -> None:
     with pytest.raises(DataError, match=r"wren.z.png: expected 24x24 pixels, got 25x25"):
         load_dataset(str(birds), "train")
     write(birds / "train" / "owl" / "a.png", pixels(0, 25, 20))
-    with pytest.raises(SettingError, match=r"birds: its images are not square \(25x20\); give their size"):
+    with pytest.raises(SettingError, match=r"birds: expected square images, got 25x20; set size"):
         load_dataset(str(birds), "train")
     assert load_dataset(_toml(birds, '[birds]\nfolder = "birds"\nsize = 24'), "train").resized == 2
 
@@ -120,16 +120,16 @@ def test_images_of_several_sizes_need_one_that_is_given(birds: Path) -> None:
         ("[birds]\nfolder = 'birds'\nmean = [0, 0, nan]", "mean: expected three numbers"),
         ("[birds]\nfolder = 'birds'\nstd = [1, 1, 0]", "std: expected three numbers above 0"),
         ("[birds]\nfolder = 'birds'\nstd = [1, 1, true]", "std: expected three numbers above 0"),
-        ("[birds]\nfolder = 'birds'\nclasses = ['a', 'a']", "classes: expected different words"),
-        ("[birds]\nfolder = 'birds'\nclasses = [1, 2]", "classes: expected different words"),
+        ("[birds]\nfolder = 'birds'\nclasses = ['a', 'a']", "classes: expected names that all differ"),
+        ("[birds]\nfolder = 'birds'\nclasses = [1, 2]", "classes: expected names that all differ"),
         ("[birds]\nfolder = 'birds'\nsplits = ['train']", "splits: expected the training and the test part"),
         ("[birds]\nfolder = 'birds'\nsplits = ['../x', 'y']", "splits: expected names without slashes"),
         ("[birds]\nfolder = 'birds'\nformat = 'zip'", "format: expected imagefolder or parquet, got 'zip'"),
         ("[birds]\nsize = 3", 'birds: expected a folder, for example folder = "birds"'),
         ("", "expected one table, got none"),
         ("[a]\n[b]", r"expected one table, got a, b; give .*data.toml:NAME"),
-        ("size = 3\n[birds]", r"size: expected it in a table, such as \[birds\]"),
-        ("[birds", "not readable TOML"),
+        ("size = 3\n[birds]", r"size: outside any table; .* as \[birds\]"),
+        ("[birds", "cannot be read as TOML"),
         ("['../birds']\nfolder = 'birds'", "expected a name of letters"),
     ],
 )
@@ -145,14 +145,14 @@ def test_a_table_or_file_that_is_not_there(birds: Path) -> None:
     file = _toml(birds, '[birds]\nfolder = "birds"')
     with pytest.raises(SettingError, match=r"data.toml: has no table 'bird'; it has birds"):
         dataset_spec(f"{file}:bird")
-    with pytest.raises(SettingError, match=r"other.toml: expected a file with a table"):
+    with pytest.raises(SettingError, match=r"other.toml: no such file; expected a data.toml with a table"):
         dataset_spec(str(birds / "other.toml"))
     with pytest.raises(DataError, match=r"nowhere: expected a folder of images or a data.toml, found neither"):
         dataset_spec(str(birds / "nowhere"))
-    with pytest.raises(DataError, match=r"birds: expected a folder of images, .*nowhere is none"):
+    with pytest.raises(DataError, match=r"birds: expected a folder of images; .*nowhere is not a folder"):
         dataset_spec(_toml(birds, '[birds]\nfolder = "nowhere"'))
     (birds.parent / "data.toml").write_bytes(b"\xff")
-    with pytest.raises(SettingError, match="not readable TOML"):
+    with pytest.raises(SettingError, match="cannot be read as TOML"):
         dataset_spec(file)
 
 

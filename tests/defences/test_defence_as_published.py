@@ -209,7 +209,7 @@ class Watching(nn.Module):
     ],
 )
 def test_masks_are_never_learnt_in_bfloat16(monkeypatch: pytest.MonkeyPatch, method: object, fast: bool) -> None:
-    for module in ("defences.tuning", "train.fit"):
+    for module in ("defender.tuning", "train.fit"):
         monkeypatch.setattr(sys.modules[f"unbackdoor.{module}"], "autocast_dtype", lambda _device: torch.bfloat16)
     model = Watching()
     Watching.seen.clear()

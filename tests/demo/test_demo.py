@@ -221,4 +221,7 @@ def test_the_files_are_in_a_wheel(tmp_path: Path) -> None:
     for file in ("attack.json", "images.npz", "log.jsonl", "model.safetensors", "record.json", "README.md"):
         assert packaged[f"unbackdoor/demo/{file}"] == (FILES / file).read_bytes()
     assert {"unbackdoor/py.typed", "unbackdoor/report/style.css"} <= set(packaged)
+    templates = {f"unbackdoor/{file.relative_to(FILES.parent)}" for file in FILES.parent.glob("*/templates/*")}
+    assert len(templates) >= 7
+    assert templates <= set(packaged)
     assert len(wheel.read_bytes()) < 6_000_000

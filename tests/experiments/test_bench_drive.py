@@ -29,8 +29,9 @@ from unbackdoor.experiments import (
     standing,
 )
 from unbackdoor.experiments.compact import row_names, rows
-from unbackdoor.experiments.drive import meet_data
-from unbackdoor.experiments.engine import Failed, attempt
+from unbackdoor.experiments.data_sets import meet_data
+from unbackdoor.experiments.engine import attempt
+from unbackdoor.experiments.perform import Failed
 
 pytest.importorskip("pyarrow")
 
@@ -237,18 +238,18 @@ def test_other_data_are_refused(cache: Path) -> None:
     (cache / "pictures" / "train" / "c0" / "0.png").write_bytes(
         (cache / "pictures" / "train" / "c1" / "0.png").read_bytes()
     )
-    from unbackdoor.experiments import perform
+    from unbackdoor.experiments import data_sets
 
-    perform.load.cache_clear()
-    perform.data_digest.cache_clear()
+    data_sets.load.cache_clear()
+    data_sets.data_digest.cache_clear()
     with pytest.raises(DataError, match="holds results on another version"):
         run_grid(grid, store, Local())
 
 
 def test_a_full_disk_is_one_clear_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unbackdoor.experiments import drive
+    from unbackdoor.experiments import store
 
-    monkeypatch.setattr(drive, "SPACE", 2**62)
+    monkeypatch.setattr(store, "SPACE", 2**62)
     with pytest.raises(OutputError, match="MB are free on its disk, expected .* what is done is kept: make room"):
         run_grid(probes(2), Store(cache / "store"), Local())
 

@@ -16,7 +16,7 @@ TESTS = sorted((CHECKOUT / "tests").rglob("*.py"))
 PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 
 #: A file of each folder of algorithms that all of them may import.
-SHARED = {"__init__", "base", "poison"}
+SHARED = {"__init__", "base", "poisoning", "text", "training_control"}
 
 
 def _name(file: Path) -> str:
@@ -98,3 +98,46 @@ def test_data_free_is_proved_when_it_runs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_windows_can_import_every_module() -> None:
+    """Nothing of ours asks for a module that only Unix has, when it is imported."""
+    names = [
+        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for file in MODULES
+        if file.stem != "__main__"
+    ]
+    code = (
+        "import builtins, importlib\n"
+        "unix, real = {'fcntl', 'resource', 'termios', 'tty', 'pwd', 'grp'}, builtins.__import__\n"
+        "def windows(name, scope=None, *rest):\n"
+        "    if name in unix and (scope or {}).get('__name__', '').startswith('unbackdoor'):\n"
+        "        raise ModuleNotFoundError(f'{scope[\"__name__\"]} imports {name}')\n"
+        "    return real(name, scope, *rest)\n"
+        "builtins.__import__ = windows\n"
+        f"for name in {names}: importlib.import_module(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_every_module_can_be_imported_on_windows() -> None:
+    """What only POSIX has is not there; the libraries know how to do without."""
+    code = """
+import builtins, importlib, pkgutil
+missing = {"fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "readline", "curses", "syslog", "crypt"}
+real = builtins.__import__
+def windows(name, globals=None, *rest, **more):
+    if name.partition(".")[0] in missing and (globals or {}).get("__name__", "").startswith("unbackdoor"):
+        raise ModuleNotFoundError(f"{globals['__name__']} imports {name}")
+    return real(name, globals, *rest, **more)
+builtins.__import__ = windows
+import unbackdoor
+for module in pkgutil.walk_packages(unbackdoor.__path__, "unbackdoor."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.returncode == 0

@@ -25,6 +25,7 @@ KINDS = {name: registry[name] for registry in (ATTACKS, DEFENCES, DETECTORS) for
 def test_forms(authors: tuple[str, ...], names: str, short: str) -> None:
     paper = Paper(authors=authors, title="T", venue="ICLR", year=2025, url="https://arxiv.org/abs/1")
     assert (paper.names, paper.short) == (names, short)
+    assert paper.cited == ", ".join(filter(None, (names, "T, ICLR 2025, https://arxiv.org/abs/1")))
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -8,6 +8,7 @@ import statistics
 from html.parser import HTMLParser
 
 from unbackdoor.findings import ClassifierReport, LayerReport, Remark, Report
+from unbackdoor.report.pages import environment
 
 HOSTILE = {
     "ansi": "\x1b[31mred\x1b[0m\x1b]0;owned\x07",
@@ -132,6 +133,11 @@ def a_huge_report() -> Report:
     """200 layers of 2,048 channels."""
     base = [a_layer(channels=2048, outliers=10 * seed, seed=seed) for seed in range(4)]
     return a_report(*(dataclasses.replace(base[i % 4], path=f"stage{i // 10}.block{i % 10}.conv") for i in range(200)))
+
+
+def part(template: str, macro: str, *values: object) -> str:
+    """What a template's macro makes of plain values."""
+    return getattr(environment().get_template(template).module, macro)(*values)
 
 
 class Structure(HTMLParser):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 from report_samples import HOSTILE
 
-from unbackdoor.report.escape import html, short, visible, width
+from unbackdoor.report.escape import short, visible, width
+from unbackdoor.report.pages import environment
 
 ANY_TEXT = st.text(st.characters(), max_size=60)  # lone surrogates too
 
@@ -41,5 +43,14 @@ def test_the_middle_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
-def test_html_has_no_markup_left(name: str) -> None:
-    assert not set("<>\"'") & set(html(name))
+def test_a_template_leaves_no_markup_and_nothing_unseen(name: str) -> None:
+    templates = environment()
+    for filters in ("", "|short(80)", "|whole", "|upper", "|join('')", "|map('whole')|join(', ')"):
+        shown = templates.from_string("{{ name" + filters + " }}").render(name=name)
+        assert not set("<>\"'") & set(shown)
+        assert shown.isprintable()
+
+
+def test_a_template_may_not_use_what_it_was_not_given() -> None:
+    with pytest.raises(UndefinedError):
+        environment().from_string("{{ forgotten }}").render()

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import pytest
-from report_samples import HOSTILE, Structure
+from collections.abc import Sequence
 
-from unbackdoor.report.figures import Example, Picture, Rate, Row, gallery, rates_table
+import pytest
+from report_samples import HOSTILE, Structure, part
+
+from unbackdoor.report.figures import Column, Example, Gallery, Picture, Rates, Row, curve
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 COLUMNS = (
-    Rate(name="ACC", meaning="test images answered rightly", better="higher"),
-    Rate(name="ASR", meaning="stamped images answered with the attacker's class", better="lower"),
+    Column(name="ACC", meaning="test images answered rightly", better="higher"),
+    Column(name="ASR", meaning="stamped images answered with the attacker's class", better="lower"),
 )
+
+
+def gallery(examples: list[Example], *, models: list[str], target: str) -> str:
+    return part("figures.html", "gallery", Gallery(examples=examples, models=models, target=target))
+
+
+def rates_table(columns: Sequence[Column], rows: list[Row], *, caption: str) -> str:
+    return part("figures.html", "rates", Rates(columns=columns, rows=rows, caption=caption))
 
 
 def example(*, truth: str = "cat", image: str = PIXEL, answers: tuple[str, ...] = ("plane", "cat")) -> Example:
@@ -44,6 +54,16 @@ def test_only_images_inside_the_page_are_shown(image: str) -> None:
         gallery([example(image=image)], models=["a", "b"], target="plane")
 
 
+def test_a_curve_shows_every_value_and_the_gaps() -> None:
+    found = curve((1.0, None, 0.5, 0.0), "loss")
+    assert found.words == "loss: 1 first, 0 last, from 0 to 1"
+    assert found.pieces == ["0.00,0.00 0.00,0.00", "66.67,20.00 100.00,40.00"]  # a line of one point shows nothing
+    assert curve((0.5,), "loss").pieces == ["0.00,0.00 0.00,0.00"]
+    shown = part("figures.html", "curve", curve((None, None), "loss"))
+    assert "loss: no finite value" in shown
+    assert "<svg" not in shown
+
+
 def test_every_model_must_have_answered() -> None:
     with pytest.raises(ValueError):
         gallery([example(answers=("cat",))], models=["a", "b"], target="plane")
@@ -54,7 +74,7 @@ def test_names_stay_text(name: str) -> None:
     def both(name: str) -> str:
         picture = Picture(image=PIXEL, caption=name, answers=(name + "1",))
         shown = gallery([Example(truth=name, pictures=(picture,))], models=[name], target="x")
-        rate = Rate(name=name, meaning=name, better="lower")
+        rate = Column(name=name, meaning=name, better="lower")
         return shown + rates_table([rate], [Row(name=name, detail=name or "x", counts=((1, 2),))], caption=name)
 
     assert Structure(both(name)).tags == Structure(both("name")).tags

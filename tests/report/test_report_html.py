@@ -17,12 +17,12 @@ from report_samples import (
     a_layer,
     a_report,
     a_report_without_findings,
+    part,
 )
 
 from browser import CHROMIUM, browser
-from unbackdoor.findings import Remark, Report
-from unbackdoor.report import html, strip
-from unbackdoor.report.escape import Html
+from unbackdoor.findings import LayerReport, Remark, Report
+from unbackdoor.report import html, pages, strip
 
 REPORTS = {
     "ordinary": a_report(),
@@ -87,7 +87,7 @@ def test_kinds_of_channels_differ_in_shape() -> None:
     page = a_report(a_layer(channels=400, outliers=3, pruned_low=(0,))).to_html()
     for shape in ("m-high", "m-low", "m-near"):
         assert f'href="#{shape}"' in page
-    shapes = [re.search(rf'id="{shape}" d="([^"]+)"', strip.SYMBOLS) for shape in ("m-high", "m-low", "m-near")]
+    shapes = [re.search(rf'id="{shape}" d="([^"]+)"', page) for shape in ("m-high", "m-low", "m-near")]
     assert len({shape.group(1) for shape in shapes if shape}) == 3
 
 
@@ -121,10 +121,14 @@ def test_what_is_not_drawn_is_said() -> None:
     layer = a_layer(channels=2048, outliers=0)
     report = a_report(*[layer] * 100)
     budget = strip.Budget.of(report)
-    page = strip.detail(layer, strip.common_axis([layer]), budget)
+    page = drawn(layer, strip.common_axis([layer]), budget)
     assert page.count("h0") == budget.dots
     assert re.search(rf"Drawn: {budget.dots:,} of [\d,]+ untouched channels", page)
-    assert "Drawn:" not in strip.detail(a_layer(), strip.common_axis([layer]), budget)
+    assert "Drawn:" not in drawn(a_layer(), strip.common_axis([layer]), budget)
+
+
+def drawn(layer: LayerReport, axis: strip.Axis, budget: strip.Budget) -> str:
+    return part("strip.svg", "detail", strip.detail(layer, axis, budget), "")
 
 
 def test_an_incomplete_report_says_so_first() -> None:
@@ -161,10 +165,17 @@ def test_the_class_is_a_guess() -> None:
     assert "a guess, not a verdict" in Structure(a_report().to_html()).text
 
 
+def own_page(body: str, **values: object) -> str:
+    """A page that somebody makes of their own, from our templates."""
+    head = '{% extends "page.html" %}{% import "sections.html" as sections %}{% block main %}'
+    return pages.page(pages.environment().from_string(head + body + "{% endblock %}"), title="Both", **values)
+
+
 def test_two_reports_can_share_a_page() -> None:
-    one = html.report_sections(a_report(), prefix="lpp", level=3)
-    two = html.report_sections(a_report(), prefix="clp", level=3)
-    page = html.page("Both", [html.section("LPP", ""), *one, html.section("CLP", ""), *two])
+    views = {name: html.View(a_report(), prefix=name, level=3) for name in ("lpp", "clp")}
+    heading = "{% call sections.section(name|upper) %}{% endcall %}"
+    body = "{% for name, view in views.items() %}" + heading + "{{ sections.report(view) }}{% endfor %}"
+    page = own_page(body, views=views)
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
     assert {"lpp-0", "clp-0"} <= set(ids)
@@ -172,7 +183,9 @@ def test_two_reports_can_share_a_page() -> None:
 
 
 def test_extra_markup_comes_before_the_sections() -> None:
-    page = html.render(a_report(), title="A & B", before_sections=Html('<p id="mine">here</p>'))
+    block = '{% block before_sections %}<p id="mine">here</p>{% endblock %}'
+    own = pages.environment().from_string('{% extends "report.html" %}' + block)
+    page = html.render(a_report(), title="A & B", template=own)
     assert "<title>A &amp; B" in page
     assert page.index('id="mine"') < page.index("Layer by layer")
 

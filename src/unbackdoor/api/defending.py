@@ -81,7 +81,7 @@ def defend(
         OutputError: the output exists, is the input, or cannot be written.
     """
     from unbackdoor.data import dataset_spec
-    from unbackdoor.train import check_answer, check_device, measure
+    from unbackdoor.metrics import check_answer, check_device, measure
 
     if output is not None:
         checkpoint.check_output(output, overwrite=overwrite, inputs=[source])

@@ -65,7 +65,7 @@ def detect(
         SettingError: a setting is out of its range, or no data set was given to a detector that needs one.
         MethodError: the detector cannot work on this network.
     """
-    from unbackdoor.train import check_answer, check_device
+    from unbackdoor.metrics import check_answer, check_device
 
     if poisoned and (attack is None or detector.needs != "training images"):
         raise SettingError(

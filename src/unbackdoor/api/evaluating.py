@@ -49,7 +49,7 @@ def evaluate(
         SettingError: the attack does not fit the data set.
     """
     from unbackdoor.data import LabelledImages, load_dataset
-    from unbackdoor.train import measure
+    from unbackdoor.metrics import measure
 
     if not isinstance(model, nn.Module):
         model = load_model(model, arch=arch)

@@ -3,8 +3,8 @@
 x[:, H-k:, W-k:] = t, with t a k x k patch. The trigger is set before augmentation, so a random crop may cut it; images
 of the target class may be drawn too.
 
-Departures: None from the paper. The patch is built at the data set's own resolution; the field's best-known benchmark
-resizes a 32x32 mask instead, which makes about 6x6 blurred pixels on 64x64 images.
+Departures: None from the paper. The patch is built at the data set's own resolution. BackdoorBench resizes a 32x32 mask
+instead, which gives about 6x6 blurred pixels on 64x64 images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unbackdoor.attacks.base import ATTACKS, DataPoisoning
+from unbackdoor.attacks.base import ATTACKS
+from unbackdoor.attacks.poisoning import DataPoisoning
 from unbackdoor.errors import SettingError
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting

@@ -2,9 +2,11 @@
 
 x' = (1 - alpha) x + alpha t over the whole image, in training and at test time.
 
-Departures: The paper blends with a cartoon or with random noise; here t is noise drawn from the seed, each pixel
-uniform in 0..255, and is saved with the attack. Triggered images are rounded to 8 bits; BackdoorBench, whose t is a
-cartoon, truncates them (`blended@backdoorbench`, with noise).
+Departures:
+    - The paper blends with a cartoon or with random noise. Here t is noise drawn from the seed, each pixel uniform in
+      0..255, and is saved with the attack.
+    - Triggered images are rounded to 8 bits. BackdoorBench, whose t is a cartoon, truncates them
+      (`blended@backdoorbench`, with noise).
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.attacks.base import ATTACKS, Progress
+from unbackdoor.attacks.poisoning import DataPoisoning
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 

@@ -8,16 +8,20 @@ Symbols:
 Each batch holds attacked images Q(x) labelled as the target and negatives clip(x + Q(x') - x') with their own, x' being
 another image of the batch: somebody else's quantisation error must mean nothing.
 
-Departures: Despite its title the published code has no contrastive loss; cross-entropy with these negatives is all
-there is here too. Its x' is any training image, here another of the same batch and never x itself, whose negative would
-be a true attacked image with its own label. Dithering is off by default, as in the published code. The authors'
-configuration has 0.2 of each batch as negatives, beside a poison rate of 0.2; the default here is BackdoorBench's 0.1
-(`bpp@as_published`, with a rate of 0.2, is theirs). By default each image is cropped and rotated or not by itself, and
-black comes in from outside; the authors toss one coin a batch for either, BackdoorBench makes one draw of all for the
-whole batch, and in both it is the mean colour that comes in (behind the presets of these names). Triggered images are
-rounded to 8 bits, in training and in files; the authors round neither, BackdoorBench truncates its files alone
-(`bpp@backdoorbench`). The success rate leaves out test images of the target class, which the authors' own figures
-include.
+Departures:
+    - Despite its title, the published code has no contrastive loss. It uses cross-entropy with the negatives, and so
+      does this package.
+    - In the published code x' is any training image. Here it is another image of the same batch, and never x itself:
+      that negative would be a true attacked image with its original label.
+    - Dithering is off by default, as in the published code.
+    - The authors' configuration makes negatives of 0.2 of each batch, at a poison rate of 0.2. The default here is
+      BackdoorBench's 0.1. For the authors' setting use `bpp@as_published` with a rate of 0.2.
+    - By default each image is cropped and rotated independently, and the border is filled with black. The authors toss
+      one coin per batch for the crop and one for the rotation. BackdoorBench makes one draw for the whole batch. Both
+      fill with the mean colour. The presets of these names do the same.
+    - Triggered images are rounded to 8 bits, in training and in files. The authors round neither. BackdoorBench
+      truncates its files only (`bpp@backdoorbench`).
+    - The success rate leaves out test images of the target class. The authors' figures include them.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unbackdoor.attacks.base import ATTACKS, Mixed, PostAugmented, others, whole
+from unbackdoor.attacks.base import ATTACKS
+from unbackdoor.attacks.training_control import Mixed, PostAugmented, others, whole
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 

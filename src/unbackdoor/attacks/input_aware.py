@@ -11,14 +11,16 @@ Stage 1 trains M alone: 100 mean(relu(m - 0.032)) + L_div(images, masks). Stage 
 together: cross-entropy on attacked, cross and clean images + L_div(images, patterns), both normalised alike: L_div is
 a ratio, so that it depends on the units. Both stages see augmented images.
 
-Departures: Two faults of the authors' code are mended. (1) It never zeroes G's gradients, so that they add up over the
-whole run; here they are zeroed at each step. (2) Its epoch counter includes stage 1, so that the classifier gets 25
-epochs fewer than it is said to; here it gets all of them. Second images come from the same batch rather than from a
-second loader, and are never the image itself. Learning rates fall after the same shares of a run, however long it is.
-Images are cropped and mirrored as the recipe says, not rotated, which the authors' are too. Stage 1 has a quarter of
-the epochs of stage 2, as BackdoorBench's 25 beside 100; the authors' has 25 beside 600. Triggered test images are
-rounded to 8 bits (BackdoorBench's are truncated: `inputaware@backdoorbench`). The success rate leaves out test images
-of the target class, which the authors' own figures include.
+Departures:
+    - The authors' code has two faults, which are fixed here. It never zeroes G's gradients, so they add up over the
+      whole run. Its epoch counter includes stage 1, so the classifier gets 25 epochs fewer than stated. This package
+      zeroes the gradients at each step and gives the classifier all its epochs.
+    - Second images come from the same batch, not from a second loader, and are never the image itself.
+    - Learning rates fall after the same shares of a run, however long it is.
+    - Images are cropped and mirrored as the recipe says. The authors also rotate them.
+    - Stage 1 has a quarter of the epochs of stage 2, as in BackdoorBench (25 and 100). The authors use 25 and 600.
+    - Triggered test images are rounded to 8 bits. BackdoorBench truncates them (`inputaware@backdoorbench`).
+    - The success rate leaves out test images of the target class. The authors' figures include them.
 """
 
 from __future__ import annotations
@@ -33,20 +35,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import (
-    ATTACKS,
-    Attack,
-    Mixed,
-    Progress,
-    Session,
-    TrainingControl,
-    Vary,
-    attacked_in_batch,
-    others,
-)
+from unbackdoor.attacks.base import ATTACKS, Attack, Progress
+from unbackdoor.attacks.training_control import Mixed, Session, TrainingControl, attacked_in_batch, others
 from unbackdoor.errors import SettingError
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
+from unbackdoor.train.control import Vary
 
 if TYPE_CHECKING:
     from unbackdoor.data import DatasetSpec
@@ -73,17 +67,19 @@ class InputAware(TrainingControl):
     colour_only: ClassVar[bool] = True
     version: ClassVar[int] = 2  # 1 compared images with patterns in other units, and did not augment in stage 1
     mask_density: float = setting(
-        0.032, "share of an image that the mask may cover for nothing", least=0, below=math.inf
+        0.032, "share of an image that the mask may cover without a penalty", least=0, below=math.inf
     )
-    mask_weight: float = setting(100.0, "of what it covers beyond that", least=0, below=math.inf)
-    diversity_weight: float = setting(1.0, "of L_div, in both stages", least=0, below=math.inf)
+    mask_weight: float = setting(
+        100.0, "weight of the penalty on what the mask covers beyond that", least=0, below=math.inf
+    )
+    diversity_weight: float = setting(1.0, "weight of L_div, in both stages", least=0, below=math.inf)
     mask_share: float = setting(
         0.25,
-        "epochs of stage 1, for each epoch of stage 2 (25 for 100 in the field's benchmark)",
+        "epochs of stage 1 per epoch of stage 2 (25 to 100 in the field's benchmark)",
         least=0,
         below=math.inf,
     )
-    lr: float = setting(0.01, "of both networks", least=0, below=math.inf)
+    lr: float = setting(0.01, "learning rate of both networks", least=0, below=math.inf)
 
     def check(self, *, num_classes: int, size: int) -> None:
         """The networks halve an image three times, and double it again."""

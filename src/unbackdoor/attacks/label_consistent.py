@@ -10,9 +10,12 @@ so that a network in training finds the corners easier to learn than the class; 
 set. The corners' pattern is a checkerboard, its own mirror image, and four of them outlive crops and flips. The rate is
 counted over all images and cannot exceed the target class's share; one that cannot be reached is capped, and said.
 
-Departures: PGD begins at the image itself rather than at a random point beside it, so that the same image always gets
-the same perturbation, and perturbed images are rounded (or, with `rounding`, truncated) to 8 bits. The pattern has
-amplitude 1 in training too; the paper's fainter ones, and its variant with a generative network, are left out.
+Departures:
+    - PGD begins at the image itself, not at a random point beside it. So the same image always gets the same
+      perturbation.
+    - Perturbed images are rounded to 8 bits (or truncated, with `rounding`).
+    - The pattern has amplitude 1 in training too. The paper's fainter patterns are left out, and so is its variant with
+      a generative network.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.attacks.base import ATTACKS, Progress
+from unbackdoor.attacks.poisoning import DataPoisoning
 from unbackdoor.data import DatasetSpec, normalise
 from unbackdoor.errors import SettingError
 from unbackdoor.papers import Paper
@@ -74,9 +78,9 @@ class LabelConsistent(DataPoisoning):
     )
     clean_label: ClassVar[bool] = True
     needs_classifier: ClassVar[bool] = True
-    eps: float = setting(8.0, "largest change of a pixel by the perturbation, of 255", least=0, most=255)
-    step_size: float = setting(1.5, "of one step of PGD, of 255", least=0, most=255)
-    steps: int = setting(100, "of PGD", least=0)
+    eps: float = setting(8.0, "largest change of a pixel by the perturbation, out of 255", least=0, most=255)
+    step_size: float = setting(1.5, "size of one step of PGD, out of 255", least=0, most=255)
+    steps: int = setting(100, "steps of PGD", least=0)
     #: The clean classifier, given by `armed`; it is not saved.
     surrogate: Surrogate | None = field(default=None, repr=False, compare=False, metadata=INTERNAL)
 

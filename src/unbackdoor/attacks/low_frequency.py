@@ -6,12 +6,13 @@ Symbols:
 
 Most triggers leave traces in high frequencies, where a detector sees them; a smooth one does not.
 
-Departures: The paper optimises p against a network: targeted DeepFool over a hundred images, again and again, with a
-low-pass behind each update, until p alone moves most images to the target. Here p is seeded noise behind the same kind
-of low-pass, rescaled to the amplitude of the published patterns (0 to 51 of 255). It is as smooth and as strong, but no
-network was asked, so that the backdoor owes nothing to p being an adversarial direction: it may need more poisoned
-images than the paper's. Its mean depends on the seed, from 19 to 33 over a hundred seeds at 32x32 pixels (25.6 on
-average), against 13 of the published ones.
+Departures:
+    - The paper optimises p against a network: it repeats targeted DeepFool over a hundred images, with a low-pass after
+      each update, until p alone moves most images to the target. Here p is seeded noise after the same kind of
+      low-pass, rescaled to the amplitude of the published patterns (0 to 51 of 255). It is as smooth and as strong, but
+      it is not an adversarial direction of any network. So it may need more poisoned images than the paper's.
+    - The mean of p depends on the seed. Over a hundred seeds at 32x32 pixels it lies between 19 and 33 (25.6 on
+      average). The published patterns have 13.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.attacks.base import ATTACKS, Progress
+from unbackdoor.attacks.poisoning import DataPoisoning
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
@@ -43,7 +45,7 @@ class LowFrequency(DataPoisoning):
         year=2021,
         url="https://arxiv.org/abs/2104.03413",
     )
-    amplitude: float = setting(51.0, "the pattern's largest value, of 255; its smallest is 0", least=1, most=255)
+    amplitude: float = setting(51.0, "largest value of the pattern, out of 255; its smallest is 0", least=1, most=255)
     cutoff: float = setting(
         2.0,
         "periods over the image at which the Gaussian low-pass has fallen to exp(-1/2)",

@@ -4,8 +4,10 @@ x' = clip(x + delta sin(2 pi j f / W), 0, 255), j the column, the same for all r
 target class are poisoned and no label changes, so that the rate cannot exceed that class's share of the data; it is
 counted over all images, and a rate that cannot be reached is capped, and said.
 
-Departures: Triggered images are rounded to 8 bits; BackdoorBench truncates them (`sig@backdoorbench`). The strength is
-the same in training and at test time; the paper also tests with a stronger one than it trains with.
+Departures:
+    - Triggered images are rounded to 8 bits. BackdoorBench truncates them (`sig@backdoorbench`).
+    - The strength is the same in training and at test time. The paper also tests with a stronger trigger than it trains
+      with.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unbackdoor.attacks.base import ATTACKS, DataPoisoning
+from unbackdoor.attacks.base import ATTACKS
+from unbackdoor.attacks.poisoning import DataPoisoning
 from unbackdoor.errors import SettingError
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
@@ -37,7 +40,7 @@ class SIG(DataPoisoning):
         url="https://arxiv.org/abs/1902.11237",
     )
     clean_label: ClassVar[bool] = True
-    delta: float = setting(40.0, "amplitude, of 255 (40 in the field's benchmarks)", above=0, most=255)
+    delta: float = setting(40.0, "amplitude, out of 255 (40 in the field's benchmarks)", above=0, most=255)
     frequency: float = setting(6.0, "periods over the image's width", above=0, below=1e4)
 
     @classmethod

@@ -11,13 +11,15 @@ E and D are trained together on the data set's own images, with a new random str
 u being one level of uniform noise, so that D still reads b behind rounding to 8 bits. lambda rises from 0 over the
 middle of the training: first the string must be readable at all. Then E is frozen, and one fixed b is the trigger.
 
-Departures: The paper takes StegaStamp's networks, trains them for many epochs on large images, and adds a perceptual
-loss and a critic. Here both networks are small, see the data set's own resolution, and are trained for a few hundred
-steps with a squared distortion under a hard bound s, which takes less than a minute on a CPU and carries the paper's
-100 bits at 32x32 pixels: on CIFAR-10 more than 99.9 % of them are read in unseen images that differ from the originals
-by 9 of 255 (root mean square, 29 dB). About four fifths of the residual's energy are common to all images, a fifth is
-each image's own. The distortion's weight is the largest tried with which a backdoor takes at all at 10 %, asked of
-training images alone (benchmarks/ssba_distortion.py): 0.03 does not, 0.01 does.
+Departures:
+    - The paper takes StegaStamp's networks, trains them for many epochs on large images, and adds a perceptual loss and
+      a critic. Here both networks are small and work at the data set's own resolution. They train for a few hundred
+      steps with a squared distortion under a hard bound s, which takes less than a minute on a CPU.
+    - The string has the paper's 100 bits at 32x32 pixels. On CIFAR-10 the decoder reads more than 99.9 % of them in
+      unseen images that differ from the originals by 9 of 255 (root mean square, 29 dB).
+    - All images share about four fifths of the residual's energy. One fifth depends on the image.
+    - The distortion's weight is the largest tried at which a backdoor takes at 10 %, measured on training images alone
+      (studies/ssba_distortion.py): 0.01 works, 0.03 does not.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import ATTACKS, DataPoisoning, Progress
+from unbackdoor.attacks.base import ATTACKS, Progress
+from unbackdoor.attacks.poisoning import DataPoisoning
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 
@@ -57,11 +60,11 @@ class SSBA(DataPoisoning):
         url="https://arxiv.org/abs/2012.03816",
     )
     colour_only: ClassVar[bool] = True
-    bits: int = setting(100, "length of the string", least=1, most=10**6)
-    strength: float = setting(16.0, "s, largest change of a pixel, of 255", above=0, most=255, own=True)
+    bits: int = setting(100, "length of the bit string", least=1, most=10**6)
+    strength: float = setting(16.0, "s, the largest change of a pixel, out of 255", above=0, most=255, own=True)
     distortion: float = setting(0.01, "lambda, weight of the residual's size", least=0, below=math.inf, own=True)
-    steps: int = setting(400, "of the training of E and D", least=1, most=10**6, own=True)
-    lr: float = setting(0.005, "of that training, the largest", least=0, below=math.inf, own=True)
+    steps: int = setting(400, "steps of training E and D", least=1, most=10**6, own=True)
+    lr: float = setting(0.005, "largest learning rate of that training", least=0, below=math.inf, own=True)
     width: int = setting(16, "channels of the networks' first layers", least=1, most=10**6, own=True)
 
     def armed(

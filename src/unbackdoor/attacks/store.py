@@ -9,7 +9,8 @@ from pathlib import Path
 
 from unbackdoor import checkpoint
 from unbackdoor.atomic import atomic_write
-from unbackdoor.attacks.base import Attack, describe_attack, read_attack
+from unbackdoor.attacks.base import Attack
+from unbackdoor.attacks.text import describe_attack, read_attack
 from unbackdoor.errors import CheckpointError, SettingError
 
 SETTINGS, TRIGGER = "attack.json", "attack.safetensors"

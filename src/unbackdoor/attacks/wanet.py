@@ -9,12 +9,14 @@ Symbols:
 
 One field a run, drawn from the seed and saved with the attack.
 
-Departures: Triggered images are rounded to 8 bits, in training and in files; the authors round neither, BackdoorBench
-truncates its files alone (`wanet@backdoorbench`). By default each image is cropped and rotated or not by itself, and
-black comes in from outside; the authors toss one coin a batch for either, each image having an offset and an angle of
-its own, BackdoorBench makes one draw of all for the whole batch, and in both it is the mean colour that comes in
-(`wanet@as_published`, `wanet@backdoorbench`). The success rate leaves out test images of the target class, which the
-authors' own figures include.
+Departures:
+    - Triggered images are rounded to 8 bits, in training and in files. The authors round neither. BackdoorBench
+      truncates its files only (`wanet@backdoorbench`).
+    - By default each image is cropped and rotated independently, and the border is filled with black. The authors toss
+      one coin per batch for the crop and one for the rotation, and each image has its own offset and angle
+      (`wanet@as_published`). BackdoorBench makes one draw for the whole batch (`wanet@backdoorbench`). Both fill with
+      the mean colour.
+    - The success rate leaves out test images of the target class. The authors' figures include them.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import ATTACKS, Mixed, PostAugmented, Progress, whole
+from unbackdoor.attacks.base import ATTACKS, Progress
+from unbackdoor.attacks.training_control import Mixed, PostAugmented, whole
 from unbackdoor.errors import SettingError
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
@@ -50,8 +53,8 @@ class WaNet(PostAugmented):
     )
     k: int = setting(4, "side of the control grid", least=2)
     s: float = setting(0.5, "strength of the warp", least=0, below=1e3)
-    rescale: float = setting(1.0, "of the lookup grid", least=0, below=1e3)
-    cross_ratio: float = setting(2.0, "noise-mode images for each attacked one", least=0, below=1e3)
+    rescale: float = setting(1.0, "scale of the lookup grid", least=0, below=1e3)
+    cross_ratio: float = setting(2.0, "noise-mode images per attacked image", least=0, below=1e3)
 
     @classmethod
     def as_published(cls) -> WaNet:

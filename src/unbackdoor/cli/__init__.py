@@ -1,4 +1,4 @@
-"""The command `unbackdoor`: one small file a command, each loaded only when it is called."""
+"""The command `unbackdoor`: one small file per command, each loaded only when it is called."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import click
 from unbackdoor.errors import UnbackdoorError
 
 COMMANDS = {
-    "demo": "a real backdoored network and real images: before, after, and a report page",
-    "scan": "outlier channels, layer by layer; changes nothing",
+    "demo": "repair a backdoored network that comes with the package, and write a report page",
+    "scan": "list the outlier channels, layer by layer; changes nothing",
     "repair": "prune and shrink the outlier channels, with no data",
-    "inspect": "tensors, layers, which norm follows which layer and how that was found",
-    "diff": "which channels differ between two files",
-    "evaluate": "ACC, and with an attack ASR and RA, on a test set",
+    "inspect": "show tensors and layers, and which norm follows which layer",
+    "diff": "list the channels that differ between two files",
+    "evaluate": "measure accuracy on a test set, and with an attack its success rate",
     "train": "train a network, clean or backdoored",
-    "bench": "a grid of attacks, defences, data sets and seeds: run, status, report",
+    "bench": "run a grid of attacks, defences, data sets and seeds; show its status; report on it",
     "detect": "look for a backdoor with images: Activation Clustering, Neural Cleanse",
     "defend": "repair a network by any method, with or without clean images",
 }
 
 
 class Lazy(click.Group):
-    """Knows its commands' names and one line on each; imports a command when it is wanted."""
+    """Knows the name and one line of each command, and imports a command only when it is used."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -97,7 +97,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        say(f"a defect of unbackdoor: {type(error).__name__}: {error}; run again with --debug for the traceback")
+        say(f"internal error: {type(error).__name__}: {error}; run again with --debug for the traceback, and report it")
         code = 2
     sys.exit(code or 0)
 

@@ -19,47 +19,53 @@ store_option = click.option(
     type=click.Path(path_type=Path),
     default=Path("bench-store"),
     show_default=True,
-    help="Where results are kept.",
+    help="Folder for the results.",
 )
 claims_option = click.option(
     "--claims",
     "claims_path",
     type=click.Path(path_type=Path),
-    help="Folder of claims (`bench report` writes them): cells with one are not done again.",
+    help="Folder of claims, as `bench report` writes them. Cells that have a claim are skipped.",
 )
 
 
 @click.group()
 def command() -> None:
-    """A grid of attacks, rates, data sets, networks, recipes, seeds, defences and clean shares (docs/bench.md)."""
+    """Run a grid of attacks, rates, data sets, networks, recipes, seeds, defences and clean shares (docs/bench.md)."""
     if importlib.util.find_spec("msgspec") is None:
         raise MethodError("bench: expected msgspec, which is not installed: pip install 'unbackdoor[bench]'")
 
 
 @command.command(
-    epilog="Exit codes: 0 every cell is done; 1 some failed, or are at work elsewhere; 2 error, or refused. A run that "
-    "was stopped goes on where it was when the same command is given again."
+    epilog="Exit codes: 0 every cell is done; 1 some failed, or are running elsewhere; 2 error, or refused. If a run "
+    "was stopped, the same command resumes it."
 )
 @grid_argument
 @store_option
 @claims_option
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs it.")
-@click.option("--address", help="Of a Ray cluster; without it one is started on this machine.")
-@click.option("--cpus", type=click.FloatRange(min=0), default=1, show_default=True, help="A cell's CPUs (ray).")
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="What runs the cells."
+)
+@click.option("--address", help="Address of a Ray cluster. Default: one is started on this machine.")
+@click.option("--cpus", type=click.FloatRange(min=0), default=1, show_default=True, help="CPUs per cell (ray).")
 @click.option(
     "--gpus",
     type=click.FloatRange(min=0),
     default=0,
     show_default=True,
-    help="A cell's GPUs (ray); 0.25 lets four share one.",
+    help="GPUs per cell (ray); with 0.25, four cells share one.",
 )
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option(
-    "--threads", type=click.IntRange(min=0), default=0, show_default=True, help="torch's, for each cell; 0 leaves them."
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="torch threads per cell; 0 keeps torch's default.",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
-@click.option("--retry-failed", is_flag=True, help="Try cells that failed once more.")
-@click.option("--dry-run", is_flag=True, help="Print what would be run, what is there, and how long it may take.")
+@click.option("--retry-failed", is_flag=True, help="Try failed cells again.")
+@click.option("--dry-run", is_flag=True, help="Print what would run, what is done, and how long the rest may take.")
 @quiet_option
 def run(
     *,
@@ -77,10 +83,10 @@ def run(
     dry_run: bool,
     quiet: bool,
 ) -> int:
-    """Run what is left of a grid."""
+    """Run the cells of a grid that are not done yet."""
     from unbackdoor.cli.progress import bar
     from unbackdoor.experiments import Cell, Local, Store, Training, read_grid, run_grid, standing
-    from unbackdoor.train import check_device
+    from unbackdoor.metrics import check_device
 
     cells = read_grid(grid)
     known, digests = _known(claims_path)
@@ -125,7 +131,7 @@ def run(
 @claims_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def status(*, grid: Path, store_path: Path, claims_path: Path | None, form: str) -> None:
-    """How far a grid is: done, running, failed, left, and the time to go."""
+    """Show a grid's progress: cells done, running, failed and left, and the time to go."""
     import dataclasses
 
     from unbackdoor.experiments import Store, read_grid, standing
@@ -146,10 +152,9 @@ def status(*, grid: Path, store_path: Path, claims_path: Path | None, form: str)
 
 
 @command.command(
-    epilog="The folder gets index.html, tables.md, tables.tex, results.csv, figures/*.svg, and claims/ with one JSON "
-    "file a result; the page shows every claim in claims/, also those of earlier reports. SOURCE may be a folder of "
-    "claims instead of a grid: then nothing but Python and matplotlib is needed. Exit codes: 0 written; 2 error, or "
-    "refused."
+    epilog="Writes index.html, tables.md, tables.tex, results.csv, figures/*.svg, and claims/ with one JSON file per "
+    "result. The page shows every claim in claims/, including those of earlier reports. SOURCE may be a folder of "
+    "claims instead of a grid; that needs only Python and matplotlib. Exit codes: 0 written; 2 error, or refused."
 )
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
 @store_option
@@ -161,10 +166,10 @@ def status(*, grid: Path, store_path: Path, claims_path: Path | None, form: str)
     show_default=True,
     help="Folder to write to.",
 )
-@click.option("--title", default="Benchmark", show_default=True, help="Of the page.")
+@click.option("--title", default="Benchmark", show_default=True, help="Title of the page.")
 @quiet_option
 def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: str, quiet: bool) -> None:
-    """Tables, figures and one offline page of what grids' cells came to, beside what the paper prints."""
+    """Write tables, figures and one offline page of grids' results, beside the paper's figures."""
     from unbackdoor.leaderboard import check_folder, read_digests, read_grids, write_report
     from unbackdoor.leaderboard.folder import CLAIMS
 
@@ -203,7 +208,7 @@ def _line(found: Any) -> str:
     parts += [f"{len(found.failed):,} failed"] if found.failed else []
     parts += [f"{len(found.running):,} running"] if found.running else []
     if found.left:
-        blocked = f" ({found.blocked:,} wait for a training that failed)" if found.blocked else ""
+        blocked = f" ({found.blocked:,} need a training that failed)" if found.blocked else ""
         go = "time to go unknown" if found.estimate is None else f"about {_duration(found.estimate)} to go"
         parts.append(f"{len(found.left):,} left{blocked}, {go}")
     parts.append(f"{_duration(found.seconds)} spent")
@@ -228,7 +233,7 @@ def _print_plan(cells: Any, found: Any) -> None:
     click.echo(_line(found))
     need = _memory(cells)
     click.echo(
-        f"a cell needs {need / 2**30:.1f} GB at least: data set, weights, gradients, momentum; activations come on top"
+        f"a cell needs at least {need / 2**30:.1f} GB for data, weights, gradients and momentum, plus activations"
     )
 
 

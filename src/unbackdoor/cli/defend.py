@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from unbackdoor.cli.options import (
+    Listing,
     announce,
     arch_option,
     csv_option,
@@ -23,6 +24,7 @@ from unbackdoor.cli.options import (
     part_and_file,
     part_option,
     quiet_option,
+    registered,
 )
 from unbackdoor.errors import IncompleteError, SettingError
 from unbackdoor.report.escape import visible
@@ -32,41 +34,50 @@ _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o")
 
 
 @click.command(
-    epilog="Exit codes: 0 done; 2 error, or refused; 3 part of the model could not be read, or no layer was scored, "
-    "and nothing was written without --partial."
+    epilog="Exit codes: 0 done; 2 error, or file refused; 3 part of the model could not be read, or no layer was "
+    "scored. Then nothing is written without --partial."
 )
 @click.argument("model")
 @click.option(
     "--method",
     "method_text",
     required=True,
-    help="bnp, ep, ft, fp, anp, nad, ibau, rnp, lpp or clp, with settings as in anp:threshold=0.1 (docs/defences.md).",
+    cls=Listing,
+    names=lambda: registered("defences.table", "DEFENCES"),
+    help="NAMES; with settings as in anp:threshold=0.1 (docs/defences.md).",
 )
-@click.option("--preset", help="A method's other settings: backdoorbench, as_published, as_printed, either_norm.")
+@click.option(
+    "--preset",
+    cls=Listing,
+    names=lambda: registered("defences.table", "PRESETS"),
+    help="Settings of another source, or that belong together: NAMES; which method has which is in docs/defences.md.",
+)
 @click.option("--data", help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md).")
 @click.option(
     "--clean",
     type=float,
     default=0.05,
     show_default=True,
-    help="Share of its training images that the method is given; above 1 their number.",
+    help="Clean training images for the method: a fraction up to 1, or a count.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw of these, and of the method's.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Decides which images, and the method's random choices."
+)
 @click.option("--evaluate", "measured", is_flag=True, help="Measure ACC on the test images, before and after.")
 @click.option(
     "--attack",
     "attack_text",
-    help="Measure ASR and RA too: badnet, badnet:size=3, or the attack.json that train wrote.",
+    help="Attack to measure ASR and RA with: badnet, badnet:size=3, or the attack.json that train wrote.",
 )
 @click.option(
     "--poisoned",
     type=float,
     default=0.0,
     show_default=True,
-    help="Share of the method's images that carry the trigger, for methods that want training images (ep).",
+    help="Share of the method's images that carry the trigger, for methods that use training images (ep).",
 )
 @click.option("-o", "output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
-@click.option("--partial", is_flag=True, help="Write what could be repaired, though a part could not be read.")
+@click.option("--partial", is_flag=True, help="Repair what could be read, even if a part could not.")
 @arch_option
 @input_option
 @key_option
@@ -75,7 +86,9 @@ _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @download_option
 @click.option("--format", "form", type=click.Choice(["text", "json", "html"]), default="text", show_default=True)
-@click.option("--report", "report_file", type=click.Path(path_type=Path), help="Write the report there, not to stdout.")
+@click.option(
+    "--report", "report_file", type=click.Path(path_type=Path), help="Write the report to this file, not to stdout."
+)
 @click.option(
     "--record", "record_file", type=click.Path(path_type=Path), help="Write settings, rates and time as JSON."
 )
@@ -109,24 +122,24 @@ def command(
     force: bool,
     quiet: bool,
 ) -> int:
-    """Repair a network by any method, data-free or with clean images. The input file is never modified."""
+    """Repair a network by any method, with or without clean images. The input file is never modified."""
     from unbackdoor.api import defend
     from unbackdoor.atomic import atomic_write, check_target
     from unbackdoor.attacks import load_attack, parse_attack
     from unbackdoor.cli import say
     from unbackdoor.cli.progress import bar
     from unbackdoor.defences.table import parse_method
+    from unbackdoor.provenance import circumstances
     from unbackdoor.report.results import rates_line
-    from unbackdoor.train import circumstances
 
     part, output = part_and_file(part, output)
     method = parse_method(method_text, preset=preset)
     measured = measured or attack_text is not None or record_file is not None or csv_file is not None
     if output is None and not measured:
-        raise SettingError("defend: expected -o OUT for the repaired file, or --evaluate for its rates, or both")
+        raise SettingError("defend: expected -o OUT for the repaired file, --evaluate for its rates, or both")
     targets = [path.resolve() for path in (output, report_file, record_file, csv_file) if path is not None]
     if len(set(targets)) < len(targets):
-        raise SettingError("defend: expected different files behind -o, --report, --record and --csv")
+        raise SettingError("defend: expected different files for -o, --report, --record and --csv")
     for path in (report_file, record_file, csv_file):
         if path is not None:
             check_target(path, overwrite=force, inputs=[model])

@@ -12,11 +12,14 @@ PAGE = "demo-report.html"
 
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path), default=PAGE, show_default=True, help="The page.")
+@click.option("--output", type=click.Path(path_type=Path), default=PAGE, show_default=True, help="File for the page.")
 @force_option
 @quiet_option
 def command(*, output: Path, force: bool, quiet: bool) -> None:
-    """A real backdoored network and real images from inside the package: before, after, and a report page."""
+    """Repair a real backdoored network that comes with the package, and write a report page.
+
+    Shows the rates on real images before and after.
+    """
     from unbackdoor import demo
     from unbackdoor.atomic import check_target
     from unbackdoor.cli.progress import bar

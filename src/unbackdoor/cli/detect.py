@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from unbackdoor.cli.options import (
+    Listing,
     announce,
     arch_option,
     download_option,
@@ -21,14 +22,21 @@ from unbackdoor.cli.options import (
 )
 
 
-@click.command(epilog="Exit codes: 0 no class is suspicious; 1 a class is; 2 error, or refused.")
+def _detectors() -> list[str]:
+    from unbackdoor.detectors import DETECTORS
+
+    return [f"{name} ({DETECTORS[name].title}, wants {DETECTORS[name].needs})" for name in DETECTORS]
+
+
+@click.command(epilog="Exit codes: 0 no class is suspicious; 1 a class is; 2 error, or file refused.")
 @click.argument("model")
 @click.option(
     "--method",
     "method_text",
     required=True,
-    help="ac (Activation Clustering, wants the training images) or nc (Neural Cleanse, wants clean images), with "
-    "settings as in nc:steps=200 (docs/defences.md).",
+    cls=Listing,
+    names=_detectors,
+    help="NAMES; with settings as in nc:steps=200 (docs/defences.md).",
 )
 @click.option("--data", help="Data set: cifar10, ..., a data.toml, or a folder of images (docs/data.md).")
 @click.option(
@@ -36,12 +44,16 @@ from unbackdoor.cli.options import (
     type=float,
     default=0.05,
     show_default=True,
-    help="Share of its training images that the detector is given; above 1 their number.",
+    help="Training images for the detector: a fraction up to 1, or a count.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draw of these, and of the detector's.")
-@click.option("--attack", "attack_text", help="Poison some of them: an attack, or the attack.json that train wrote.")
 @click.option(
-    "--poisoned", type=float, default=0.0, show_default=True, help="Share of the images given that are poisoned (ac)."
+    "--seed", type=int, default=0, show_default=True, help="Decides which images, and the detector's random choices."
+)
+@click.option(
+    "--attack", "attack_text", help="Attack that poisons some of them: badnet, badnet:size=3, or an attack.json."
+)
+@click.option(
+    "--poisoned", type=float, default=0.0, show_default=True, help="Share of the detector's images to poison (ac)."
 )
 @arch_option
 @input_option
@@ -51,7 +63,7 @@ from unbackdoor.cli.options import (
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @download_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("-o", "output", type=click.Path(path_type=Path), help="Write the findings there, not to stdout.")
+@click.option("-o", "output", type=click.Path(path_type=Path), help="Write the findings to this file, not to stdout.")
 @force_option
 @quiet_option
 def command(
@@ -75,7 +87,7 @@ def command(
     force: bool,
     quiet: bool,
 ) -> int:
-    """Look for a backdoor, and its target class; a method may need images (--data), unlike scan."""
+    """Look for a backdoor and its target class. Unlike scan, most methods need images (--data)."""
     from unbackdoor.api import detect
     from unbackdoor.atomic import check_target
     from unbackdoor.attacks import load_attack, parse_attack

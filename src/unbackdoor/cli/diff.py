@@ -10,13 +10,13 @@ import click
 from unbackdoor.cli.options import key_option
 
 
-@click.command(epilog="Exit codes: 0 no difference; 1 differences; 2 error, or refused.")
+@click.command(epilog="Exit codes: 0 no difference; 1 differences; 2 error, or file refused.")
 @click.argument("a")
 @click.argument("b")
 @key_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def command(*, a: str, b: str, key: str | None, form: str) -> int:
-    """Which channels differ between two model files, bit by bit."""
+    """List the channels that differ between two model files, bit by bit."""
     from unbackdoor.api import diff
     from unbackdoor.report.results import differences
 

@@ -26,14 +26,16 @@ from unbackdoor.cli.options import (
 @key_option
 @part_option
 @click.option(
-    "--data", required=True, help="Its test images are used: cifar10, ..., a data.toml, or a folder (docs/data.md)."
+    "--data",
+    required=True,
+    help="Data set with the test images: cifar10, ..., a data.toml, or a folder (docs/data.md).",
 )
 @click.option(
     "--attack",
     "attack_text",
     help="For ASR and RA: an attack such as badnet or badnet:size=3, or the attack.json that train wrote.",
 )
-@click.option("--target", type=int, help="The attacker's class; 0 where --attack says nothing else.")
+@click.option("--target", type=int, help="The attacker's class. Default: the one in --attack, else 0.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @download_option
@@ -58,14 +60,18 @@ def command(
     force: bool,
     quiet: bool,
 ) -> None:
-    """ACC of a model file on a test set; with an attack, ASR and RA over the images of other classes."""
+    """Measure a model file on a test set.
+
+    ACC (accuracy): clean images given their true class. With an attack also ASR (attack success rate): triggered images
+    of other classes given the attacker's class; and RA (robust accuracy): the same images given their true class.
+    """
     from unbackdoor.api import evaluate, load_model
     from unbackdoor.atomic import check_target
     from unbackdoor.attacks import check_target_class, load_attack, parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.data import dataset_spec
+    from unbackdoor.metrics import check_device
     from unbackdoor.report.results import rates
-    from unbackdoor.train import check_device
 
     if csv_file is not None:
         check_target(csv_file, overwrite=force, inputs=[model])

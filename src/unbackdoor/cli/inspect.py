@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from unbackdoor.graph import LayerGraph
 
 
-@click.command(epilog="Exit codes: 0 read in full; 2 error, or refused; 3 part could not be read or paired.")
+@click.command(epilog="Exit codes: 0 read in full; 2 error, or file refused; 3 part could not be read or paired.")
 @click.argument("path")
 @arch_option
 @input_option
 @key_option
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
-@click.option("--tensors", "with_tensors", is_flag=True, help="List every tensor in the text too.")
+@click.option("--tensors", "with_tensors", is_flag=True, help="List every tensor too (text form).")
 def command(*, path: str, arch: str | None, example: Any, key: str | None, form: str, with_tensors: bool) -> int:
-    """Tensors, layers, which norm follows which layer and how that was found."""
+    """Show tensors and layers, which norm follows which layer, and how that was found."""
     from unbackdoor.api import open_model
 
     announce(arch)
@@ -64,7 +64,7 @@ def _lines(file: ModelFile, *, with_tensors: bool) -> list[str]:
     numbers = sum(tensor.numel() for tensor in found.tensors.values())
     lines = [
         f"{visible(str(found.path))}: {found.format}, {len(found.tensors)} tensors, {numbers:,} numbers",
-        f"network: {visible(str(file.arch)) if file.arch else 'not named (--arch): layers told by names and order'}",
+        f"network: {visible(str(file.arch)) if file.arch else 'not named (--arch); paired by names and order'}",
     ]
     if found.key:
         lines.append(f"state dict under {visible(found.key)!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,43 +25,67 @@ FORMATS = ("text", "json", "html", "sarif")
 arch_option = click.option(
     "--arch",
     help="The network: resnet18:width=16, torchvision:resnet18, timm:resnet50, or path/to/file.py:function "
-    "(runs that file). Without it, what the file says of itself, else names and order.",
+    "(runs that file). Default: the network that the file names; else layers are paired by names and order.",
 )
 key_option = click.option(
     "--key",
-    help="Which part of a file to read, where it holds several networks: an entry (state_dict_ema), a way down through "
-    "entries (model.state_dict), or what the names of its tensors begin with.",
+    help="Which network to read from a file that holds several: an entry (state_dict_ema), a path through entries "
+    "(model.state_dict), or a prefix of tensor names.",
 )
 input_option = click.option(
     "--input",
     "example",
     metavar="SIZES",
     callback=lambda _context, _option, text: None if text is None else _parse_input(text),
-    help="What the network takes, where its layers cannot be read without: sizes without the batch, as 3x32x32; "
-    "several inputs separated by commas, and :int or :bool behind those that are no floating-point numbers, as "
-    "3x224x224,10:int.",
+    help="Sizes of the network's inputs, without the batch, if its layers cannot be read otherwise: 3x32x32. Separate "
+    "several inputs by commas, and add :int or :bool to those that are not floating point: 3x224x224,10:int.",
 )
 part_option = click.option(
     "--output",
     "part",
     metavar="KEY",
-    help="Which part of what the network returns is its logits, where that is a dict, a tuple or a dataclass: a key, a "
+    help="Which part of the network's output is its logits, if it returns a dict, a tuple or a dataclass: a key, a "
     "number from 0, or a field's name.",
 )
 download_option = click.option(
-    "--download", is_flag=True, help="Fetch the data set where it is missing (needs a network, and torchvision)."
+    "--download",
+    is_flag=True,
+    help="Fetch the data set if it is missing (needs an internet connection and torchvision).",
 )
-quiet_option = click.option("--quiet", is_flag=True, help="Nothing on stderr but errors.")
-force_option = click.option("--force", is_flag=True, help="Replace an output that exists.")
+quiet_option = click.option("--quiet", is_flag=True, help="Print only errors on stderr.")
+force_option = click.option("--force", is_flag=True, help="Replace an output that already exists.")
 csv_option = click.option(
     "--csv",
     "csv_file",
     type=click.Path(path_type=Path),
-    help="Write the rates as BackdoorBench does: test_acc,test_asr,test_ra, shares of 1.",
+    help="Write the rates in BackdoorBench's form: test_acc,test_asr,test_ra, as shares of 1.",
 )
 format_option = click.option(
-    "--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="Of the report."
+    "--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="Form of the report."
 )
+
+
+class Listing(click.Option):
+    """An option whose help names what a registry holds, which is read only when help is asked for.
+
+    Args:
+        names: the names; they stand where the help says NAMES.
+    """
+
+    def __init__(self, *arguments: Any, names: Callable[[], Iterable[str]], **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._names = names
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Its line of the help."""
+        self.help = (self.help or "").replace("NAMES", ", ".join(self._names()))
+        return super().get_help_record(ctx)
+
+
+def registered(module: str, table: str) -> Iterable[str]:
+    """The names in a table of this package; its file is imported now and not when the command line is read."""
+    found: Iterable[str] = getattr(importlib.import_module(f"unbackdoor.{module}"), table)
+    return found
 
 
 def method_options(function: F) -> F:
@@ -85,7 +110,7 @@ def method_options(function: F) -> F:
         type=click.Choice(list(methods)),
         default=DEFAULT_METHOD,
         show_default=True,
-        help="How to score and cut.",
+        help="How to score and prune channels.",
     )(function)
 
 
@@ -96,7 +121,7 @@ def build_method(name: str, values: dict[str, Any]) -> Defence:
     known = settings_of(cls)
     for key in given:
         if key not in known:
-            raise SettingError(f"--{key.replace('_', '-')} is no setting of --method {name}; it has {_flags(known)}")
+            raise SettingError(f"--{key.replace('_', '-')} is not a setting of --method {name}; it has {_flags(known)}")
     return cls(**given)
 
 
@@ -113,7 +138,9 @@ def part_and_file(part: str | None, file: Path | None) -> tuple[str | None, Path
     if part is None or not is_file_name(part):
         return part, file
     if file is not None:
-        raise SettingError(f"-o {file} and --output {part}: expected one file; --output names a part of an answer")
+        raise SettingError(
+            f"-o {file} and --output {part}: expected one file; --output names a part of the network's output"
+        )
     return None, Path(part)
 
 

@@ -1,4 +1,4 @@
-"""How far long work is, on stderr: a bar on a terminal, a plain line every ten seconds elsewhere, nothing if quiet."""
+"""Progress of long work, on stderr: a bar on a terminal, a plain line every ten seconds elsewhere, nothing if quiet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVERY = 10.0
 
 @contextmanager
 def bar(title: str, *, quiet: bool, clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[..., None]]:
-    """Something that is fed with (done, total), and a note beside it if there is one.
+    """A function that takes (done, total) and an optional note.
 
     Args:
         title: what is being done.

@@ -25,8 +25,8 @@ from unbackdoor.report.sarif import render_unread
 
 
 @click.command(
-    epilog="Exit codes: 0 written and read back (with --dry-run: would be); 2 error, or refused; 3 part of the model "
-    "could not be read or paired, and nothing was written without --partial, or at all where nothing could be edited."
+    epilog="Exit codes: 0 written and read back (with --dry-run: would be); 2 error, or file refused; 3 part of the "
+    "model could not be read or paired. Then nothing is written, unless --partial is given and a layer can be edited."
 )
 @click.argument("source", metavar="IN")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
@@ -34,10 +34,12 @@ from unbackdoor.report.sarif import render_unread
 @input_option
 @key_option
 @method_options
-@click.option("--dry-run", is_flag=True, help="Report what would be done; write nothing.")
-@click.option("--partial", is_flag=True, help="Repair what could be read, though a part could not.")
+@click.option("--dry-run", is_flag=True, help="Report what a repair would do; write nothing.")
+@click.option("--partial", is_flag=True, help="Repair what could be read, even if a part could not.")
 @format_option
-@click.option("--report", "report_file", type=click.Path(path_type=Path), help="Write the report there, not to stdout.")
+@click.option(
+    "--report", "report_file", type=click.Path(path_type=Path), help="Write the report to this file, not to stdout."
+)
 @force_option
 @quiet_option
 def command(
@@ -62,7 +64,7 @@ def command(
     from unbackdoor.cli import say
 
     if output is None and not dry_run:
-        raise SettingError("repair: expected -o OUT, the repaired file's name, or --dry-run")
+        raise SettingError("repair: expected -o OUT, the name of the repaired file, or --dry-run")
     if report_file is not None:
         if output is not None and report_file.resolve() == output.resolve():
             raise SettingError(f"--report {report_file}: is the repaired file's name; choose another")

@@ -29,8 +29,8 @@ LEVELS = ("outlier", "near", "never")
 
 
 @click.command(
-    epilog="Exit codes: 0 read in full, and nothing at or above --fail-on; 1 findings; 2 error, or refused; "
-    "3 part of a model could not be read or paired, or no layer was scored. Of several, 2 goes before 3 and 3 before 1."
+    epilog="Exit codes: 0 read in full, and nothing at or above --fail-on; 1 findings; 2 error, or file refused; "
+    "3 part of a model could not be read or paired, or no layer was scored. If several apply: 2, then 3, then 1."
 )
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @arch_option
@@ -42,10 +42,10 @@ LEVELS = ("outlier", "near", "never")
     type=click.Choice(LEVELS),
     default="outlier",
     show_default=True,
-    help="What makes exit code 1: an outlier channel, a near outlier too, or nothing.",
+    help="What gives exit code 1: an outlier channel, a near outlier too, or nothing.",
 )
 @format_option
-@click.option("--output", type=click.Path(path_type=Path), help="Write the report there instead of to stdout.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the report to this file, not to stdout.")
 @force_option
 @quiet_option
 def command(
@@ -62,9 +62,9 @@ def command(
     quiet: bool,
     **settings: Any,
 ) -> int:
-    """Outlier channels of model files, layer by layer. Changes nothing, and runs nothing from the files.
+    """List the outlier channels of model files, layer by layer. Changes nothing, and runs no code from the files.
 
-    An honest network has outlier channels too: they are a reason to look closer, not a verdict.
+    Honest networks have outlier channels too. They are a reason to look closer, not a verdict.
     """
     from unbackdoor.api import scan
     from unbackdoor.atomic import check_target
@@ -73,7 +73,7 @@ def command(
     from unbackdoor.report.documents import together
 
     if form == "html" and len(paths) > 1:
-        raise SettingError(f"--format html makes a page of one model, got {len(paths)}; scan them one by one")
+        raise SettingError(f"--format html: expected one model, got {len(paths)}; scan them one by one")
     if output is not None:
         check_target(output, overwrite=force, inputs=paths)
     built = build_method(method, settings)

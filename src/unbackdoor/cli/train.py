@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from unbackdoor.cli.options import download_option
+from unbackdoor.cli.options import Listing, download_option, registered
 
 
 @click.command(context_settings={"show_default": True})
@@ -21,16 +21,21 @@ from unbackdoor.cli.options import download_option
 @click.option(
     "--attack",
     "attack_text",
-    help="Attack, as badnet, badnet:size=3 or bpp@as_published (see docs/attacks.md); none trains a clean network.",
+    cls=Listing,
+    names=lambda: registered("attacks", "ATTACKS"),
+    help="NAMES; with settings as in badnet:size=3, or a preset as in bpp@as_published (docs/attacks.md). Without it "
+    "the network is clean.",
 )
 @click.option("--rate", type=float, default=0.1, help="Share of the training images that carry the trigger.")
-@click.option("--target", type=int, help="The attacker's class; 0 where --attack says nothing else.")
-@click.option("--recipe", "recipe_name", default="fast", help="fast, paper, backdoorbench or clp.")
-@click.option("--epochs", type=int, help="Instead of the recipe's number.")
-@click.option("--seed", type=int, default=0, help="Of weights, poisoned images, order and augmentation.")
-@click.option("--dtype", default="float32", help="Of the stored weights: float32, bfloat16 or float16.")
+@click.option("--target", type=int, help="The attacker's class. Default: the one in --attack, else 0.")
+@click.option(
+    "--recipe", "recipe_name", cls=Listing, names=lambda: registered("train", "RECIPES"), default="fast", help="NAMES."
+)
+@click.option("--epochs", type=int, help="Overrides the recipe's number.")
+@click.option("--seed", type=int, default=0, help="Seed of the weights, poisoned images, order and augmentation.")
+@click.option("--dtype", default="float32", help="Type of the stored weights: float32, bfloat16 or float16.")
 @click.option("--surrogate", type=click.Path(path_type=Path), help="A clean network's file, for attacks that need one.")
-@click.option("--watch", type=int, default=0, help="Test images on which ACC, ASR and RA are shown after each epoch.")
+@click.option("--watch", type=int, default=0, help="Show ACC, ASR and RA on this many test images after each epoch.")
 @click.option("--compile", "compiled", is_flag=True, help="Train through torch.compile.")
 @click.option("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
@@ -61,16 +66,17 @@ def command(
 ) -> None:
     """Train a network, clean or backdoored.
 
-    A run that was stopped goes on after its last full epoch when the same command is given again.
+    If a run was stopped, the same command resumes it after its last full epoch.
     """
     from unbackdoor.api import load_model
+    from unbackdoor.api.training import Run, check_run, train_run
     from unbackdoor.attacks import parse_attack
     from unbackdoor.cli.progress import bar
     from unbackdoor.data import dataset_spec, load_dataset
     from unbackdoor.findings import Evaluation, read_evaluation
     from unbackdoor.models import parse_arch
     from unbackdoor.report.results import rates_line
-    from unbackdoor.train import RECIPES, Epoch, Run, Step, check_run, train_run
+    from unbackdoor.train import RECIPES, Epoch, Step
 
     recipe = RECIPES[recipe_name]
     if epochs is not None:

@@ -74,7 +74,7 @@ def read_through(source: Source, split: str, spec: DatasetSpec, progress: Progre
     try:
         file = cache_folder() / file_name(source, split, spec)
     except RuntimeError as error:  # no home directory
-        _tell(f"decoded images cannot be kept: {error}; set ${ENVIRONMENT}")
+        _tell(f"decoded images are not cached: {error}; set ${ENVIRONMENT} to a folder")
         return source.read(progress)
     kept = _load(file, spec)
     if kept is not None:
@@ -88,7 +88,7 @@ def read_through(source: Source, split: str, spec: DatasetSpec, progress: Progre
         cause = error if isinstance(error, OSError) else error.__cause__
         reason = getattr(cause, "strerror", None) or error
         _tell(
-            f"{file.parent}: decoded images cannot be kept there ({reason}), and will be decoded again the next time; "
+            f"{file.parent}: cannot cache decoded images there ({reason}), so the next run decodes them again; "
             f"set ${ENVIRONMENT} to another folder"
         )
         return data
@@ -137,7 +137,7 @@ def _load(file: Path, spec: DatasetSpec) -> LabelledImages | None:
             raise ValueError(f"it holds images of shape {tuple(images.shape[1:])}")
         return LabelledImages(images, labels, spec, int(about["resized"]))
     except Exception as error:
-        _tell(f"{file}: is damaged ({' '.join(str(error).split())}) and is made anew")
+        _tell(f"{file}: damaged ({' '.join(str(error).split())}); rebuilding it from the images")
         return None
 
 

@@ -38,7 +38,7 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
+            raise pickle.UnpicklingError(f"it would run {module}.{name}, and only arrays are allowed")
         return super().find_class(module, name)
 
 
@@ -57,7 +57,7 @@ def find(folder: Path, split: str, spec: DatasetSpec) -> Source | None:
         if all(there):
             return Source(LAYOUT, place, files, partial(_read, files, spec))
         if any(there):
-            raise DataError(f"{place}: expected a file {names[there.index(False)]}, which is missing")
+            raise DataError(f"{place}: expected a file {names[there.index(False)]}, which is missing; add it")
     return None
 
 
@@ -75,7 +75,7 @@ def _read(files: tuple[Path, ...], spec: DatasetSpec, _progress: Progress | None
             images.append(np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32))
             labels.append(np.asarray(batch[_LABELS[spec.name]], np.int64))
         except Exception as error:
-            raise DataError(f"{file}: not a {spec.title} batch: {' '.join(str(error).split())}") from error
+            raise DataError(f"{file}: expected a {spec.title} batch: {' '.join(str(error).split())}") from error
     if not any(map(len, labels)):
         raise DataError(f"{files[0].parent}: {' and '.join(file.name for file in files)} hold no images")
     return LabelledImages(torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels)), spec)

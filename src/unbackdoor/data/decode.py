@@ -63,7 +63,7 @@ def size_of(where: str, content: Any) -> tuple[int, int]:
         with _open(content) as picture:
             return picture.size
     except Exception as error:
-        raise DataError(f"{where} cannot be decoded: {_reason(error)}") from error
+        raise DataError(f"{where}: cannot be decoded: {_reason(error)}") from error
 
 
 def _pixels(where: str, content: Any, spec: DatasetSpec) -> tuple[NDArray[np.uint8], bool]:
@@ -79,7 +79,7 @@ def _pixels(where: str, content: Any, spec: DatasetSpec) -> tuple[NDArray[np.uin
             if spec.resize and size[0] * size[1] <= MOST_PIXELS:
                 return np.asarray(_converted(picture, spec).resize(wanted, Resampling.BILINEAR)), True
     except Exception as error:
-        raise DataError(f"{where} cannot be decoded: {_reason(error)}") from error
+        raise DataError(f"{where}: cannot be decoded: {_reason(error)}") from error
     most = f" (or at most {MOST_PIXELS:,} in all)" if spec.resize else ""
     raise DataError(f"{where}: expected {spec.size}x{spec.size} pixels{most}, got {size[0]}x{size[1]}")
 
@@ -91,9 +91,7 @@ def _converted(picture: Image, spec: DatasetSpec) -> Image:
     if picture.mode.startswith("I;16"):
         picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
     elif picture.mode in ("I", "F"):
-        raise ValueError(
-            f"its numbers have no known range (pillow's mode {picture.mode}); convert it to 8 bits a pixel"
-        )
+        raise ValueError(f"its pixel range is unknown (pillow mode {picture.mode}); convert it to 8 bits per channel")
     elif picture.mode == "P" and "transparency" in picture.info:
         picture = picture.convert("RGBA")  # the same colours, without pillow's warning
     return picture.convert("L" if spec.channels == 1 else "RGB")
@@ -103,7 +101,7 @@ def _open(content: Any) -> Image:
     from PIL import Image
 
     if not isinstance(content, bytes | Path):
-        raise ValueError("it holds no bytes")
+        raise ValueError(f"expected the bytes of an image, got {type(content).__name__}")
     return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
 
 
@@ -111,5 +109,5 @@ def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):  # its text is an address in memory
-        return "it is no image, or of an unknown format"
+        return "it is not an image, or its format is unknown"
     return " ".join(str(error).split()) or type(error).__name__

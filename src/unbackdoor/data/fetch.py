@@ -33,10 +33,15 @@ def fetch(name: str, folder: Path) -> None:
     try:
         import torchvision.datasets as torchvision
     except ImportError as error:
-        raise DataError(f"downloading {title} needs torchvision; pip install 'unbackdoor[zoo]'") from error
+        raise DataError(
+            f"downloading {title} needs torchvision, which is not installed; pip install 'unbackdoor[zoo]'"
+        ) from error
     try:
         if folder.is_dir() and any(folder.iterdir()):
-            raise DataError(f"{folder}: is not empty, and holds no {title} that can be read; nothing was downloaded")
+            raise DataError(
+                f"{folder}: expected an empty folder, or {title} in a layout that can be read; nothing was downloaded; "
+                "move its files away, or name another folder with --data-dir"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".part", dir=folder.parent) as place, _polite():
             _download(name, Path(place), torchvision)
@@ -48,7 +53,7 @@ def fetch(name: str, folder: Path) -> None:
     except Exception as error:  # torchvision raises what urllib, tarfile and zipfile do, and RuntimeError
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
         raise DataError(
-            f"{title} could not be downloaded: {reason}; put its files into {folder} by hand, or try again"
+            f"{title} could not be downloaded: {reason}; try again, or put its files into {folder} yourself"
         ) from error
 
 

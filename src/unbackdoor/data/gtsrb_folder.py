@@ -49,14 +49,14 @@ def _test(place: Path, spec: DatasetSpec) -> Source:
     tables = [folder / ANSWERS for folder in (place.parent, place, images.parent, images)]
     table = next((file for file in tables if file.is_file()), None)
     if table is None:
-        raise DataError(f"{images}: expected {ANSWERS}, which has the labels, in {tables[0].parent} or {place}")
+        raise DataError(f"{images}: expected {ANSWERS}, which holds the labels, in {tables[0].parent} or {place}")
     pairs = []
     try:
         with table.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream, delimiter=";", skipinitialspace=True):
                 name = row["Filename"]
                 if Path(name).name != name:
-                    raise ValueError(f"{name!r} is no file name")
+                    raise ValueError(f"{name!r} is not a file name")
                 pairs.append((images / name, int(row["ClassId"])))
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(f"{table}: expected the columns Filename and ClassId, separated by ';': {error!r}") from error

@@ -74,7 +74,7 @@ def source_of(
         DataError: there are none.
     """
     if not pairs:
-        raise DataError(f"{place}: holds no images ({', '.join('*' + suffix for suffix in SUFFIXES)})")
+        raise DataError(f"{place}: expected images ({', '.join('*' + suffix for suffix in SUFFIXES)}), found none")
     return Source(layout, place, (*(file for file, _ in pairs), *beside), partial(_read, pairs, spec))
 
 

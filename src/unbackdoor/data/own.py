@@ -74,7 +74,7 @@ class OwnData:
                 raise SettingError(f"{name}: {key}: expected {what}, got {list(values)}")
         for key, words in (("classes", self.classes), ("splits", self.splits)):
             if not all(isinstance(word, str) and word for word in words) or len(set(words)) < len(words):
-                raise SettingError(f"{name}: {key}: expected different words, got {list(words)}")
+                raise SettingError(f"{name}: {key}: expected names that all differ, got {list(words)}")
         if len(self.splits) not in (0, 2):
             raise SettingError(f"{name}: splits: expected the training and the test part, got {list(self.splits)}")
         if any(not _NAME.fullmatch(split) or split in (".", "..") for split in self.splits):
@@ -123,7 +123,7 @@ def resolve(text: str) -> Found:
         raise SettingError(f'{file}: {name}: expected a folder, for example folder = "{name}"')
     folder = file.parent / Path(own.folder).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{file}: {name}: expected a folder of images, {folder} is none")
+        raise DataError(f"{file}: {name}: expected a folder of images; {folder} is not a folder")
     return _describe(name, f"{file}: {name}", folder, own)
 
 
@@ -131,13 +131,15 @@ def _table(file: Path, name: str | None) -> tuple[str, Mapping[str, Any]]:
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise SettingError(f"{file}: expected a file with a table for each data set; there is none") from error
+        raise SettingError(f"{file}: no such file; expected a data.toml with a table for each data set") from error
     except (OSError, ValueError, RecursionError) as error:  # a TOMLDecodeError is a ValueError
-        raise SettingError(f"{file}: not readable TOML: {error}") from error
+        raise SettingError(f"{file}: cannot be read as TOML: {error}") from error
     names = [key for key, value in tables.items() if isinstance(value, dict)]
     stray = [key for key in tables if key not in names]
     if stray:
-        raise SettingError(f"{file}: {stray[0]}: expected it in a table, such as [birds]")
+        raise SettingError(
+            f"{file}: {stray[0]}: outside any table; put it under the data set it belongs to, as [birds]"
+        )
     if name is None and len(names) != 1:
         raise SettingError(f"{file}: expected one table, got {', '.join(names) or 'none'}; give {file}:NAME")
     name = name or names[0]
@@ -155,8 +157,8 @@ def _describe(name: str, where: str, folder: Path, own: OwnData) -> Found:
     split = next(split for split in splits if _has(form, folder, split))
     if form == "imagefolder" and split != splits[0] and not own.classes:
         raise DataError(
-            f"{folder / splits[0]}: expected the training part, whose folders say which classes there are; without it, "
-            f"list them in label order, as classes = [...] in a data.toml"
+            f"{folder / splits[0]}: expected the training part, whose folders name the classes; without it, list them "
+            "in label order in a data.toml: classes = [...]"
         )
     if form == "parquet":
         classes = own.classes or parquet.find_classes(folder, split, _LABEL_COLUMNS)
@@ -208,9 +210,11 @@ def _size(where: str, form: str, folder: Path, split: str) -> int:
         names = image_folder.class_folders(folder / split)
         first = next((file for name in names for file in image_folder.images_in(folder / split / name)), None)
         if first is None:
-            raise DataError(f"{folder / split}: holds no images")
+            raise DataError(f"{folder / split}: expected images in its class folders, found none")
         picture = (str(first), first)
     width, height = size_of(*picture)
     if width != height:
-        raise SettingError(f"{where}: its images are not square ({width}x{height}); give their size in a data.toml")
+        raise SettingError(
+            f"{where}: expected square images, got {width}x{height}; set size in a data.toml to resize them"
+        )
     return width

@@ -91,7 +91,7 @@ def _pictures(files: list[Path], stored: str, columns: tuple[str, ...]) -> Itera
                 except StopIteration:
                     break
                 except Exception as error:
-                    raise DataError(f"{file}: not readable parquet behind row {row}: {_line(error)}") from error
+                    raise DataError(f"{file}: cannot be read as parquet after row {row}: {_line(error)}") from error
                 for cell in cells:
                     yield f"{file}: row {row} of {stored}", cell.get("bytes") if isinstance(cell, dict) else cell
                     row += 1
@@ -115,11 +115,13 @@ def _open(file: Path) -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise DataError(f"reading {file} needs pyarrow; pip install 'unbackdoor[data]'") from error
+        raise DataError(
+            f"reading {file} needs pyarrow, which is not installed; pip install 'unbackdoor[data]'"
+        ) from error
     try:
         return pq.ParquetFile(file)
     except Exception as error:
-        raise DataError(f"{file}: not readable parquet: {_line(error)}") from error
+        raise DataError(f"{file}: cannot be read as parquet: {_line(error)}") from error
 
 
 def _check_columns(file: Path, parquet: Any, spec: DatasetSpec) -> None:
@@ -154,12 +156,12 @@ def _check_classes(file: Path, names: tuple[str, ...] | None, spec: DatasetSpec)
     if names is None:
         return
     if len(names) != spec.num_classes:
-        raise DataError(f"{file}: {spec.title} has {spec.num_classes} classes, the file names {len(names)}")
+        raise DataError(f"{file}: expected the {spec.num_classes} classes of {spec.title}, the file names {len(names)}")
     if set(names) == set(spec.classes) and names != spec.classes:
         row = next(i for i, name in enumerate(names) if name != spec.classes[i])
         raise DataError(
-            f"{file}: its labels count the classes in another order: {row} is {names[row]}, and {spec.classes[row]} in "
-            f"{spec.title}"
+            f"{file}: expected the classes in the order of {spec.title}; label {row} is {names[row]!r} here and "
+            f"{spec.classes[row]!r} there"
         )
 
 

@@ -78,20 +78,21 @@ class Subset:
         name, total = record["data"], record["images"]
         if (name, total) != (data.spec.name, len(data)):
             raise DataError(
-                f"{path}: was drawn from the {total} images of {name!r}, these are {len(data)} of {data.spec.name!r}"
+                f"{path}: expected the {total} images of {name!r} that it was drawn from, got {len(data)} of "
+                f"{data.spec.name!r}"
             )
         indices = torch.tensor(record["indices"], dtype=torch.int64)
         digest = _digest(data, indices)
         if digest != record["digest"]:
             raise DataError(
-                f"{path}: was drawn from another version of {name!r} (digest {record['digest'][:12]}, this one has "
-                f"{digest[:12]}): other labels or other images, perhaps poisoned ones"
+                f"{path}: expected the version of {name!r} with digest {record['digest'][:12]}, which it was drawn "
+                f"from; got {digest[:12]}: labels or images differ, and some may be poisoned"
             )
         return cls(data[indices], indices, digest, total, record["seed"], record["share"], record["count"])
 
 
 def clean_subset(data: LabelledImages, *, share: float | None = None, count: int | None = None, seed: int) -> Subset:
-    """Draw images without replacement, whatever their class.
+    """Draw images of any class, without replacement.
 
     Args:
         data: clean images; of the training part, so that nothing is ever chosen by test data.

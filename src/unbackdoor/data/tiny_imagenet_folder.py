@@ -43,7 +43,7 @@ def _val(place: Path, spec: DatasetSpec) -> Source:
         for line in table.read_text(encoding="utf-8").splitlines():
             name, identity, *_ = line.split("\t")
             if Path(name).name != name:
-                raise ValueError(f"{name!r} is no file name")
+                raise ValueError(f"{name!r} is not a file name")
             pairs.append((place / "images" / name, labels[identity]))
     except KeyError as error:
         raise DataError(f"{table}: {spec.title} has no class {error}") from error

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,18 +23,10 @@ from unbackdoor.attacks import Attack, read_attack
 from unbackdoor.data import DATASETS, LabelledImages, normalise
 from unbackdoor.defences.data_free import CLP, LPP
 from unbackdoor.findings import Evaluation, Rate, Report, effectiveness
-from unbackdoor.metrics import predict
-from unbackdoor.report import figures, html
-from unbackdoor.report.escape import Html
-from unbackdoor.report.escape import html as escaped
-from unbackdoor.train import measure
+from unbackdoor.metrics import measure, predict
+from unbackdoor.report import figures
 
 _FILES = resources.files(__name__)
-_COLUMNS = (
-    figures.Rate(name="ACC", meaning="clean images answered with their class", better="higher"),
-    figures.Rate(name="ASR", meaning="triggered images answered with the attacker's class", better="lower"),
-    figures.Rate(name="RA", meaning="triggered images answered with their own class", better="higher"),
-)
 
 
 @dataclass(frozen=True)
@@ -130,46 +122,49 @@ def table(demo: Demo) -> str:
 
 
 def page(demo: Demo) -> str:
-    """The page: rates, pictures with both networks' answers, and what LPP and CLP saw."""
-    before, lpp, clp = demo.contenders
-    spec = demo.images.spec
-    target = spec.classes[demo.attack.target]
-    whole = demo.record["result"]
-    count = len(demo.images)
-    rows = [figures.Row(name=one.name, detail=_detail(one), counts=_counts(one.result)) for one in demo.contenders]
-    lead = (
-        f"A {demo.record['arch']} that was trained on {spec.title} with the trigger on "
-        f"{demo.record['poisoned_images']:,} of {demo.record['data']['train_images']:,} training images. "
-        f"It answers well, until a {demo.attack.name} trigger is in the corner: then it says “{target}”. "
-        "No data was used to repair it: only its weights."
-    )
-    assert lpp.report is not None
-    assert clp.report is not None
+    """The page: rates, pictures with the networks' answers, and what LPP and CLP saw."""
+    from unbackdoor.report.html import View
+    from unbackdoor.report.pages import page as complete
+
+    spec, count, whole = demo.images.spec, len(demo.images), demo.record["result"]
     measured = (
         f"Measured on {count} test images ({count // spec.num_classes} of each class) that come with the package. On "
         f"the whole test set the network as it came has ACC {whole['acc']['value']:.2%} and ASR "
         f"{whole['asr']['value']:.2%}."
     )
-    sections = [
-        html.header("A backdoor, and its repair", eyebrow="unbackdoor demo", lead=_paragraph(lead)),
-        html.section(
-            "Before and after", figures.rates_table(_COLUMNS, rows, caption="Default settings"), lead=measured
-        ),
-        html.section(
-            "What the networks answer",
-            figures.gallery(_examples(demo), models=(before.name, lpp.name, clp.name), target=target),
-            lead=f"The first test image of each class but “{target}” that the network as it came answers rightly, "
-            "and the same image with the trigger.",
-        ),
-        html.section("What LPP saw and cut", _paragraph(_cuts(lpp)), ident="lpp"),
-        *html.report_sections(lpp.report, prefix="lpp", level=3),
-        html.section("What CLP saw and cut", _paragraph(_cuts(clp)), ident="clp"),
-        *html.report_sections(clp.report, prefix="clp", level=3),
+    repairs = [
+        {"name": one.name, "words": _cuts(one), "report": View(one.report, prefix=one.name.lower(), level=3)}
+        for one in demo.contenders
+        if one.report is not None
     ]
-    return html.page("Demo", sections)
+    return complete(
+        "demo.html",
+        package=__name__,
+        title="Demo",
+        heading="A backdoor, and its repair",
+        record=demo.record,
+        data=spec.title,
+        measured=measured,
+        rates=_rates_table(demo),
+        gallery=_gallery(demo),
+        repairs=repairs,
+    )
 
 
-def _examples(demo: Demo) -> list[figures.Example]:
+def _rates_table(demo: Demo) -> figures.Rates:
+    meanings: tuple[tuple[str, str, Literal["higher", "lower"]], ...] = (
+        ("ACC", "clean images answered with their class", "higher"),
+        ("ASR", "triggered images answered with the attacker's class", "lower"),
+        ("RA", "triggered images answered with their own class", "higher"),
+    )
+    return figures.Rates(
+        columns=[figures.Column(name=name, meaning=meaning, better=better) for name, meaning, better in meanings],
+        rows=[figures.Row(name=x.name, detail=_detail(x), counts=_counts(x.result)) for x in demo.contenders],
+        caption="Default settings",
+    )
+
+
+def _gallery(demo: Demo) -> figures.Gallery:
     images, classes = demo.images, demo.images.spec.classes
     before = _answers(demo.contenders[0].model, images.images, images)
     stamped = demo.attack.stamp(images.images)
@@ -179,22 +174,16 @@ def _examples(demo: Demo) -> list[figures.Example]:
         if label == demo.attack.target or not right:
             continue
         views = (("as it is", images.images[right[0]]), ("with the trigger", stamped[right[0]]))
-        found.append(
-            figures.Example(
-                truth=classes[label],
-                pictures=tuple(
-                    figures.Picture(
-                        image=_data_uri(view),
-                        caption=caption,
-                        answers=tuple(
-                            classes[int(_answers(one.model, view[None], images)[0])] for one in demo.contenders
-                        ),
-                    )
-                    for caption, view in views
-                ),
-            )
-        )
-    return found
+        pictures = tuple(_picture(demo, caption, view) for caption, view in views)
+        found.append(figures.Example(truth=classes[label], pictures=pictures))
+    models = tuple(one.name for one in demo.contenders)
+    return figures.Gallery(examples=found, models=models, target=classes[demo.attack.target])
+
+
+def _picture(demo: Demo, caption: str, view: Tensor) -> figures.Picture:
+    said = [int(_answers(one.model, view[None], demo.images)[0]) for one in demo.contenders]
+    answers = tuple(demo.images.spec.classes[label] for label in said)
+    return figures.Picture(image=_data_uri(view), caption=caption, answers=answers)
 
 
 def _answers(model: nn.Module, images: Tensor, like: LabelledImages) -> Tensor:
@@ -237,7 +226,3 @@ def _cuts(one: Contender) -> str:
         guess = one.report.classifier.guessed_class
         text += f" From the classifier's weights the attacker's class was guessed as {guess}."
     return text
-
-
-def _paragraph(text: str) -> Html:
-    return Html(f'<p class="lead">{escaped(text)}</p>')

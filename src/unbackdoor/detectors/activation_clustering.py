@@ -5,9 +5,12 @@ classifier by other features than clean ones. Per class: the classifier's inputs
 split in two by k-means. A class is suspicious where the smaller part holds at most `share` of its images and the
 two parts are well apart (silhouette of at least `silhouette`).
 
-Departure: the dimensions are PCA's by default, where the paper takes ICA's. ICA gives all of its components the same
-variance, so that which of them decides the split is left to chance: one start finds the poisoned images
-and another does not. Where about half of a class is poisoned (10 % of a ten-class training set) neither part is small.
+Departures: The dimensions are PCA's by default. The paper takes ICA's (`reduction=ica`). ICA gives all its components
+the same variance, so chance decides which of them makes the split: one start finds the poisoned images and another does
+not.
+
+If about half of a class is poisoned (10 % of a ten-class training set), neither part is small, and the rule cannot see
+it.
 
 PCA, ICA, k-means and the silhouette are scikit-learn's (the extra `detect`).
 """
@@ -48,14 +51,17 @@ class ActivationClustering(Detector):
     )
     needs: ClassVar[Needs] = "training images"
 
-    components: int = setting(10, "dimensions that are kept", least=1)
+    components: int = setting(10, "number of dimensions that are kept", least=1)
     reduction: Literal["pca", "ica"] = setting("pca", '"pca", or "ica" as published', own=True)
     share: float = setting(
-        0.35, "the smaller group's largest share of a suspicious class (the paper's 0.35)", least=0, most=0.5
+        0.35,
+        "a class is suspicious if its smaller group holds at most this share (0.35 in the paper)",
+        least=0,
+        most=0.5,
     )
     silhouette: float = setting(
         0.1,
-        "the smallest silhouette of a suspicious class (the paper's range for poisoned classes begins there)",
+        "a class is suspicious from this silhouette on (the paper's range for poisoned classes begins there)",
         least=-1,
         most=1,
     )

@@ -12,8 +12,9 @@ many classes and small triggers: image-wide triggers (Blended, SIG, WaNet, BPP) 
 
 Without a data set's spec, images are taken to be pixels in [0, 1].
 
-Departures: m and p are sigmoids of free parameters, where the published code uses tanh; the smallest mask is kept among
-those whose success was reached.
+Departures:
+    - m and p are sigmoids of free parameters. The published code uses tanh.
+    - The smallest mask is kept among those that reached the success limit.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class NeuralCleanse(Detector):
     )
     needs: ClassVar[Needs] = "clean images"
 
-    steps: int = setting(500, "of Adam, for each class", least=1)
-    lr: float = setting(0.1, "of Adam", least=1e-9, most=1e3)
-    batch_size: int = setting(32, "clean images a step, drawn with replacement", least=1)
-    success: float = setting(0.99, "the share of images that a trigger must turn", least=0, most=1)
-    weight: float = setting(1e-3, "lambda, at first", least=0, most=1e6)
-    index: float = setting(2.0, "the anomaly index of a suspicious class", least=0, most=1e6)
+    steps: int = setting(500, "steps of Adam per class", least=1)
+    lr: float = setting(0.1, "learning rate of Adam", least=1e-9, most=1e3)
+    batch_size: int = setting(32, "clean images per step, drawn with replacement", least=1)
+    success: float = setting(0.99, "share of images on which a trigger must succeed", least=0, most=1)
+    weight: float = setting(1e-3, "lambda at the start", least=0, most=1e6)
+    index: float = setting(2.0, "a class is suspicious above this anomaly index", least=0, most=1e6)
 
     def inspect(
         self, case: Case, model: nn.Module, data: DefenderData | None

@@ -27,7 +27,7 @@ def adopt(grid: Grid, store: Store, folders: Iterable[str | Path], digests: Mapp
         grid: whose trainings are looked for.
         store: what is there already stays.
         folders: of `unbackdoor train`; those that are no cell of the grid are passed over.
-        digests: of the data sets (`drive.meet_data`).
+        digests: of the data sets (`meet_data`).
 
     Raises:
         DataError: a folder holds no finished run.

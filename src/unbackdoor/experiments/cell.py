@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unbackdoor.attacks import Attack, describe_attack, parse_attack
+from unbackdoor.attacks import Attack, describe_attack, parse_attack, read_attack
 from unbackdoor.data import dataset_spec
 from unbackdoor.defences.table import parse_method
 from unbackdoor.errors import SettingError
@@ -139,6 +139,26 @@ class Training(Cell):
         more += [self.dtype] if self.dtype != "bfloat16" else []
         return " ".join([self.data, self.arch, attack, *more, f"seed {self.seed}"])
 
+    def check(self) -> None:
+        """Names, and what must fit together, before anything runs.
+
+        Raises:
+            SettingError, ArchitectureError: something is unknown, out of its range, or does not fit.
+        """
+        spec = dataset_spec(self.data)
+        if self.attack is not None:
+            if not 0 < self.rate <= 1:
+                raise SettingError(f"rate: expected a share above 0 and up to 1, got {self.rate}")
+            if "target=" in self.attack.partition(":")[2]:
+                raise SettingError(f"attack {self.attack!r}: expected its class as a run's own key: target = 3")
+            attack = read_attack(self.config["attack"])
+            attack.check_data(spec)
+            if attack.needs_classifier:
+                raise SettingError(f"attack {attack.name}: needs a clean network first, which grids do not give it")
+        _ = self.config
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise SettingError(f"dtype: expected float32, bfloat16 or float16, got {self.dtype!r}")
+
     def build_recipe(self) -> Recipe:
         """The recipe with this cell's number of epochs."""
         recipe = RECIPES[self.recipe]
@@ -184,6 +204,29 @@ class Repair(_Behind):
     clean_seed: int | None
     poisoned: float | None = None
     scores: bool = False
+
+    @classmethod
+    def of(
+        cls, training: Training, method: str, clean: float, clean_seed: int, *, poisoned: float, scores: bool
+    ) -> Repair:
+        """A repair that is given what its method wants, and nothing else.
+
+        Raises:
+            SettingError: the method is unknown, or a share out of its range.
+        """
+        wants = wants_images(method)
+        if wants is None:
+            return cls(training=training, method=method, clean=None, clean_seed=None, scores=scores)
+        _check_share("clean", clean)
+        _check_share("poisoned", poisoned)
+        return cls(
+            training=training,
+            method=method,
+            clean=clean,
+            clean_seed=clean_seed,
+            poisoned=poisoned if wants == "training images" and training.attack is not None else None,
+            scores=scores,
+        )
 
     @property
     def versions(self) -> dict[str, int]:
@@ -346,7 +389,7 @@ def method_config(text: str) -> Config:
     return {"name": method.name, **distinguishing(method, settings)}
 
 
-def check_share(name: str, value: float) -> None:
+def _check_share(name: str, value: float) -> None:
     """SettingError unless a share lies above 0 and up to 1."""
     if not 0 < value <= 1:
         raise SettingError(f"{name}: expected a share above 0 and up to 1, got {value}")

@@ -5,23 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from unbackdoor.errors import UnbackdoorError
-from unbackdoor.experiments.perform import Produced, Progress, Work, perform
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Why a cell could not be run.
-
-    Attributes:
-        reason: one line.
-        cause: "cell" where running it again may well fail again, "engine" where the machine was at fault.
-    """
-
-    reason: str
-    cause: str = "cell"
+from unbackdoor.experiments.perform import Failed, Produced, Progress, Work, perform
 
 
 class Engine(ABC):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from unbackdoor.errors import MethodError
-from unbackdoor.experiments.engine import Engine, Failed, attempt
-from unbackdoor.experiments.perform import Produced, Work
+from unbackdoor.experiments.engine import Engine, attempt
+from unbackdoor.experiments.perform import Failed, Produced, Work
 
 #: How often a piece of work is begun again when its worker or its node was lost.
 RETRIES = 3

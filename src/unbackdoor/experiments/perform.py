@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import importlib.metadata
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,11 +12,11 @@ from typing import Any
 
 import torch
 
-import unbackdoor
 from unbackdoor.api import load_model
 from unbackdoor.api.defending import mixture, timed
+from unbackdoor.api.training import Run, train_run
 from unbackdoor.attacks import load_attack
-from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalise
+from unbackdoor.data import LabelledImages, clean_subset, normalise
 from unbackdoor.defences.table import parse_method
 from unbackdoor.defender.case import Case
 from unbackdoor.experiments.cell import (
@@ -31,10 +28,12 @@ from unbackdoor.experiments.cell import (
     Training,
     method_origins,
 )
+from unbackdoor.experiments.data_sets import load
 from unbackdoor.findings import effectiveness, read_evaluation
+from unbackdoor.metrics import measure
 from unbackdoor.metrics.activation_change import correlations
 from unbackdoor.models import parse_arch
-from unbackdoor.train import Run, circumstances, measure, train_run
+from unbackdoor.provenance import circumstances, commit, device_name, version
 
 SCHEMA_VERSION = 1
 MODEL, ATTACK, TRIGGER, LOG, RUN = "model.safetensors", "attack.json", "attack.safetensors", "log.jsonl", "run.json"
@@ -51,9 +50,9 @@ class Work:
         cell: the cell.
         files: of the training that it needs, by name.
         before: the rates of that training.
-        data_dir: folder of the data sets; None takes $UNBACKDOOR_DATA.
         digests: what the data sets must hold.
         folder: where unfinished work may be left.
+        data_dir: folder of the data sets; None takes $UNBACKDOOR_DATA.
         device: where to run.
         threads: of torch; 0 leaves them as they are.
     """
@@ -61,10 +60,10 @@ class Work:
     cell: Cell
     files: Mapping[str, bytes]
     before: Mapping[str, Any] | None
-    data_dir: str | None
     digests: Mapping[str, str]
     folder: str
-    device: str
+    data_dir: str | None = None
+    device: str = "cpu"
     threads: int = 0
 
 
@@ -74,6 +73,19 @@ class Produced:
 
     record: dict[str, Any]
     files: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why a cell could not be run.
+
+    Attributes:
+        reason: one line.
+        cause: "cell" where running it again may well fail again, "engine" where the machine was at fault.
+    """
+
+    reason: str
+    cause: str = "cell"
 
 
 def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) -> Produced:
@@ -97,7 +109,7 @@ def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) 
         if cell.seconds:
             time.sleep(cell.seconds)
         result, files = {"value": hashlib.sha256(str(cell.number).encode()).hexdigest()}, {}
-    about = circumstances(_device_name(work.device))
+    about = circumstances(device_name(work.device))
     record = {
         "schema_version": SCHEMA_VERSION,
         "kind": cell.kind,
@@ -106,9 +118,9 @@ def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) 
         "data_digest": None if cell.data_name is None else work.digests[cell.data_name],
         "result": result,
         "seconds": round(time.perf_counter() - started, 3),
-        "commit": _commit(),
+        "commit": commit(),
         **about,
-        "versions": {"unbackdoor": _version(), **about["versions"]},
+        "versions": {"unbackdoor": version(), **about["versions"]},
     }
     return Produced(record, files)
 
@@ -198,48 +210,3 @@ def _trained(training: Training, work: Work) -> tuple[torch.nn.Module, Any, Labe
     model = load_model(folder / MODEL, arch=training.config["arch"]).to(work.device)
     attack = load_attack(folder / ATTACK) if ATTACK in work.files else None
     return model, attack, load(training.data, "test", work.data_dir)
-
-
-@functools.cache
-def load(data: str, split: str, data_dir: str | None) -> LabelledImages:
-    """One split, once a process."""
-    return load_dataset(data, split, data_dir)
-
-
-@functools.cache
-def data_digest(data: str, data_dir: str | None) -> str:
-    """SHA-256 of both splits' labels and images."""
-    digest = hashlib.sha256()
-    for split in ("train", "test"):
-        images = load(data, split, data_dir)
-        for tensor in (images.labels, images.images):
-            digest.update(tensor.contiguous().cpu().numpy().data)
-    return digest.hexdigest()
-
-
-@functools.cache
-def _version() -> str | None:
-    try:
-        return importlib.metadata.version("unbackdoor")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-@functools.cache
-def _commit() -> str | None:
-    """Of the checkout that this runs from, with a + where it has changes; None outside one."""
-    where = Path(unbackdoor.__file__).parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--", "."], cwd=where, capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if head.returncode:
-        return None
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
-
-
-def _device_name(device: str) -> str:
-    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

@@ -82,7 +82,7 @@ def claim_of(cell: Cell, key: str, record: Record | None, failed: str | None = N
         correlation=result if isinstance(cell, Correlation) and result else None,
         layers=None if repair is None else result.get("layers"),
         stages=None if repair is None else result.get("stages") or None,
-        paper="" if repair is None else parse_method(repair.method).source(),
+        paper="" if repair is None else _paper(repair.method),
         note="taken over from a run of unbackdoor train" if record.get("adopted") else "",
     )
 
@@ -100,6 +100,12 @@ def _plain(text: str) -> dict[str, Any]:
     """Settings as a claim's file gives them back: lists for tuples."""
     found: dict[str, Any] = json.loads(text)
     return found
+
+
+@functools.cache
+def _paper(method: str) -> str:
+    paper = parse_method(method).paper
+    return "" if paper is None else paper.cited
 
 
 _origins = functools.cache(method_origins)

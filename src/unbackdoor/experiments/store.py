@@ -18,20 +18,22 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from unbackdoor.atomic import atomic_write
 from unbackdoor.errors import DataError, OutputError
 from unbackdoor.experiments.cell import VERSIONS, Cell, canonical
+from unbackdoor.lock import claimed, is_claimed
 
 Record = dict[str, Any]
 
 RECORD = "record.json"
 #: What stands before and behind a record's own JSON.
 _HEAD, _TAIL, _NO_DIGEST = b'{"record":', b',"sha256":"%b"}\n', b"0" * 64
+#: The least free space, in bytes, with which work is begun.
+SPACE = 64 * 2**20
 #: Kinds whose results are more than a record.
 FOLDERS = ("training",)
 
@@ -190,6 +192,32 @@ class Store:
         """Where a cell may leave unfinished work, once it has made it; still there when it is taken up again."""
         return self.root / "work" / key
 
+    @contextlib.contextmanager
+    def begin(self, cell: Cell, key: str, *, retry_failed: bool = False) -> Iterator[str]:
+        """Claim a cell: it is "left" to this process; or another is at it ("busy"), or has "done" it or "failed" since.
+
+        Raises:
+            OutputError: its disk has no room for the results.
+        """
+        with self.claim(key) as mine:
+            if not mine:
+                yield "busy"
+            elif self.has(cell, key) and self.read(cell, key) is not None:
+                yield "done"
+            elif not retry_failed and self.failure(key) is not None:
+                yield "failed"
+            else:
+                self._check_space()
+                yield "left"
+
+    def trained(self, cell: Cell, key: str) -> tuple[Any, dict[str, bytes]]:
+        """A finished training's rates, and its files by name."""
+        record = self.read(cell, key)
+        assert record is not None
+        return record["result"]["rates"], {
+            name: (self.folder(cell, key) / name).read_bytes() for name in record["files"]
+        }
+
     def clear_work(self, key: str) -> None:
         """Behind a finished cell."""
         if (self.root / "work" / key).exists():
@@ -198,26 +226,21 @@ class Store:
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
         """Whether this process alone works on a cell; a process that dies lets go of its claims."""
-        path = self.root / "locks" / key
-        with path.open("w") as lock:
-            if (
-                not _locked(lock, patience=0.05)
-                or not path.exists()
-                or not os.path.samestat(os.fstat(lock.fileno()), path.stat())
-            ):
-                yield False  # another is at it, or was until now and took the file away
-                return
-            yield True
-            path.unlink(missing_ok=True)
+        with claimed(self.root / "locks" / key, patience=0.05) as mine:
+            yield mine
 
     def claimed(self) -> set[str]:
         """Keys of the cells that a process is working on."""
-        found = set()
-        for path in (self.root / "locks").glob("*"):
-            with contextlib.suppress(FileNotFoundError), path.open() as lock:
-                if not _locked(lock):
-                    found.add(path.name)
-        return found
+        return {path.name for path in (self.root / "locks").glob("*") if is_claimed(path)}
+
+    def _check_space(self) -> None:
+        """OutputError unless its disk has room for the next cell's results."""
+        free = shutil.disk_usage(self.root).free
+        if free < SPACE:
+            raise OutputError(
+                f"{self.root}: {free / 2**20:.0f} MB are free on its disk, expected {SPACE / 2**20:.0f} at least; what "
+                "is done is kept: make room, and give the same command again"
+            )
 
     def _whole(self, path: Path, record: Record) -> bool:
         """Whether the files beside a record are those that it was written with."""
@@ -239,20 +262,6 @@ class Store:
             if not target.exists():
                 os.replace(source, target)
                 return
-
-
-def _locked(file: IO[str], *, patience: float = 0.0) -> bool:
-    """Whether a file is this process's alone until it is closed. Whoever only looks holds one for a moment."""
-    import fcntl
-
-    for wait in (patience, 0.0):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(wait)
-        else:
-            return True
-    return False
 
 
 def sealed(record: Mapping[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""The printed figures of "Lipschitzness Precise Pruning" (ICLR 2025 submission), tables 1 to 5 and the one of VGG19."""
+"""The printed figures of LPP's paper (submitted to ICLR 2025), tables 1 to 5 and the one of VGG19."""
 
 from __future__ import annotations
 

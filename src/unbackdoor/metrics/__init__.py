@@ -1,11 +1,16 @@
-"""ACC, ASR and RA, counted."""
+"""ACC, ASR and RA, counted; and whether they can be, asked beforehand."""
 
 from unbackdoor.metrics.evaluate import evaluate_model, predict
+from unbackdoor.metrics.measure import measure
 from unbackdoor.metrics.rates import accuracy, attack_success
+from unbackdoor.metrics.trial import check_answer, check_device
 
 __all__ = [
     "accuracy",
     "attack_success",
+    "check_answer",
+    "check_device",
     "evaluate_model",
+    "measure",
     "predict",
 ]

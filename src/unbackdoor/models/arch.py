@@ -110,7 +110,7 @@ class Arch:
         if not isinstance(model, nn.Module):
             raise ArchitectureError(
                 f"--arch {self}: expected a torch.nn.Module, got {type(model).__name__}; "
-                "the function must return the network itself"
+                "let the function return the network itself"
             )
         return model.eval()
 
@@ -206,7 +206,7 @@ def _function_of_file(arch: Arch) -> Callable[..., Any]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ArchitectureError(f"--arch {arch}: {arch.file} failed: {_first_line(error)}") from error
+        raise ArchitectureError(f"--arch {arch}: running {arch.file} failed: {_first_line(error)}") from error
     function = getattr(module, arch.name, None)
     if not callable(function):
         raise ArchitectureError(f"--arch {arch}: {arch.file} has no function {arch.name!r}")

@@ -1,19 +1,13 @@
-"""Names from strangers, made harmless: the one place where they are escaped, for every kind of output.
+"""Names from strangers, made harmless for every kind of output.
 
-A tensor's name may hold anything: terminal commands, markup, line breaks, characters that turn the reading direction.
-`visible` shows every such character as its code; `html` escapes markup on top of that.
+A tensor's name may hold anything: terminal commands, line breaks, characters that turn the reading direction. `visible`
+shows every such character as its code; what a page shows is escaped on top of that, where its templates are set up.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from html import escape as _escape
-from typing import NewType
 
-Html = NewType("Html", str)
-"""A string that is markup already: everything foreign in it was escaped."""
-
-NOTHING = Html("")
 ELLIPSIS = "..."
 
 
@@ -47,16 +41,6 @@ def short(text: str, limit: int) -> str:
     room = limit - len(ELLIPSIS)
     tail = _head(text[::-1], room - room // 2)[::-1]
     return _head(text, room // 2) + ELLIPSIS + tail
-
-
-def html(text: str) -> Html:
-    """The visible text, fit for the content of an element and for a quoted attribute."""
-    return Html(_escape(visible(text), quote=True))
-
-
-def html_short(text: str, limit: int) -> Html:
-    """`short`, fit for a page."""
-    return html(short(text, limit))
 
 
 def _code(char: str) -> str:

@@ -1,4 +1,4 @@
-"""One layer's channel scores as a strip of dots, in SVG.
+"""One layer's channel scores as a strip of dots: what `templates/strip.svg` draws, as plain values.
 
 x is z, the score's distance from its layer's mean in the layer's standard deviations: scores of different layers differ
 by orders of magnitude, their z do not, so all strips of a page share one axis and can be compared by eye. y means
@@ -13,26 +13,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from unbackdoor.findings import LayerReport, Report
 from unbackdoor.report import summary
-from unbackdoor.report.escape import NOTHING, Html, html, html_short
+from unbackdoor.report.escape import short
 
 FARTHEST_LOW, FARTHEST_HIGH = -8.0, 12.0
 UNITS = 2000  # of the dots' own x coordinate
 TOP, PLOT, BOTTOM = 18, 84, 22  # pixels: words on the cuts, dots, axis
 ROW = 26
 ROW_DOTS, ROW_MARKS = 100, 20
-
-SYMBOLS = Html(
-    '<svg class="symbols" width="0" height="0" aria-hidden="true" focusable="false"><defs>'
-    '<path id="m-high" d="M-4.5-5.5 6 0-4.5 5.5z"/><path id="m-low" d="M4.5-5.5-6 0 4.5 5.5z"/>'
-    '<path id="m-near" d="M0-5 5 0 0 5-5 0z"/><circle id="m-dot" r="2"/></defs></svg>'
-)
-"""The marks: needed once in a page that holds strips."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,8 @@ class Axis:
 
     def at(self, z: float) -> float:
         """Where z lies, from 0 to 1; what is off the axis lies at its end."""
-        return min(max((z - self.low) / (self.high - self.low), 0.0), 1.0)
+        share = (z - self.low) / (self.high - self.low)
+        return 0.0 if share < 0.0 else 1.0 if share > 1.0 else share
 
     def holds(self, z: float) -> bool:
         """Whether z lies on the axis."""
@@ -55,6 +49,16 @@ class Axis:
         """Whole numbers, few enough for a phone."""
         step = 1 if self.high - self.low <= 9 else 2 if self.high - self.low <= 18 else 4
         return tuple(range(math.ceil(self.low / step) * step, math.floor(self.high) + 1, step))
+
+    @property
+    def marks(self) -> list[tuple[str, str]]:
+        """Each tick's place and words."""
+        return [(_percent(self.at(z)), _whole(z)) for z in self.ticks]
+
+    @property
+    def label(self) -> str:
+        """For who cannot see it."""
+        return f"axis: z from {self.low:+g} to {self.high:+g}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,51 @@ class Budget:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Strip:
+    """What is drawn of a layer.
+
+    Attributes:
+        empty: why nothing is; all else is empty then.
+        label: what the picture shows, in words.
+        height: of the picture, in pixels; `top` and `plot` where its dots begin and how high they spread.
+        zone_top, zone_height: likewise of the tinted zones.
+        zones: kind, place and width each.
+        cuts: name, place, distance of the word from its line, and where the word is anchored.
+        units: of the dots' own x coordinate, and `dots` their path.
+        marks: a kind and its marks, each a place, a height and a title or "".
+        above, below: words on what lies off the axis, none or one.
+        left_out: what is not drawn, in words.
+    """
+
+    empty: str = ""
+    label: str = ""
+    height: int = TOP + PLOT + BOTTOM
+    top: int = TOP
+    plot: int = PLOT
+    zone_top: int = TOP
+    zone_height: int = PLOT
+    zones: Sequence[tuple[str, str, str]] = ()
+    cuts: Sequence[tuple[str, str, int, str]] = ()
+    units: int = UNITS
+    dots: str = ""
+    marks: Sequence[tuple[str, Sequence[tuple[str, int, str]]]] = ()
+    above: Sequence[str] = ()
+    below: Sequence[str] = ()
+    left_out: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMeans:
+    """The classes' mean weights on one axis: a place and a title each; the guessed class with its words and anchor."""
+
+    label: str
+    least: str
+    most: str
+    dots: Sequence[tuple[str, str]]
+    guess: Sequence[tuple[str, str, str, str]]
+
+
 def common_axis(layers: Iterable[LayerReport]) -> Axis:
     """An axis that holds every cut and score, as far as -8 and +12."""
     low, high = -4.0, 4.0
@@ -87,88 +136,78 @@ def common_axis(layers: Iterable[LayerReport]) -> Axis:
     return Axis(max(low, FARTHEST_LOW), min(high, FARTHEST_HIGH))
 
 
-def detail(layer: LayerReport, axis: Axis, budget: Budget) -> Html:
-    """The full strip of one layer, with its cuts, its axis and a sentence on whatever is not drawn."""
+def detail(layer: LayerReport, axis: Axis, budget: Budget) -> Strip:
+    """The full strip of one layer, with its cuts and a sentence on whatever is not drawn."""
     found = _by_kind(layer)
     if not found:
-        return Html(f'<p class="quiet">{html(_why_empty(layer))}</p>')
+        return Strip(empty=_why_empty(layer))
     drawn = {kind: _few(kind, dots, budget.dots if kind == "plain" else budget.marks) for kind, dots in found.items()}
-    crowd = _Crowd(layer)
+    crowd = _Crowd(found)
     tooltips, marks = budget.tooltips, []
     for kind in ("high", "low", "near"):  # outliers get their tooltips first
-        marks.append(_marks(kind, drawn[kind], axis, layer, crowd, top=TOP, height=PLOT, tooltips=tooltips))
+        marks += _marks(kind, drawn[kind], axis, layer, crowd, top=TOP, height=PLOT, tooltips=tooltips)
         tooltips = max(tooltips - len(drawn[kind]), 0)
-    dots = _dots(drawn["plain"], axis, crowd, top=TOP, height=PLOT)
-    every = sorted(dot.z for dots in found.values() for dot in dots)
-    label = (
-        f"{len(every):,} channel scores of {html_short(layer.path, 80)}: {len(found['high']):,} outliers above, "
-        f"{len(found['low']):,} below, {len(found['near']):,} near outliers; z from {every[0]:+.1f} to {every[-1]:+.1f}"
+    every = [dot.z for dots in found.values() for dot in dots]
+    least, most = min(every), max(every)
+    above, below = sum(1 for z in every if z > axis.high), sum(1 for z in every if z < axis.low)
+    return Strip(
+        label=f"{len(every):,} channel scores of {short(layer.path, 80)}: {len(found['high']):,} outliers above, "
+        f"{len(found['low']):,} below, {len(found['near']):,} near outliers; "
+        f"z from {least:+.1f} to {most:+.1f}",
+        zones=_zones(layer, axis),
+        cuts=_cut_lines(layer, axis),
+        dots=_dots(drawn["plain"], axis, crowd, height=PLOT),
+        marks=marks[::-1],
+        above=[f"{above:,} beyond, to {most:+.1f}"] if above else (),
+        below=[f"{below:,} beyond, to {least:+.1f}"] if below else (),
+        left_out=_left_out(found, drawn),
     )
-    picture = (
-        f'<svg class="strip" width="100%" height="{TOP + PLOT + BOTTOM}" role="img" aria-label="{label}">'
-        f"{_zones(layer, axis, top=TOP, height=PLOT)}{_cut_lines(layer, axis)}{dots}{''.join(reversed(marks))}"
-        f"{_off_axis(every, axis)}{_axis(axis)}</svg>"
-    )
-    return Html(picture + _left_out(found, drawn))
 
 
-def row(layer: LayerReport, axis: Axis) -> Html:
-    """A strip of one line for the overview; whatever it shows is said in words beside it."""
+def row(layer: LayerReport, axis: Axis) -> Strip:
+    """A strip of one line for the overview."""
     found = _by_kind(layer)
     if not found:
-        return Html('<span class="quiet">no spread to show</span>')
+        return Strip(empty=_why_empty(layer))
     drawn = {kind: _few(kind, dots, ROW_DOTS if kind == "plain" else ROW_MARKS) for kind, dots in found.items()}
-    crowd = _Crowd(layer)
-    marks = "".join(
-        _marks(kind, drawn[kind], axis, layer, crowd, top=3, height=ROW - 6, tooltips=0)
-        for kind in ("near", "low", "high")
-    )
-    return Html(
-        f'<svg class="strip" width="100%" height="{ROW}" aria-hidden="true" focusable="false">'
-        f"{_zones(layer, axis, top=0, height=ROW)}"
-        f"{_dots(drawn['plain'], axis, crowd, top=3, height=ROW - 6)}{marks}</svg>"
-    )
-
-
-def ruler(axis: Axis) -> Html:
-    """The axis alone, for the head of the overview."""
-    ticks = "".join(f'<text x="{_percent(axis.at(z))}" y="11">{_whole(z)}</text>' for z in axis.ticks)
-    return Html(
-        f'<svg class="strip axis" width="100%" height="15" role="img" aria-label="axis: z from {axis.low:+g} to '
-        f'{axis.high:+g}">{ticks}</svg>'
+    crowd, top, plot = _Crowd(found), 3, ROW - 6
+    marks = []
+    for kind in ("near", "low", "high"):
+        marks += _marks(kind, drawn[kind], axis, layer, crowd, top=top, height=plot, tooltips=0)
+    return Strip(
+        height=ROW,
+        top=top,
+        plot=plot,
+        zone_top=0,
+        zone_height=ROW,
+        zones=_zones(layer, axis),
+        dots=_dots(drawn["plain"], axis, crowd, height=plot),
+        marks=marks,
     )
 
 
-def class_means(means: Sequence[float | None], guess: int) -> Html:
-    """The classes' mean weights on an axis of their own, the guessed class marked."""
+def class_means(means: Sequence[float | None], guess: int) -> ClassMeans | None:
+    """The classes' mean weights, the guessed class marked; None where there is nothing to compare."""
     finite = [(mean, index) for index, mean in enumerate(means) if mean is not None]
     if len(finite) < 2 or min(finite)[0] == max(finite)[0]:
-        return NOTHING
+        return None
     least, most = min(finite)[0], max(finite)[0]
-
-    def at(mean: float) -> float:
-        return 0.04 + 0.92 * (mean - least) / (most - least)
-
-    dots: list[str] = []
-    chosen = ""
+    dots: list[tuple[str, str]] = []
+    chosen = []
     for mean, index in finite:
-        title = f"<title>class {index}: mean weight {summary.number(mean)}</title>"
-        use = f'<use href="#m-{{}}" x="{_percent(at(mean))}" y="28">{title}</use>'
+        at = 0.04 + 0.92 * (mean - least) / (most - least)
+        title = f"class {index}: mean weight {summary.number(mean)}"
         if index == guess:
-            place = _percent(at(mean))
-            anchor = "end" if at(mean) > 0.8 else "start" if at(mean) < 0.2 else "middle"
-            chosen = f'<g class="high">{use.format("high")}</g>'
-            chosen += f'<text class="word" x="{place}" y="12" text-anchor="{anchor}">class {index}</text>'
+            anchor = "end" if at > 0.8 else "start" if at < 0.2 else "middle"
+            chosen.append((_percent(at), title, f"class {index}", anchor))
         elif len(dots) < 2_000:
-            dots.append(use.format("dot"))
-    ends = (
-        f'<text x="4%" y="54" text-anchor="start">{summary.number(least, digits=3)}</text>'
-        f'<text x="96%" y="54" text-anchor="end">{summary.number(most, digits=3)}</text>'
-    )
-    return Html(
-        f'<svg class="strip" width="100%" height="60" role="img" aria-label="mean weight of {len(means):,} classes; '
-        f'the largest is that of class {guess}"><line class="base" x1="0" x2="100%" y1="39" y2="39"/>'
-        f'<g class="dots-one">{"".join(dots)}</g>{chosen}{ends}</svg>'
+            dots.append((_percent(at), title))
+    return ClassMeans(
+        label=f"mean weight of {len(means):,} classes; the largest is that of class {guess}",
+        least=summary.number(least, digits=3),
+        most=summary.number(most, digits=3),
+        dots=dots,
+        guess=chosen,
     )
 
 
@@ -182,22 +221,21 @@ class _Crowd:
 
     WIDTH = 0.2
 
-    def __init__(self, layer: LayerReport) -> None:
-        bins = Counter(self._bin(z) for score in layer.scores if (z := layer.distance(score)) is not None)
-        self._smooth = {key: bins[key - 1] + 2 * size + bins[key + 1] for key, size in bins.items()}
-        self._most = max(self._smooth.values())
+    def __init__(self, found: Mapping[str, Sequence[_Dot]]) -> None:
+        bins = Counter(self._bin(dot.z) for dots in found.values() for dot in dots)
+        smooth = {key: bins.get(key - 1, 0) + 2 * size + bins.get(key + 1, 0) for key, size in bins.items()}
+        most = max(smooth.values())
+        self._spread = {key: 0.25 + 0.75 * math.sqrt(size / most) for key, size in smooth.items()}
 
     def places(self, dots: Sequence[_Dot]) -> list[float]:
         """Each dot's place across the strip, from 0 to 1."""
         # The golden ratio's multiples fill the strip evenly and always in the same way; crowded places get more of it.
         shares = ((rank * 0.6180339887498949) % 1.0 - 0.5 for rank in range(1, len(dots) + 1))
-        return [0.5 + 0.92 * share * self._spread(dot) for share, dot in zip(shares, dots, strict=True)]
-
-    def _spread(self, dot: _Dot) -> float:
-        return 0.25 + 0.75 * math.sqrt(self._smooth[self._bin(dot.z)] / self._most)
+        spreads = (self._spread[self._bin(dot.z)] for dot in dots)
+        return [0.5 + 0.92 * share * spread for share, spread in zip(shares, spreads, strict=True)]
 
     def _bin(self, z: float) -> int:
-        return math.floor(max(-1e9, min(1e9, z)) / self.WIDTH)  # beyond that all are one
+        return math.floor((z if -1e9 < z < 1e9 else math.copysign(1e9, z)) / self.WIDTH)  # beyond that all are one
 
 
 def _by_kind(layer: LayerReport) -> dict[str, list[_Dot]]:
@@ -205,8 +243,7 @@ def _by_kind(layer: LayerReport) -> dict[str, list[_Dot]]:
     kinds = dict.fromkeys(layer.scaled, "near") | dict.fromkeys(layer.pruned_low, "low")
     kinds |= dict.fromkeys(layer.pruned_high, "high")
     found: dict[str, list[_Dot]] = {"plain": [], "near": [], "low": [], "high": []}
-    for channel, score in enumerate(layer.scores):
-        z = layer.distance(score)
+    for channel, z in enumerate(map(layer.distance, layer.scores)):
         if z is not None:
             found[kinds.get(channel, "plain")].append(_Dot(z, channel))
     return {kind: sorted(dots) for kind, dots in found.items()} if any(found.values()) else {}
@@ -221,18 +258,12 @@ def _few(kind: str, dots: list[_Dot], most: int) -> list[_Dot]:
     return [dots[index * (len(dots) - 1) // (most - 1)] for index in range(most)]
 
 
-def _dots(dots: Sequence[_Dot], axis: Axis, crowd: _Crowd, *, top: int, height: int) -> str:
+def _dots(dots: Sequence[_Dot], axis: Axis, crowd: _Crowd, *, height: int) -> str:
     # One path of dots (lines of no length with round ends) takes a fifth of the bytes of as many circles. It has its
     # own stretched coordinates; non-scaling-stroke (in the style sheet) keeps the dots round.
-    d = "".join(
+    return "".join(
         f"M{round(axis.at(dot.z) * UNITS)} {round(y * height)}h0"
         for dot, y in zip(dots, crowd.places(dots), strict=True)
-    )
-    return (
-        f'<svg y="{top}" width="100%" height="{height}" viewBox="0 0 {UNITS} {height}" preserveAspectRatio="none">'
-        f'<path class="dots" d="{d}"/></svg>'
-        if d
-        else ""
     )
 
 
@@ -246,23 +277,22 @@ def _marks(
     top: int,
     height: int,
     tooltips: int,
-) -> str:
+) -> list[tuple[str, list[tuple[str, int, str]]]]:
+    """The kind and its marks, as a strip's `marks` holds them; nothing where there is no dot."""
     if not dots:
-        return ""
+        return []
     what = {"high": "outlier above", "low": "outlier below", "near": "near outlier"}[kind]
     factors = dict(zip(layer.scaled, layer.factors, strict=False)) if tooltips else {}
     told = {dot.channel for dot in sorted(dots, key=lambda dot: -abs(dot.z))[:tooltips]}
-    uses = []
+    marks = []
     for dot, y in zip(dots, crowd.places(dots), strict=True):
-        use = f'<use href="#m-{kind}" x="{_percent(axis.at(dot.z))}" y="{top + round(y * height)}"'
+        title = ""
         if dot.channel in told:
             score = summary.number(layer.scores[dot.channel])
             factor = f", factor {factors[dot.channel]:.3g}" if dot.channel in factors else ""
             title = f"channel {dot.channel}: score {score}, z {summary.signed(dot.z)}, {what}{factor}"
-            uses.append(f"{use}><title>{title}</title></use>")
-        else:
-            uses.append(f"{use}/>")
-    return f'<g class="{kind}">{"".join(uses)}</g>'
+        marks.append((_percent(axis.at(dot.z)), top + round(y * height), title))
+    return [(kind, marks)]
 
 
 def _cuts(layer: LayerReport) -> dict[str, float]:
@@ -270,7 +300,7 @@ def _cuts(layer: LayerReport) -> dict[str, float]:
     return {name: cut for name, cut in cuts.items() if cut is not None}
 
 
-def _zones(layer: LayerReport, axis: Axis, *, top: int, height: int) -> str:
+def _zones(layer: LayerReport, axis: Axis) -> list[tuple[str, str, str]]:
     """What lies beyond the cuts is tinted, and so is the band."""
     z = {name: layer.distance(cut) for name, cut in _cuts(layer).items()}
     lower, band, upper = z.get("lower"), z.get("band"), z.get("upper")
@@ -281,53 +311,21 @@ def _zones(layer: LayerReport, axis: Axis, *, top: int, height: int) -> str:
         zones.append(("zone-out", upper, axis.high))
     if band is not None:
         zones.append(("zone-band", band, axis.high if upper is None else upper))
-    parts = []
-    for name, start, end in zones:
-        left, right = axis.at(start), axis.at(end)
-        if right > left:
-            place = f'x="{_percent(left)}" width="{_percent(right - left)}"'
-            parts.append(f'<rect class="{name}" {place} y="{top}" height="{height}"/>')
-    return "".join(parts)
+    ends = [(name, axis.at(start), axis.at(end)) for name, start, end in zones]
+    return [(name, _percent(left), _percent(right - left)) for name, left, right in ends if right > left]
 
 
-def _cut_lines(layer: LayerReport, axis: Axis) -> str:
+def _cut_lines(layer: LayerReport, axis: Axis) -> list[tuple[str, str, int, str]]:
     anchors = {"lower": "end", "band": "end", "upper": "start"}
-    parts = []
+    lines = []
     for name, cut in _cuts(layer).items():
         z = layer.distance(cut)
         if z is None or not axis.holds(z):
             continue
-        place = _percent(axis.at(z))
-        anchor = "start" if axis.at(z) < 0.1 else "end" if axis.at(z) > 0.9 else anchors[name]
-        parts.append(
-            f'<line class="cut {name}" x1="{place}" x2="{place}" y1="2" y2="{TOP + PLOT}"/>'
-            f'<text class="word" x="{place}" y="12" dx="{-4 if anchor == "end" else 4}" text-anchor="{anchor}">'
-            f"{name}</text>"
-        )
-    return "".join(parts)
-
-
-def _axis(axis: Axis) -> str:
-    base = TOP + PLOT
-    ticks = "".join(
-        f'<line class="tick" x1="{place}" x2="{place}" y1="{base}" y2="{base + 4}"/>'
-        f'<text x="{place}" y="{base + 16}">{_whole(z)}</text>'
-        for z in axis.ticks
-        for place in [_percent(axis.at(z))]
-    )
-    return f'<g class="axis"><line class="base" x1="0" x2="100%" y1="{base}" y2="{base}"/>{ticks}</g>'
-
-
-def _off_axis(off: Sequence[float], axis: Axis) -> str:
-    parts = []
-    above, below = [z for z in off if z > axis.high], [z for z in off if z < axis.low]
-    if above:
-        words = f"{len(above):,} beyond, to {max(above):+.1f} &#8594;"
-        parts.append(f'<text class="word off" x="100%" y="{TOP + 11}" text-anchor="end">{words}</text>')
-    if below:
-        words = f"&#8592; {len(below):,} beyond, to {min(below):+.1f}"
-        parts.append(f'<text class="word off" x="0" y="{TOP + 11}">{words}</text>')
-    return "".join(parts)
+        at = axis.at(z)
+        anchor = "start" if at < 0.1 else "end" if at > 0.9 else anchors[name]
+        lines.append((name, _percent(at), -4 if anchor == "end" else 4, anchor))
+    return lines
 
 
 def _left_out(found: dict[str, list[_Dot]], drawn: dict[str, list[_Dot]]) -> str:
@@ -338,7 +336,7 @@ def _left_out(found: dict[str, list[_Dot]], drawn: dict[str, list[_Dot]]) -> str
         for kind, dots in found.items()
         if len(drawn[kind]) < len(dots)
     ]
-    return f'<p class="quiet">Drawn: {", ".join(parts)}.</p>' if parts else ""
+    return f"Drawn: {', '.join(parts)}." if parts else ""
 
 
 def _why_empty(layer: LayerReport) -> str:

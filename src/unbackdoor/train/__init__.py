@@ -1,22 +1,16 @@
-"""Training: recipes, augmentation, one loop, one run."""
+"""Training: recipes, one loop, what resumes it, and what an attack that controls it may do in each step."""
 
-from unbackdoor.train.fit import Epoch, Step, fit
+from unbackdoor.train.control import Session
+from unbackdoor.train.fit import Epoch, Step, all_finite, batch_sizes, fit
 from unbackdoor.train.recipe import RECIPES, Recipe
-from unbackdoor.train.run import Run, check_device, check_run, circumstances, measure, processor, train_run
-from unbackdoor.train.trial import check_answer
 
 __all__ = [
     "RECIPES",
     "Epoch",
     "Recipe",
-    "Run",
+    "Session",
     "Step",
-    "check_answer",
-    "check_device",
-    "check_run",
-    "circumstances",
+    "all_finite",
+    "batch_sizes",
     "fit",
-    "measure",
-    "processor",
-    "train_run",
 ]

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unbackdoor.attacks import Session
 from unbackdoor.data import DatasetSpec, normalise
 from unbackdoor.data.augment import Augmentation, augment, rotate
 from unbackdoor.errors import SettingError
+from unbackdoor.train.control import Session
 from unbackdoor.train.recipe import Recipe
 from unbackdoor.train.resume import keep, restore
 

@@ -6,10 +6,13 @@ Symbols, over all BatchNorm channels at once:
     alpha    weight of the loss without noise against the one with
 Masks are trained (Eq. 6) to keep the loss low under the noise; channels whose mask ends at or below `threshold` go.
 
-Departures: none in the mathematics. The published code prints the test results of all thresholds; here the threshold is
-fixed at the paper's 0.2, or chosen on held-out clean images (`holdout`), never by an attack's success. Noise on beta
-follows the published code, as the text does: (1 + xi) beta, no mask. Everything is computed in float32: a mask near the
-threshold falls to either side by what bfloat16 rounds off.
+Departures:
+    - None in the mathematics.
+    - The published code prints the test results of all thresholds. Here the threshold is the paper's 0.2, or is chosen
+      on held-out clean images (`holdout`). It is never chosen by an attack's success.
+    - The noise on beta follows the published code, as the text does: (1 + xi) beta, without a mask.
+    - Everything is computed in float32. In bfloat16, rounding alone would move a mask near the threshold to either side
+      of it.
 """
 
 from __future__ import annotations
@@ -53,12 +56,12 @@ class ANP(DataBased):
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "2,000 batches, each 3 forward and 2 backward"
 
-    eps: float = setting(0.4, "the noises' range, as a share of gamma and beta", least=0, most=100)
+    eps: float = setting(0.4, "range of the noise, as a share of gamma and beta", least=0, most=100)
     steps: int = setting(1, "ascent steps of the noise", least=1)
     alpha: float = setting(0.2, "weight of the loss without noise", least=0, most=1)
-    iterations: int = setting(2000, "of the masks", least=1)
-    lr: float = setting(0.2, "of SGD on the masks, momentum 0.9", least=1e-9, most=1e3)
-    batch_size: int = setting(128, "images an iteration, drawn with replacement", least=2)
+    iterations: int = setting(2000, "iterations of training the masks", least=1)
+    lr: float = setting(0.2, "learning rate of SGD on the masks, with momentum 0.9", least=1e-9, most=1e3)
+    batch_size: int = setting(128, "images per iteration, drawn with replacement", least=2)
     threshold: float = setting(0.2, "channels with a mask at or below it are pruned", least=0, most=1)
     holdout: float = setting(
         0.0,
@@ -68,7 +71,11 @@ class ANP(DataBased):
         own=True,
     )
     tolerance: float = setting(
-        0.05, "the share of the accuracy on those that the chosen threshold may cost", least=0, most=1, own=True
+        0.05,
+        "share of the accuracy on the held-out images that the chosen threshold may cost",
+        least=0,
+        most=1,
+        own=True,
     )
     crop_padding: int = setting(4, "zero pixels around an image before a random crop; 0 is none", least=0)
     beta: Literal["keep", "zero"] = setting(

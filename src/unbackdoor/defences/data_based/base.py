@@ -102,10 +102,10 @@ class FineTuning(DataBased):
     needs_gradients: ClassVar[bool] = True
 
     epochs: int = setting(100, "passes over the images", least=1)
-    lr: float = setting(0.01, "of SGD, falling by a cosine to 0", least=1e-9, most=1e3)
-    batch_size: int = setting(256, "images a step", least=2)
-    momentum: float = setting(0.9, "of SGD", least=0, most=1)
-    weight_decay: float = setting(5e-4, "of SGD", least=0, most=1)
+    lr: float = setting(0.01, "learning rate of SGD, falling to 0 by a cosine", least=1e-9, most=1e3)
+    batch_size: int = setting(256, "images per step", least=2)
+    momentum: float = setting(0.9, "momentum of SGD", least=0, most=1)
+    weight_decay: float = setting(5e-4, "weight decay of SGD", least=0, most=1)
     crop_padding: int = setting(4, "zero pixels around an image before a random crop; 0 is none", least=0)
 
     def tuned(

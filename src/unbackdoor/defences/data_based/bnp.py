@@ -6,9 +6,11 @@ Symbols, per BatchNorm with c channels:
     KL_j     of N(m1, v1) from N(m2, v2)
     u        channels with KL_j > mean + u * std (sample) are pruned
 
-Departures: a benchmark's BNP records poisoned images over the clean ones and takes twice the log term; here the images
-are the defender's alone, and the formula is that of two normal distributions. eps is added to both variances, so
-that a channel that never moved has a finite divergence. A channel that is constant in both has a divergence of 0.
+Departures:
+    - One benchmark's BNP overwrites the statistics of the clean images with those of poisoned ones, and doubles the log
+      term. Here the images are the defender's alone, and the formula is that of two normal distributions.
+    - eps is added to both variances, so a channel that never varied has a finite divergence. A channel that is constant
+      in both has a divergence of 0.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class BNP(DataBased):
     needs_labels: ClassVar[bool] = False
     passes: ClassVar[str] = "1 forward pass of one batch"
 
-    u: float = setting(3.0, "the cut, in standard deviations above the layer's mean divergence", least=0)
+    u: float = setting(3.0, "channels with a divergence above mean + u * std are pruned", least=0)
     batch_size: int = setting(500, "how many of the images are used, in one batch", least=2)
     crop_padding: int = setting(
         4, "zero pixels around an image before a random crop, as in training; 0 shows images as they are", least=0

@@ -9,11 +9,13 @@ Symbols, per BatchNorm with c channels:
 It wants the *training images*, poisoned ones among them: a backdoor channel answers those and the others differently,
 and its two-humped histogram has a low entropy. Clean images alone show it nothing.
 
-Departures: a channel that is constant over the images cannot be standardised; it is left out of mean and std and kept.
-By default every value is counted: one on the edge of two bins in the upper one, and the last bin as wide as the others.
-The published code takes whole bins alone and is strict on both edges, so that the smallest value of a layer, and those
-in the last piece that is narrower than a bin, are counted nowhere; `EP.as_published()` and `EP.backdoorbench()` do as
-it does (`histogram="published"`). What is not counted there still divides: shares are of all images.
+Departures:
+    - A channel that is constant over the images cannot be standardised. It is left out of mean and std, and kept.
+    - By default every value is counted. A value on the edge of two bins falls into the upper one, and the last bin is
+      as wide as the others. The published code takes whole bins only and is strict on both edges. So it leaves out the
+      smallest value of a layer, and the values in a last piece narrower than a bin. `EP.as_published()` and
+      `EP.backdoorbench()` do the same (`histogram="published"`). Shares are of all images there too, so values that are
+      not counted still divide.
 """
 
 from __future__ import annotations
@@ -47,8 +49,10 @@ class EP(DataBased):
     passes: ClassVar[str] = "1 forward pass of one batch"
     version: ClassVar[int] = 2  # 1 saw WaNet, BPP and Input-Aware without the images that stand beside the trigger
 
-    u: float = setting(3.0, "the cut, in standard deviations below the layer's mean entropy", least=0)
-    bin_width: float = setting(0.01, "of the histograms, in standard deviations of a channel", least=1e-4, most=10)
+    u: float = setting(3.0, "channels with an entropy below mean - u * std are pruned", least=0)
+    bin_width: float = setting(
+        0.01, "width of the histogram's bins, in standard deviations of a channel", least=1e-4, most=10
+    )
     batch_size: int = setting(500, "how many of the images are used, in one batch", least=2)
     crop_padding: int = setting(
         4, "zero pixels around an image before a random crop, as in training; 0 shows images as they are", least=0

@@ -7,8 +7,10 @@ Symbols:
 
 The features are the classifier's inputs, which in a network with global pooling are the last convolution's channels.
 
-Departures: accuracy is measured on the clean images, never on test images; nothing was fitted to them before, so that
-all of them serve. What is fine-tuned is the last network that lost at most the tolerance, not the first that lost more.
+Departures:
+    - Accuracy is measured on the clean images, never on test images. All of them serve, because nothing was fitted to
+      them before.
+    - Fine-tuning starts from the last network that lost at most the tolerance, not from the first that lost more.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ class FP(FineTuning):
     )
     passes: ClassVar[str] = "1 forward, then 100 forward and backward"
 
-    tolerance: float = setting(0.1, "the share of the accuracy that pruning may cost", least=0, most=1)
-    step: float = setting(0.01, "the share of all features that goes at a time", least=1e-6, most=1)
+    tolerance: float = setting(0.1, "share of the accuracy that pruning may cost", least=0, most=1)
+    step: float = setting(0.01, "share of all features that is pruned at a time", least=1e-6, most=1)
 
     def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Prune (Sec. 3.1), then fine-tune with the mask kept (Sec. 3.3)."""

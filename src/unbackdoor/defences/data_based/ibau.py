@@ -10,14 +10,19 @@ Symbols:
 Each round (Algorithm 1) finds a delta, then takes a step a batch along the hypergradient
     d psi / d theta + (d Phi / d theta)^T v,    v = (d Phi / d delta)^T v + d psi / d delta       (K fixed-point steps)
 
-Departures: delta lives in pixel space whatever the normalisation; the published code sees images in [0, 1], where the
-two are one, BackdoorBench normalised ones (`space="normalised"` behind its preset, steps and penalty and all). By
-default it stays in the paper's ball |delta| <= C (`radius`), which the published code and BackdoorBench leave out:
-without it, nothing holds delta back where a network is steep. C is not printed; 10 is this package's choice, twice an
-inverted 3x3 patch of three colours (5.2). It binds: without a ball |delta| comes to several hundred. `as_published` and
-`backdoorbench` have none. A batch below 100 images still perturbs one image, where the published code perturbs
-int(0.01 * B) = none and is plain fine-tuning. The defender's images are the clean subset; the published code takes half
-of the test set. BackdoorBench's weight decay for Adam is not known to us; there is none here.
+Departures:
+    - delta lives in pixel space, whatever the normalisation. The published code sees images in [0, 1], where the two
+      are one. BackdoorBench sees normalised images. Its preset does so too, including the steps and the penalty
+      (`space="normalised"`).
+    - By default delta stays in the paper's ball |delta| <= C (`radius`). The published code and BackdoorBench have no
+      ball, and neither do `as_published` and `backdoorbench`. Without one, nothing holds delta back where a network is
+      steep.
+    - The paper does not print C. The 10 here is this package's choice: twice an inverted 3x3 patch of three colours
+      (5.2). The limit matters: without it, |delta| grows to several hundred.
+    - A batch below 100 images still perturbs one image. The published code perturbs int(0.01 * B) = 0 images there,
+      which is plain fine-tuning.
+    - The defender's images are the clean subset. The published code takes half of the test set.
+    - BackdoorBench's weight decay for Adam is not known to us. There is none here.
 """
 
 from __future__ import annotations
@@ -60,18 +65,20 @@ class IBAU(DataBased):
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "5 rounds, each about 2 + 15 forward and backward"
 
-    rounds: int = setting(5, "of finding a perturbation and unlearning it", least=1)
-    lr: float = setting(1e-3, "of Adam on the weights", least=1e-9, most=1e3)
-    inner_lr: float = setting(10.0, "of SGD on the perturbation", least=0, most=1e6)
-    inner_step: float = setting(0.1, "of Phi, the inner step that the hypergradient goes through", least=0, most=1e6)
+    rounds: int = setting(5, "rounds of finding a perturbation and unlearning it", least=1)
+    lr: float = setting(1e-3, "learning rate of Adam on the weights", least=1e-9, most=1e3)
+    inner_lr: float = setting(10.0, "learning rate of SGD on the perturbation", least=0, most=1e6)
+    inner_step: float = setting(
+        0.1, "step size of Phi, the inner step that the hypergradient goes through", least=0, most=1e6
+    )
     radius: float = setting(
         10.0, "C, the largest |delta|, in the units of `space`; inf is the published code's", least=0, own=True
     )
     penalty: float = setting(0.001, "weight of |delta|^2", least=0, most=1e6)
-    fixed_point: int = setting(5, "K, steps towards v", least=1)
-    batch_size: int = setting(100, "images a step", least=1)
+    fixed_point: int = setting(5, "K, the number of steps towards v", least=1)
+    batch_size: int = setting(100, "images per step", least=1)
     perturbed: float = setting(
-        0.01, "share of each batch that carries the perturbation, one image at least", least=0, most=1
+        0.01, "share of each batch that carries the perturbation; at least one image", least=0, most=1
     )
     space: Literal["pixels", "normalised"] = setting(
         "pixels",

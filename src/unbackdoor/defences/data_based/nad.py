@@ -6,16 +6,19 @@ Symbols:
     teacher  the network, fine-tuned on the clean images
     student  the network, trained by CE + sum of beta_l * mean (A(student) - A(teacher))^2           (Eq. 4)
 
-Departures: the maps are the last of each of the last three resolutions *before* pooling, found in any network by
-running it; in a PreActResNet-18 those of the first two are behind the next stage's first norm. BackdoorBench takes the
-pooled map as one of the three, whose attention is the constant 1: from a PreActResNet-18 it distils the results of the
-last two stages, from a ResNet-18 or a VGG none at all, which is plain fine-tuning. `backdoorbench` does as it does on
-PreActResNet-18, for any network (`maps="stages"`; which of the three weights is whose is our reading: in the order of
-the network); and it does not run parts of the network several times a step, which there moves BatchNorm's statistics
-further. The authors' Cutout of length 3 blackens 2x2 pixels; the default
-is 3x3, `as_published` theirs. The teacher is tuned with the student's learning rates. The published code keeps the best
-epoch by test images; here the last one is kept. Networks whose maps have a single resolution (vision transformers) are
-refused.
+Departures:
+    - The maps are the last of each of the last three resolutions *before* pooling, found in any network by running it.
+      In a PreActResNet-18 the first two come after the first norm of the next stage.
+    - BackdoorBench takes the pooled map as one of the three, and its attention is the constant 1. From a
+      PreActResNet-18 it distils the results of the last two stages. From a ResNet-18 or a VGG it distils none, which is
+      plain fine-tuning. The preset `backdoorbench` applies its PreActResNet-18 behaviour to any network
+      (`maps="stages"`). The order of the three weights is our reading: the order of the network.
+    - BackdoorBench runs parts of the network several times per step, which moves BatchNorm's statistics further. The
+      preset does not.
+    - The authors' Cutout of length 3 blackens 2x2 pixels. The default is 3x3, and `as_published` is theirs.
+    - The teacher is tuned with the student's learning rates.
+    - The published code keeps the epoch with the best test results. Here the last one is kept.
+    - Networks whose maps have a single resolution (vision transformers) are refused.
 """
 
 from __future__ import annotations
@@ -57,10 +60,10 @@ class NAD(DataBased):
     needs_gradients: ClassVar[bool] = True
     passes: ClassVar[str] = "10 forward and backward, then 20 of 2 forward and 1 backward"
 
-    teacher_epochs: int = setting(10, "of fine-tuning the teacher", least=1)
-    epochs: int = setting(20, "of the student", least=1)
-    lr: float = setting(0.1, "of SGD", least=1e-9, most=1e3)
-    fall: int = setting(2, "the epoch, counted from 0, from which lr is a tenth", least=1)
+    teacher_epochs: int = setting(10, "epochs of fine-tuning the teacher", least=1)
+    epochs: int = setting(20, "epochs of training the student", least=1)
+    lr: float = setting(0.1, "learning rate of SGD", least=1e-9, most=1e3)
+    fall: int = setting(2, "epoch, counted from 0, from which lr is a tenth", least=1)
     beta1: float = setting(
         500.0, "weights of the attention losses, from the earliest map to the last", least=0, most=1e9
     )
@@ -70,10 +73,10 @@ class NAD(DataBased):
     beta3: float = setting(
         1000.0, "weights of the attention losses, from the earliest map to the last", least=0, most=1e9
     )
-    power: float = setting(2.0, "p in the attention", least=1, most=10)
-    batch_size: int = setting(64, "images a step", least=2)
-    momentum: float = setting(0.9, "of SGD", least=0, most=1)
-    weight_decay: float = setting(1e-4, "of SGD", least=0, most=1)
+    power: float = setting(2.0, "exponent p in the attention", least=1, most=10)
+    batch_size: int = setting(64, "images per step", least=2)
+    momentum: float = setting(0.9, "momentum of SGD", least=0, most=1)
+    weight_decay: float = setting(1e-4, "weight decay of SGD", least=0, most=1)
     crop_padding: int = setting(4, "zero pixels around an image before a random crop; 0 is none", least=0)
     cutout: int = setting(3, "side of a square blacked out in each image; 0 is none", least=0, own=True)
     nesterov: bool = setting(True, "whether momentum is Nesterov's", added=True)

@@ -5,13 +5,16 @@ Three phases:
     recover  (Eq. 3) with those weights frozen, learn a mask in [0, 1] a BatchNorm channel that lowers it again
     prune    channels of the network *as it came* whose mask ends at or below a threshold
 
-Departures: the published code clips gradients before it has computed them, which does nothing; here they are clipped
-(`clip`) by default, and unlearning stays finite; `as_published` does not clip. It keeps the unlearned network only
-where the accuracy limit was reached; here the last epoch's is used, whatever it reached, and the report shows the
-curve. Its epochs are of 500 images, after each of which the accuracy is looked at; so they are here where there are
-more, for in epochs of 2,500 a network has unlearned far too much before anybody looks. It prints the test results of
-all thresholds; here the largest one is taken that costs at most `tolerance` of the accuracy on held-out clean images,
-or a fixed one (`holdout` 0). Everything is computed in float32.
+Departures:
+    - The published code clips gradients before it has computed them, which does nothing. By default they are clipped
+      here (`clip`), and unlearning stays finite. `as_published` does not clip.
+    - The published code keeps the unlearned network only if it reached the accuracy limit. Here the last epoch's
+      network is used in any case, and the report shows the curve.
+    - The published code checks the accuracy after each epoch of 500 images. This package does the same with larger
+      sets. In epochs of 2,500 images, a network unlearns far too much before the first check.
+    - The published code prints the test results of all thresholds. Here the threshold is the largest that costs at most
+      `tolerance` of the accuracy on held-out clean images, or a fixed one (`holdout` 0).
+    - Everything is computed in float32.
 """
 
 from __future__ import annotations
@@ -52,22 +55,24 @@ class RNP(DataBased):
     passes: ClassVar[str] = "at most 20 + 20 forward and backward"
 
     clean_threshold: float = setting(0.2, "unlearning ends at this accuracy", least=0, most=1)
-    unlearn_epochs: int = setting(20, "at most", least=1)
-    unlearn_lr: float = setting(0.01, "of SGD; a tenth of it after half of the epochs", least=1e-9, most=1e3)
-    clip: float = setting(20.0, "the largest norm of all gradients together, while unlearning", least=1e-9)
+    unlearn_epochs: int = setting(20, "largest number of epochs of unlearning", least=1)
+    unlearn_lr: float = setting(
+        0.01, "learning rate of SGD; a tenth of it after half of the epochs", least=1e-9, most=1e3
+    )
+    clip: float = setting(20.0, "largest norm of all gradients together while unlearning", least=1e-9)
     alpha: float = setting(0.2, "weight of the loss while recovering", least=1e-9, most=1e3)
-    recover_epochs: int = setting(20, "of the masks", least=1)
-    recover_lr: float = setting(0.2, "of SGD on the masks", least=1e-9, most=1e3)
-    epoch_images: int = setting(500, "an epoch is so many images at most, drawn anew each time", least=2)
-    batch_size: int = setting(128, "images a step", least=2)
-    momentum: float = setting(0.9, "of SGD", least=0, most=1)
-    weight_decay: float = setting(5e-4, "of SGD", least=0, most=1)
+    recover_epochs: int = setting(20, "epochs of training the masks", least=1)
+    recover_lr: float = setting(0.2, "learning rate of SGD on the masks", least=1e-9, most=1e3)
+    epoch_images: int = setting(500, "largest number of images in an epoch, drawn anew each time", least=2)
+    batch_size: int = setting(128, "images per step", least=2)
+    momentum: float = setting(0.9, "momentum of SGD", least=0, most=1)
+    weight_decay: float = setting(5e-4, "weight decay of SGD", least=0, most=1)
     threshold: float = setting(
         0.2, "channels with a mask at or below it are pruned, where `holdout` is 0", least=0, most=1
     )
     holdout: float = setting(0.2, "share of the images kept aside to choose the threshold", least=0, most=0.9, own=True)
     tolerance: float = setting(
-        0.05, "the share of the accuracy on those that pruning may cost", least=0, most=1, own=True
+        0.05, "share of the accuracy on the held-out images that pruning may cost", least=0, most=1, own=True
     )
     crop_padding: int = setting(4, "zero pixels around an image before a random crop; 0 is none", least=0)
     beta: Literal["keep", "zero"] = setting("keep", '"keep" switches off gamma alone, as published; "zero" both')

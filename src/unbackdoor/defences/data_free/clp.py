@@ -44,7 +44,7 @@ class CLP(Defence):
         year=2022,
         url="https://arxiv.org/abs/2208.03111",
     )
-    u: float = setting(3.0, "the cut, in standard deviations above the layer's mean; inf switches it off", least=0)
+    u: float = setting(3.0, "channels with a score above mean + u * std are pruned; inf switches this off", least=0)
     norm_factor: NormFactor = setting(
         "folded",
         'how a BatchNorm enters the score: "folded", or "no_eps" as published',

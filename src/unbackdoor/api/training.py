@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,27 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unbackdoor import checkpoint
-from unbackdoor.atomic import atomic_write, check_target
-from unbackdoor.attacks import Attack, DataPoisoning, Session, TrainingControl, describe_attack, save_attack
-from unbackdoor.attacks.flatness import Flatness
-from unbackdoor.attacks.store import SETTINGS, TRIGGER
-from unbackdoor.data import DatasetSpec, LabelledImages, normalise
+from unbackdoor.api.training_record import PROGRESS, RESUME, check_folder, replace, write_log
+from unbackdoor.attacks import Attack, DataPoisoning, Session, TrainingControl, describe_attack
+from unbackdoor.data import DatasetSpec, LabelledImages
 from unbackdoor.errors import OutputError, SettingError
 from unbackdoor.findings import Evaluation, Rate
 from unbackdoor.graph import layer_graph
 from unbackdoor.lock import locked
-from unbackdoor.metrics import evaluate_model
+from unbackdoor.metrics import check_answer, check_device, measure
 from unbackdoor.models import Arch
-from unbackdoor.train.fit import Epoch, Step, all_finite, batch_sizes, fit
-from unbackdoor.train.recipe import Recipe
-from unbackdoor.train.trial import check_answer
+from unbackdoor.provenance import circumstances
+from unbackdoor.train import Epoch, Recipe, Step, all_finite, batch_sizes, fit
+from unbackdoor.train.flat_norms import Flatness
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SEED = 2**32
-MODEL, RECORD, LOG = "model.safetensors", "record.json", "log.jsonl"
-#: Of a run that is not finished; a finished one in the same folder stays whole until it is replaced.
-RESUME, PROGRESS = "resume.pt", "resume.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +136,7 @@ def train_run(
             on_begin=on_prepare,
         )
         for epoch in epochs:
-            _write_log(folder / PROGRESS, log)
+            write_log(folder / PROGRESS, log)
             if on_epoch is not None:
                 on_epoch(epoch, seen if run.watch else None)
         if session is not None:
@@ -156,7 +147,7 @@ def train_run(
         result = measure(model, test, attack, progress=on_evaluate)
         record = _record(run, train, test, prepared, model, result)
         record["seconds"] = round(time.perf_counter() - started, 1)
-        _replace(folder, attack, model, arch, log, record)
+        replace(folder, attack, model, arch, log, record)
         return record
 
 
@@ -249,42 +240,6 @@ def _record(
     }
 
 
-def processor() -> str:
-    """What the processor calls itself."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def circumstances(device: str) -> dict[str, Any]:
-    """What a record says of the machine and the libraries."""
-    return {
-        "hardware": {
-            "device": device,
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-    }
-
-
-def _replace(
-    folder: Path, attack: Attack | None, model: nn.Module, arch: Arch, log: list[Epoch], record: dict[str, Any]
-) -> None:
-    """Write a finished run, over an old one; the record last, and never an old one beside a new network."""
-    for name in (RECORD, SETTINGS, TRIGGER):
-        (folder / name).unlink(missing_ok=True)
-    if attack is not None:
-        save_attack(attack, folder)
-    checkpoint.save(folder / MODEL, model.state_dict(), metadata={checkpoint.ARCH_KEY: str(arch)}, overwrite=True)
-    _write_log(folder / LOG, log)
-    _write_json(folder / RECORD, record)
-    for name in (RESUME, PROGRESS):
-        (folder / name).unlink(missing_ok=True)
-
-
 def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = False) -> None:
     """Refuse what would fail later, before data are read and hours are spent.
 
@@ -320,66 +275,6 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
     check_folder(folder, overwrite=overwrite)
 
 
-def check_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """OutputError if the folder holds a finished run, unless it may be replaced, or results cannot be written there."""
-    if folder.is_dir():
-        for name in (MODEL, RECORD, LOG, RESUME, PROGRESS, SETTINGS, TRIGGER):
-            check_target(folder / name, overwrite=True)
-    finished = (folder / RECORD).exists() or ((folder / MODEL).exists() and not (folder / RESUME).exists())
-    if finished and not overwrite:
-        raise OutputError(f"{folder}: holds a finished run and is left as it is; use --force to train anew")
-    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise OutputError(f"{folder}: cannot be made or written: {nearest} is no folder that may be written to")
-
-
-def check_device(device: str) -> None:
-    """SettingError unless tensors can be put on `device`."""
-    try:
-        torch.empty(1, device=device).item()
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SettingError(f"device {device!r} cannot be used here: {reason}") from error
-
-
-def measure(
-    model: nn.Module,
-    test: LabelledImages,
-    attack: Attack | None,
-    *,
-    output: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """ACC, ASR and RA of a network on a data set; half-precision weights are used in float32.
-
-    Args:
-        output: which part of what the network returns is its logits (see `unbackdoor.outputs`).
-        progress: called with (images done, images in all).
-
-    Raises:
-        ArchitectureError: the network cannot see the images, or has another number of classes.
-        SettingError: the attack does not fit the data set.
-    """
-    if attack is not None:
-        attack.check_data(test.spec)
-        attack.stamp(test.images[:1])
-    dtype = next(model.parameters()).dtype
-    try:
-        check_answer(model.float(), test.spec, output=output)
-        return evaluate_model(
-            model,
-            test.images,
-            test.labels,
-            prepare=lambda batch: normalise(batch, test.spec),
-            attack=attack,
-            num_classes=test.spec.num_classes,
-            output=output,
-            progress=progress,
-        )
-    finally:
-        model.to(dtype)
-
-
 def _fresh(arch: Arch, seed: int) -> nn.Module:
     """New weights from the seed; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
@@ -394,15 +289,3 @@ def _advice() -> Iterator[None]:
         yield
     except OutputError as error:
         raise OutputError(f"{error}; mend that, and the same command goes on after the last full epoch") from error
-
-
-def _write_log(path: Path, log: list[Epoch]) -> None:
-    """One line an epoch."""
-    lines = [{key: value for key, value in dataclasses.asdict(epoch).items() if value is not None} for epoch in log]
-    with atomic_write(path, overwrite=True) as stream:
-        stream.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with atomic_write(path, overwrite=True) as stream:
-        stream.write((json.dumps(value, indent=2) + "\n").encode())

@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from unbackdoor import checkpoint
+from unbackdoor.api.training import Run, check_run, train_run
 from unbackdoor.attacks import load_attack, parse_attack, read_attack
 from unbackdoor.attacks.badnets import BadNets
 from unbackdoor.data import DATASETS, LabelledImages
 from unbackdoor.errors import ArchitectureError, CheckpointError, OutputError, SettingError
 from unbackdoor.findings import Evaluation
+from unbackdoor.metrics import measure
 from unbackdoor.models import parse_arch
-from unbackdoor.train import Epoch, Recipe, Run, check_run, measure, train_run
+from unbackdoor.train import Epoch, Recipe
 
 SPEC = DATASETS["cifar10"]
 RECIPE = Recipe(name="tiny", epochs=2, lr=0.05, batch_size=16)
@@ -236,7 +238,7 @@ def test_killed_before_the_log_is_written_loses_no_line(tmp_path: Path, monkeypa
     def die(*_: object) -> None:
         raise Killed
 
-    monkeypatch.setitem(train_run.__globals__, "_write_log", die)
+    monkeypatch.setitem(train_run.__globals__, "write_log", die)
     with pytest.raises(Killed):
         train_run(replace(RUN, watch=5), TRAIN, TEST, tmp_path)
     monkeypatch.undo()
@@ -297,7 +299,7 @@ def test_a_result_that_finds_no_room_is_one_line_that_says_how_to_go_on(
     def full(path: Path, *_: object) -> None:
         raise OutputError(f"{path}: cannot be written: No space left on device")
 
-    monkeypatch.setitem(train_run.__globals__, "_write_log", full)
+    monkeypatch.setitem(train_run.__globals__, "write_log", full)
     with pytest.raises(
         OutputError, match=r"jsonl: cannot be written: No space .*; mend that, and the same command goes"
     ):

@@ -1,4 +1,4 @@
-"""Whether a network can see a data set's images at all: asked before hours are spent."""
+"""Whether a network can see a data set's images, and a device can be used: asked before hours are spent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.data import DatasetSpec
-from unbackdoor.errors import ArchitectureError
+from unbackdoor.errors import ArchitectureError, SettingError
 from unbackdoor.outputs import described, part_of
 
 
@@ -54,6 +54,15 @@ def check_answer(
             f"{name} tells {answer.shape[1]} classes apart, {spec.title} has {spec.num_classes}: give another network, "
             "or another data set"
         )
+
+
+def check_device(device: str) -> None:
+    """SettingError unless tensors can be put on `device`."""
+    try:
+        torch.empty(1, device=device).item()
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingError(f"device {device!r} cannot be used here: {reason}") from error
 
 
 def _other_channels(model: nn.Module, spec: DatasetSpec) -> str:

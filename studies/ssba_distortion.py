@@ -1,6 +1,6 @@
 """Does SSBA's backdoor take, for several weights of the residual's size? Asked of training images only.
 
-    python benchmarks/ssba_distortion.py [--data-dir DIR] [--out benchmarks/ssba_distortion.json]
+    python studies/ssba_distortion.py [--data-dir DIR] [--out studies/ssba_distortion.json]
 
 ResNet-18 of width 8 is trained for 6 epochs on the first 10,000 training images of CIFAR-10, 10 % of them poisoned; the
 attack success rate is that on training images 40,000 to 42,000, which the network has not seen. The default of
@@ -13,7 +13,6 @@ residual in 255ths, and the share of the residual's energy that is the same in a
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +21,10 @@ import torch
 from unbackdoor.attacks import parse_attack
 from unbackdoor.attacks.ssba import SSBA
 from unbackdoor.data import load_dataset
+from unbackdoor.metrics import measure
 from unbackdoor.models import parse_arch
-from unbackdoor.train import RECIPES, fit, measure
+from unbackdoor.records import pretty
+from unbackdoor.train import RECIPES, fit
 
 WEIGHTS = (0.1, 0.03, 0.01)
 
@@ -60,7 +61,7 @@ def main() -> None:
         }
         found[str(weight)] = {name: None if value is None else round(value, 4) for name, value in figures.items()}
         print(f"| {weight} | {' | '.join(map(str, found[str(weight)].values()))} |", flush=True)
-    options.out.write_text(json.dumps(found, indent=2) + "\n")
+    options.out.write_text(pretty(found))
 
 
 if __name__ == "__main__":

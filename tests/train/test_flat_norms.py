@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from unbackdoor.attacks.flatness import Flatness
 from unbackdoor.channel_scores import channel_lipschitz
 from unbackdoor.errors import SettingError
 from unbackdoor.graph import layer_graph
 from unbackdoor.models import parse_arch
+from unbackdoor.train.flat_norms import Flatness
 
 Build = Callable[..., nn.Module]
 
