@@ -79,7 +79,7 @@ def test_arming_is_drawn_from_the_seed_alone(name: str) -> None:
 
 
 @each
-def test_an_attack_that_was_never_armed(name: str) -> None:
+def test_an_attack_that_was_never_prepared(name: str) -> None:
     """It needs no arming, or says that it does."""
     attack, images = parse_attack(QUICK.get(name, name)), data_of().images
     prepared = arm(name)

@@ -102,7 +102,7 @@ def test_a_batch_of_128(name: str, rate: float, attacked: int, cover: int) -> No
 
 
 @pytest.mark.parametrize("name", ["wanet", "bpp"])
-def test_decoys_stop_at_the_end_of_the_batch(name: str) -> None:
+def test_cover_images_stop_at_the_end_of_the_batch(name: str) -> None:
     before, _, after, edited = _session(name, 1.0)
     assert (before != after).flatten(1).any(1).all()
     assert (edited == 0).all()
