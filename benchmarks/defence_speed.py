@@ -28,7 +28,8 @@ from unbackdoor.data import LabelledImages, clean_subset, load_dataset, normalis
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.table import parse_method
 from unbackdoor.defender.case import Case
-from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph import layer_graph
 from unbackdoor.provenance import processor
 from unbackdoor.train.fit import autocast_dtype
 

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.data_free import CLP, LPP
-from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph import layer_graph
 from unbackdoor.models.resnet import resnet18
 from unbackdoor.provenance import processor
 

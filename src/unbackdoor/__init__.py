@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from unbackdoor.defences.table import parse_method
     from unbackdoor.errors import UnbackdoorError
     from unbackdoor.findings import Report
-    from unbackdoor.graph import LayerGraph, layer_graph
+    from unbackdoor.findings.layers import LayerGraph
+    from unbackdoor.graph import layer_graph
     from unbackdoor.prune import Plan
 
 #: Public name -> the module that defines it; imported on first use, so that `import unbackdoor` costs nothing.
@@ -30,7 +31,7 @@ _HOME = {
     "ATTACKS": "attacks",
     "CLP": "defences.data_free",
     "LPP": "defences.data_free",
-    "LayerGraph": "graph",
+    "LayerGraph": "findings.layers",
     "Outcome": "defences.base",
     "Plan": "prune",
     "Report": "findings",

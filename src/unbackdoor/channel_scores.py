@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.errors import SettingError
-from unbackdoor.graph import Layer, LayerGraph, Norm
+from unbackdoor.findings.layers import Layer, LayerGraph, Norm
 from unbackdoor.graph.tensors import Tensors, read_model, readable
 from unbackdoor.lipschitz import MEASURES, NormFactor, NormKind, constants_of, fold_factors, together
 

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unbackdoor.graph import Layer
+from unbackdoor.findings.layers import Layer
 
 NormKind = Literal["l2", "l2sq", "spectral"]
 NormFactor = Literal["folded", "no_eps", "printed", "printed_signed", "none"]

@@ -10,7 +10,8 @@ import torch
 from graph_truth import Truth, watch
 from torch import Tensor, nn
 
-from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph import layer_graph
 from unbackdoor.models import ARCHITECTURES, parse_arch
 
 OWN = tuple(ARCHITECTURES)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.data_free import CLP, LPP
-from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph import layer_graph
 
 torchvision = pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")

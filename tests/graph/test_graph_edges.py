@@ -15,7 +15,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 from unbackdoor.channel_scores import channel_lipschitz
 from unbackdoor.errors import GraphError
-from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph import layer_graph
 
 
 class Net(nn.Module):

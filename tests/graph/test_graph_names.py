@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from layer_zoo import calibrate
 from unbackdoor.channel_scores import channel_lipschitz
-from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph import layer_graph
 from unbackdoor.graph.readers.names import agreeing, of_tensors
 from unbackdoor.models import parse_arch
 

@@ -8,7 +8,8 @@ from graph_networks import MERGING, NETWORKS, build, compare, measure
 from graph_truth import watch
 from torch import Tensor, nn
 
-from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph import layer_graph
 
 pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.defences.data_free import LPP
-from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph import layer_graph
 
 IMAGE = torch.zeros(2, 3, 8, 8)
 BOTH = pytest.mark.parametrize("example", [None, IMAGE], ids=["fx", "export"])

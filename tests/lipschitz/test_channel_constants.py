@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from layer_zoo import KINDS, PLAIN, filters_of, inputs, network
 from unbackdoor.channel_scores import channel_lipschitz
 from unbackdoor.errors import SettingError
-from unbackdoor.graph import Layer, layer_graph
+from unbackdoor.findings.layers import Layer
+from unbackdoor.graph import layer_graph
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.lipschitz import (
     constants_of,

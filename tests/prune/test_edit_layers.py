@@ -10,7 +10,8 @@ from torch.nn.utils import parametrize
 from layer_zoo import KINDS, Net, filters_of, inputs, network, rescale
 from unbackdoor.channel_scores import channel_lipschitz, scores_of
 from unbackdoor.defences.data_free.lpp import outliers
-from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph import layer_graph
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune import Editor, Plan, Population, copy_model, eligible
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unbackdoor.defences.data_free.lpp import outliers
-from unbackdoor.graph import Layer
+from unbackdoor.findings.layers import Layer
 from unbackdoor.prune import Population, Selection, either
 
 DEFAULTS = {"lower": -3.0, "upper": 3.0, "band": 1.5, "shrink_to": "edge", "upscale": False, "correction": 0}

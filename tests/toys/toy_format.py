@@ -20,7 +20,7 @@ from unbackdoor.atomic import atomic_write
 from unbackdoor.checkpoint.checkpoint import Checkpoint, Contents
 from unbackdoor.checkpoint.format import FORMATS
 from unbackdoor.errors import CheckpointError, OutputError
-from unbackdoor.graph.layer import Layer, LayerGraph, Norm
+from unbackdoor.findings.layers import Layer, LayerGraph, Norm
 
 MAGIC = b"TOY MODEL\n"
 

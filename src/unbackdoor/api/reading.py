@@ -25,7 +25,8 @@ from unbackdoor.defences.base import Defence
 from unbackdoor.defender.case import Case
 from unbackdoor.errors import ArchitectureError, CheckpointError, SettingError
 from unbackdoor.findings import Remark, Report
-from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph import layer_graph
 from unbackdoor.graph.readers.names import of_tensors
 from unbackdoor.inputs import placed, refuse_example
 from unbackdoor.models import Arch, parse_arch

@@ -17,7 +17,7 @@ from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import LPP
 from unbackdoor.errors import CheckpointError, IncompleteError, SettingError
 from unbackdoor.findings import Remark, Report
-from unbackdoor.graph import LayerGraph
+from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.models import Arch
 from unbackdoor.prune import Plan
 

@@ -14,7 +14,7 @@ from unbackdoor.report.escape import short, visible
 if TYPE_CHECKING:
     from unbackdoor.api import ModelFile
     from unbackdoor.findings import Remark
-    from unbackdoor.graph import LayerGraph
+    from unbackdoor.findings.layers import LayerGraph
 
 
 @click.command(epilog="Exit codes: 0 read in full; 2 error, or file refused; 3 part could not be read or paired.")

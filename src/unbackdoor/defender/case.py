@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from unbackdoor.defender.working_copy import seeded, working_copy
 from unbackdoor.errors import SettingError
-from unbackdoor.graph import LayerGraph, layer_graph
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph import layer_graph
 from unbackdoor.graph.tensors import Tensors, read_model
 from unbackdoor.outputs import answering
 

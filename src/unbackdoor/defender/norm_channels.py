@@ -16,7 +16,7 @@ from torch.func import functional_call
 from unbackdoor.defender.images import DefenderData, accuracy_on, logits_of
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import Remark
-from unbackdoor.graph import Layer, LayerGraph, Norm, why_left
+from unbackdoor.findings.layers import Layer, LayerGraph, Norm, why_left
 from unbackdoor.graph.activations import watched
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune import Population, Selection

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unbackdoor.graph.layer import Layer, Norm
+from unbackdoor.findings.layers import Layer, Norm
 
 Verdict = Literal["fits", "differs", "silent"]
 

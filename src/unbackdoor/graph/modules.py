@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
-from unbackdoor.graph.layer import Layer, Norm
+from unbackdoor.findings.layers import Layer, Norm
 
 #: Norms whose factor depends on the input, so that it cannot be folded into a weight.
 INPUT_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, _InstanceNorm)

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from unbackdoor.dataflow.effects import KNOWN_INSIDE, Effect, Role, canonical
+from unbackdoor.dataflow.flow import Dataflow
+from unbackdoor.dataflow.places import Place
 from unbackdoor.findings import Remark
-from unbackdoor.graph.dataflow import Dataflow
-from unbackdoor.graph.effects import KNOWN_INSIDE, Effect, Role, canonical
-from unbackdoor.graph.layer import Layer, LayerGraph
+from unbackdoor.findings.layers import Layer, LayerGraph
 from unbackdoor.graph.modules import (
     is_batch_norm,
     is_frozen,
@@ -24,7 +25,6 @@ from unbackdoor.graph.modules import (
     read_layer,
     read_norm,
 )
-from unbackdoor.graph.places import Place
 
 #: Functions that multiply by a matrix: a bare parameter in one of them is a layer's weight in all but name.
 _PRODUCTS = frozenset(

@@ -16,8 +16,8 @@ from torch.nn.parameter import is_lazy
 
 from unbackdoor.errors import GraphError
 from unbackdoor.findings import Remark
+from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.examples import check_example
-from unbackdoor.graph.layer import LayerGraph
 from unbackdoor.graph.owners import Owners
 from unbackdoor.graph.readers import TRACERS, names
 

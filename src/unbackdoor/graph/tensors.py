@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.errors import SettingError
-from unbackdoor.graph.layer import Layer, LayerGraph
+from unbackdoor.findings.layers import Layer, LayerGraph
 from unbackdoor.graph.modules import effective_weight, join
 from unbackdoor.graph.read import layer_graph
 

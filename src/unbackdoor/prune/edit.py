@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import Remark
-from unbackdoor.graph import Layer, LayerGraph, Norm
+from unbackdoor.findings.layers import Layer, LayerGraph, Norm
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune.outliers import Mask, Selection
 

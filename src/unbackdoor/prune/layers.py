@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from unbackdoor.findings import Remark
-from unbackdoor.graph import Layer, LayerGraph, why_left
+from unbackdoor.findings.layers import Layer, LayerGraph, why_left
 from unbackdoor.graph.tensors import Tensors, readable
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from unbackdoor.graph import Layer
+from unbackdoor.findings.layers import Layer
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from unbackdoor.errors import MethodError, PlanError
 from unbackdoor.findings import ClassifierReport, DataReport, LayerReport, Remark, Report, Stage
-from unbackdoor.graph import LayerGraph
+from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune.edit import Edit, same_bits
 from unbackdoor.prune.outliers import Mask, Selection

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.errors import SettingError
-from unbackdoor.graph import LayerGraph
+from unbackdoor.findings.layers import LayerGraph
 
 
 class Flatness:

@@ -24,7 +24,7 @@ from torch import Tensor
 from unbackdoor.channel_scores import scores_of
 from unbackdoor.defences.base import DEFENCES, Defence
 from unbackdoor.defender.case import Case
-from unbackdoor.graph import Layer
+from unbackdoor.findings.layers import Layer
 from unbackdoor.lipschitz import NormFactor
 from unbackdoor.papers import Paper
 from unbackdoor.prune import Editor, Plan, Population, eligible

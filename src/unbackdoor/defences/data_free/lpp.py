@@ -41,7 +41,7 @@ from unbackdoor.defences.base import DEFENCES, Defence
 from unbackdoor.defender.case import Case
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import ClassifierReport, Remark
-from unbackdoor.graph import Layer, LayerGraph
+from unbackdoor.findings.layers import Layer, LayerGraph
 from unbackdoor.graph.tensors import Tensors, readable
 from unbackdoor.lipschitz import NormFactor, NormKind
 from unbackdoor.papers import Paper

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from unbackdoor.graph.dataflow import Dataflow
+from unbackdoor.dataflow.flow import Dataflow
 from unbackdoor.graph.owners import Owners
 from unbackdoor.graph.readers import export, fx
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from unbackdoor.graph.dataflow import Dataflow
-from unbackdoor.graph.effects import Call, changes_in_place, effect
+from unbackdoor.dataflow.effects import Call, changes_in_place, effect
+from unbackdoor.dataflow.flow import Dataflow
+from unbackdoor.dataflow.values import Values
 from unbackdoor.graph.examples import examples
 from unbackdoor.graph.modules import join, unwrap
 from unbackdoor.graph.owners import Owners
-from unbackdoor.graph.values import Values
 
 _aten = torch.ops.aten
 _CONVS: dict[Any, bool] = {

@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from unbackdoor.graph.dataflow import Dataflow
-from unbackdoor.graph.effects import Call, Effect, changes_in_place, effect, of_module
+from unbackdoor.dataflow.effects import Call, Effect, changes_in_place, effect, of_module
+from unbackdoor.dataflow.flow import Dataflow
+from unbackdoor.dataflow.ops import Kind
+from unbackdoor.dataflow.values import Values
 from unbackdoor.graph.examples import norm_ranks
 from unbackdoor.graph.modules import (
     INPUT_NORMS,
@@ -24,9 +26,7 @@ from unbackdoor.graph.modules import (
     runs_torch_forward,
     unwrap,
 )
-from unbackdoor.graph.ops import Kind
 from unbackdoor.graph.owners import Owners
-from unbackdoor.graph.values import Values
 
 _CONVS: dict[Any, bool] = {
     F.conv1d: False,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.findings import Remark
+from unbackdoor.findings.layers import Layer, LayerGraph, Norm
 from unbackdoor.graph.evidence import Verdict, is_plain, judge
-from unbackdoor.graph.layer import Layer, LayerGraph, Norm
 from unbackdoor.graph.modules import (
     is_batch_norm,
     is_frozen,

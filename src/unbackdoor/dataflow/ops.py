@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from unbackdoor.graph.effects import NO_EFFECT, Effect
+from unbackdoor.dataflow.effects import NO_EFFECT, Effect
 
 Kind = Literal[
     "input", "layer", "weights", "norm", "input_norm", "own_norm", "alias", "shape", "other", "opaque", "output"

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from unbackdoor.graph.dataflow import Dataflow
-from unbackdoor.graph.effects import MOVES, canonical
+from unbackdoor.dataflow.effects import MOVES, canonical
+from unbackdoor.dataflow.flow import Dataflow
 
 _VIEWS = MOVES | {"detach", "alias", "contiguous", "expand", "expandas", "broadcastto"}
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from unbackdoor.dataflow.effects import NO_EFFECT, Effect
+from unbackdoor.dataflow.ops import Kind, Op
+from unbackdoor.dataflow.parts import Parts, Verdict
+from unbackdoor.dataflow.places import Place
 from unbackdoor.findings import Remark
-from unbackdoor.graph.effects import NO_EFFECT, Effect
-from unbackdoor.graph.layer import Layer, LayerGraph, Norm
-from unbackdoor.graph.ops import Kind, Op
-from unbackdoor.graph.parts import Parts, Verdict
-from unbackdoor.graph.places import Place
+from unbackdoor.findings.layers import Layer, LayerGraph, Norm
 
 _Known = TypeVar("_Known", Layer, Norm)
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from unbackdoor.graph.effects import FLATTENS, ROW_BY_ROW, Role, canonical
-from unbackdoor.graph.layer import Layer, Part
-from unbackdoor.graph.ops import Op
+from unbackdoor.dataflow.effects import FLATTENS, ROW_BY_ROW, Role, canonical
+from unbackdoor.dataflow.ops import Op
+from unbackdoor.findings.layers import Layer, Part
 
 _UNREAD = "nothing that the network computes from it was seen: its result may leave in another way, as an answer does"
 _BLIND = "which layers make the network's answers is not known: no result could be followed back to one"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from unbackdoor.graph.places import Place, contracted, moved
+from unbackdoor.dataflow.places import Place, contracted, moved
 
 #: What an operation does with a value that is zero:
 #: - "zero": makes zero of it, or leaves its part out of a sum;
