@@ -15,7 +15,6 @@ from typing import Any
 
 from unbackdoor.attacks import ATTACKS, Attack, TrainingControl
 from unbackdoor.attacks import presets_of as attack_presets_of
-from unbackdoor.defences.base import DataFree
 from unbackdoor.defences.table import DEFENCES, presets_of
 from unbackdoor.detectors import DETECTORS
 from unbackdoor.leaderboard import Claim, read_grids, text
@@ -95,7 +94,7 @@ def defences_one_by_one() -> str:
         kind = DEFENCES[name]
         parts += [f"### {name}", introduced(kind), settings_table(kind, settings_of(kind))]
         parts += departures_of(kind)
-        if issubclass(kind, DataFree):
+        if kind.needs == "nothing":
             parts.append("*Departures* from the printed text and the published code: see [fidelity.md](fidelity.md).")
     return "\n\n".join(parts)
 
@@ -113,7 +112,7 @@ def detectors_one_by_one() -> str:
 
 def _methods() -> list[str]:
     """The data-free ones first."""
-    return sorted(DEFENCES, key=lambda name: (not issubclass(DEFENCES[name], DataFree), name))
+    return sorted(DEFENCES, key=lambda name: (DEFENCES[name].needs != "nothing", name))
 
 
 def clean_cost() -> str:

@@ -39,7 +39,7 @@ def main() -> None:
     found = {}
     print("| distortion | ACC | ASR | bits read | RMS | in common |\n|---|---|---|---|---|---|")
     for weight in WEIGHTS:
-        attack = parse_attack(f"ssba:distortion={weight}").armed(seen, seed=0)
+        attack = parse_attack(f"ssba:distortion={weight}").prepare(seen, seed=0)
         assert isinstance(attack, SSBA)
         spoilt = attack.poison(
             seen.images, seen.labels, rate=0.1, num_classes=10, generator=torch.Generator().manual_seed(0)

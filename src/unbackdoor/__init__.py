@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from unbackdoor.findings.values import render_with
+
 if TYPE_CHECKING:
     from unbackdoor.api import defend, detect, evaluate, load_model, repair, scan
     from unbackdoor.attacks import ATTACKS, parse_attack
@@ -69,6 +71,16 @@ __all__ = [
     "save",
     "scan",
 ]
+
+
+def _render(found: object, form: str) -> str:
+    """Values know no renderer (`findings`), and renderers are loaded when one is asked for: they meet here."""
+    from unbackdoor.report import render
+
+    return render(found, form)
+
+
+render_with(_render)
 
 
 def __getattr__(name: str) -> Any:

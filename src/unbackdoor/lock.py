@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +18,6 @@ LOCK = ".lock"
 #: Seconds between two looks at a lock that another holds.
 _POLL = 0.01
 
-#: What a file system says that has no locks: then nobody is kept out.
-_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-
 #: What a file system without locks answers.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -31,12 +29,14 @@ def claimed(file: Path, *, patience: float = 0.0) -> Iterator[bool]:
     Where the file system knows no locks, everybody is alone.
 
     Args:
-        file: of no other use; made here.
+        file: of no other use; made here, in a folder that exists.
         patience: seconds to wait for another that holds it. Whoever only looks (`is_claimed`) holds it for a moment.
 
     Raises:
         OSError: the file cannot be made.
     """
+    if not file.parent.is_dir():  # the library would make it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.parent))
     lock = FileLock(file, thread_local=False)
     try:
         lock.acquire(timeout=patience, poll_interval=_POLL)

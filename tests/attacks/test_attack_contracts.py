@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from armed_attacks import NAMES, QUICK, Brightness, arm, assert_same_stamp, data_of
+from prepared_attacks import NAMES, QUICK, Brightness, arm, assert_same_stamp, data_of
 
 from unbackdoor.attacks import (
     ATTACKS,
@@ -79,15 +79,15 @@ def test_arming_is_drawn_from_the_seed_alone(name: str) -> None:
 
 
 @each
-def test_an_attack_that_was_never_armed(name: str) -> None:
+def test_an_attack_that_was_never_prepared(name: str) -> None:
     """It needs no arming, or says that it does."""
     attack, images = parse_attack(QUICK.get(name, name)), data_of().images
-    armed = arm(name)
-    if armed.tensors:
+    prepared = arm(name)
+    if prepared.tensors:
         with pytest.raises(SettingError, match=rf"{name}: its trigger is not in its settings; load the attack\.json"):
             attack.stamp(images)
     else:
-        assert torch.equal(attack.stamp(images), armed.stamp(images))
+        assert torch.equal(attack.stamp(images), prepared.stamp(images))
 
 
 @each
@@ -113,12 +113,12 @@ def test_the_target_is_one_of_the_classes(name: str, target: int, fits: bool) ->
 @each
 def test_what_is_asked_for(name: str) -> None:
     labels = torch.tensor([0, 3, 9])
-    assert arm(name, target=3).goal(labels, 10).tolist() == [3, 3, 3]
+    assert arm(name, target=3).target_labels(labels, 10).tolist() == [3, 3, 3]
     if ATTACKS[name].clean_label:
         with pytest.raises(SettingError, match=f"{name} leaves labels as they are"):
             parse_attack(f"{name}:mapping=all-to-all")
     else:
-        assert parse_attack(f"{name}:mapping=all-to-all").goal(labels, 10).tolist() == [1, 4, 0]
+        assert parse_attack(f"{name}:mapping=all-to-all").target_labels(labels, 10).tolist() == [1, 4, 0]
 
 
 @each
@@ -148,9 +148,9 @@ def test_how_far_arming_is_runs_to_the_end(name: str) -> None:
     told: list[tuple[int, int]] = []
     attack = parse_attack(QUICK.get(name, name))
     classifier = Brightness() if attack.needs_classifier else None
-    armed = attack.armed(data_of(), seed=0, classifier=classifier, progress=lambda *steps: told.append(steps))
-    if isinstance(armed, DataPoisoning):
-        armed.poison(data_of().images, data_of().labels, rate=0.1, num_classes=10, generator=_generator())
+    prepared = attack.prepare(data_of(), seed=0, classifier=classifier, progress=lambda *steps: told.append(steps))
+    if isinstance(prepared, DataPoisoning):
+        prepared.poison(data_of().images, data_of().labels, rate=0.1, num_classes=10, generator=_generator())
     assert told == [(k + 1, len(told)) for k in range(len(told))]
 
 

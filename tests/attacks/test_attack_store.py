@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from armed_attacks import NAMES, arm, data_of
+from prepared_attacks import NAMES, arm, data_of
 
 from unbackdoor import checkpoint
 from unbackdoor.attacks import load_attack, save_attack

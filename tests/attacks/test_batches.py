@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from armed_attacks import arm, data_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prepared_attacks import arm, data_of
 from torch import Tensor
 
 from unbackdoor.attacks import TrainingControl
@@ -83,7 +83,7 @@ def _session(name: str, rate: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "rate", "attacked", "decoys"),
+    ("name", "rate", "attacked", "cover"),
     [
         ("wanet", 0.1, 12, 24),  # two noise-mode images for each attacked one
         ("wanet", 0.01, 1, 2),
@@ -93,16 +93,16 @@ def _session(name: str, rate: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ("bpp", 0.01, 1, 12),  # negatives do not follow the rate: a tenth of the batch
     ],
 )
-def test_a_batch_of_128(name: str, rate: float, attacked: int, decoys: int) -> None:
+def test_a_batch_of_128(name: str, rate: float, attacked: int, cover: int) -> None:
     before, labels, after, edited = _session(name, rate)
     changed = (before != after).flatten(1).any(1)
-    assert changed.nonzero().flatten().tolist() == list(range(attacked + decoys))
+    assert changed.nonzero().flatten().tolist() == list(range(attacked + cover))
     assert (edited[:attacked] == 0).all()
-    assert torch.equal(edited[attacked:], labels[attacked:])  # decoys keep their labels
+    assert torch.equal(edited[attacked:], labels[attacked:])  # cover images keep their labels
 
 
 @pytest.mark.parametrize("name", ["wanet", "bpp"])
-def test_decoys_stop_at_the_end_of_the_batch(name: str) -> None:
+def test_cover_images_stop_at_the_end_of_the_batch(name: str) -> None:
     before, _, after, edited = _session(name, 1.0)
     assert (before != after).flatten(1).any(1).all()
     assert (edited == 0).all()

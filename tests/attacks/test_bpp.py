@@ -86,7 +86,7 @@ def test_negatives_carry_the_error_of_another_image() -> None:
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         mixed = attack.mix(images, labels, count=2, num_classes=10, generator=generator)
-        assert (mixed.attacked, mixed.decoys) == (2, 4)
+        assert (mixed.attacked, mixed.cover) == (2, 4)
         assert mixed.labels.tolist() == [7, 7, 2, 3, 4, 5, 6, 7, 8, 9]
         shown = mixed.images[:, 0, 0, 0].tolist()
         assert shown[:2] == [0, 0]

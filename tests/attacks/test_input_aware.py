@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from armed_attacks import data_of
+from prepared_attacks import data_of
 from torch import Tensor, nn
 
 from unbackdoor.attacks.input_aware import InputAware, InputAwareSession, blend, diversity, encoder_decoder, sharpen

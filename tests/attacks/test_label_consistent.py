@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from armed_attacks import Brightness, data_of
+from prepared_attacks import Brightness, data_of
 from torch import Tensor, nn
 
 from unbackdoor.attacks.label_consistent import LabelConsistent, checkerboard, log_odds_against, perturb
@@ -77,7 +77,7 @@ def test_gradients_are_taken_where_none_are_wanted() -> None:
 
 def test_images_of_the_target_class_alone_are_perturbed_and_keep_their_label() -> None:
     data = data_of(8, 40)
-    attack = LabelConsistent(target=3, steps=10).armed(data, seed=0, classifier=Brightness())
+    attack = LabelConsistent(target=3, steps=10).prepare(data, seed=0, classifier=Brightness())
     poisoned = attack.poison(data.images, data.labels, rate=0.5, num_classes=10, generator=_generator())
     assert data.labels[poisoned.mask].tolist() == [3] * 4  # all there are
     assert poisoned.note == "lc: only 4 of 40 training images have class 3; the rate is 0.1000 instead of 0.5"
@@ -93,9 +93,9 @@ def test_images_of_the_target_class_alone_are_perturbed_and_keep_their_label() -
 
 def test_test_images_get_the_corners_only() -> None:
     data = data_of(8)
-    armed = LabelConsistent().armed(data, seed=0, classifier=Brightness())
-    assert torch.equal(armed.stamp(data.images), LabelConsistent().stamp(data.images))
-    assert torch.equal(armed.stamp(data.images)[..., 3:5, 3:5], data.images[..., 3:5, 3:5])
+    prepared = LabelConsistent().prepare(data, seed=0, classifier=Brightness())
+    assert torch.equal(prepared.stamp(data.images), LabelConsistent().stamp(data.images))
+    assert torch.equal(prepared.stamp(data.images)[..., 3:5, 3:5], data.images[..., 3:5, 3:5])
 
 
 class Moody(Brightness):
@@ -113,38 +113,38 @@ class Moody(Brightness):
 def test_the_classifier_is_used_as_it_predicts_and_left_as_it_is() -> None:
     data, classifier = data_of(8), Moody().train()
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
-    armed = LabelConsistent(steps=3).armed(data, seed=0, classifier=classifier)
-    armed.poison(data.images, data.labels, rate=0.1, num_classes=10, generator=_generator())
+    prepared = LabelConsistent(steps=3).prepare(data, seed=0, classifier=classifier)
+    prepared.poison(data.images, data.labels, rate=0.1, num_classes=10, generator=_generator())
     assert classifier.training
     assert classifier.norm.training
     assert all(parameter.grad is None for parameter in classifier.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
-    assert armed.tensors == {}
-    assert "surrogate" not in repr(armed)
-    assert armed == LabelConsistent(steps=3)
+    assert prepared.tensors == {}
+    assert "surrogate" not in repr(prepared)
+    assert prepared == LabelConsistent(steps=3)
 
 
 def test_each_step_is_told() -> None:
     told: list[tuple[int, int]] = []
     data = data_of(8, 40)
     attack = LabelConsistent(steps=5)
-    armed = attack.armed(data, seed=0, classifier=Brightness(), progress=lambda *steps: told.append(steps))
+    prepared = attack.prepare(data, seed=0, classifier=Brightness(), progress=lambda *steps: told.append(steps))
     assert told == []  # nothing is perturbed before it is known which images
-    armed.poison(data.images, data.labels, rate=0.1, num_classes=10, generator=_generator())
+    prepared.poison(data.images, data.labels, rate=0.1, num_classes=10, generator=_generator())
     assert told == [(k, 5) for k in range(1, 6)]
 
 
 def test_without_a_classifier() -> None:
     data = data_of(8)
     with pytest.raises(SettingError, match="lc needs a clean classifier"):
-        LabelConsistent().armed(data, seed=0)
+        LabelConsistent().prepare(data, seed=0)
     with pytest.raises(SettingError, match="perturbed with a clean classifier"):
         LabelConsistent().poison(data.images, data.labels, rate=0.1, num_classes=10, generator=_generator())
 
 
 def test_a_classifier_of_another_data_set() -> None:
     with pytest.raises(SettingError, match="the clean classifier has 43 classes, the data 10"):
-        LabelConsistent().armed(data_of(8), seed=0, classifier=Brightness(43))
+        LabelConsistent().prepare(data_of(8), seed=0, classifier=Brightness(43))
 
 
 @pytest.mark.parametrize(("size", "fits"), [(5, False), (6, True)])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from armed_attacks import data_of
+from prepared_attacks import data_of
 
 from unbackdoor.attacks.low_frequency import LowFrequency, low_pass
 from unbackdoor.errors import SettingError
@@ -28,7 +28,7 @@ def test_the_gain_of_a_pure_wave(periods: int, cutoff: float, gain: float, axis:
 @pytest.mark.parametrize("size", [32, 64])
 @pytest.mark.parametrize("amplitude", [51.0, 20.0])
 def test_its_range_and_its_spectrum(size: int, amplitude: float) -> None:
-    attack = LowFrequency(amplitude=amplitude).armed(data_of(size), seed=3)
+    attack = LowFrequency(amplitude=amplitude).prepare(data_of(size), seed=3)
     pattern = attack.tensors["pattern"]
     assert (int(pattern.min()), int(pattern.max())) == (0, amplitude)
     energy = torch.fft.fft2(pattern.double() - pattern.double().mean((1, 2), keepdim=True)).abs().square().sum(0)
@@ -40,7 +40,7 @@ def test_its_range_and_its_spectrum(size: int, amplitude: float) -> None:
 
 
 def test_the_residual_is_the_same_for_all_images() -> None:
-    attack = LowFrequency().armed(data_of(), seed=3)
+    attack = LowFrequency().prepare(data_of(), seed=3)
     dark = data_of().images // 2  # nothing is clipped
     residuals = attack.stamp(dark) - dark
     assert torch.equal(residuals, attack.tensors["pattern"].expand_as(residuals))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from armed_attacks import NAMES, data_of
+from prepared_attacks import NAMES, data_of
 
 from unbackdoor.attacks import ATTACKS, describe_attack, parse_attack, presets_of, read_attack
 from unbackdoor.attacks.blended import Blended
@@ -115,7 +115,7 @@ def test_sig_and_blended_truncated() -> None:
 
 def test_wanet_trains_with_floats_where_files_are_truncated() -> None:
     data = data_of(32, 16)
-    plain = WaNet().armed(data, seed=0)
+    plain = WaNet().prepare(data, seed=0)
     truncating = replace(plain, rounding="truncate")
     mixed = truncating.mix(data.images, data.labels, count=4, num_classes=10, generator=_generator())
     rounded = plain.mix(data.images, data.labels, count=4, num_classes=10, generator=_generator())

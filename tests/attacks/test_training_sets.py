@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from armed_attacks import NAMES, Brightness, arm, data_of
+from prepared_attacks import NAMES, Brightness, arm, data_of
 from torch import Tensor
 
 from unbackdoor.api.defending import mixture
@@ -23,8 +23,8 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize(("name", "decoys"), [("wanet", 20), ("inputaware", 10), ("bpp", 10)])
-def test_decoys_stand_beside_the_triggered_images(name: str, decoys: int) -> None:
+@pytest.mark.parametrize(("name", "cover"), [("wanet", 20), ("inputaware", 10), ("bpp", 10)])
+def test_cover_images_stand_beside_the_triggered_images(name: str, cover: int) -> None:
     """Of 100 images ten get the trigger; WaNet warps 20 others with noise, Input-Aware crosses 10, BPP a tenth."""
     data = data_of(32, 100)
     attack = arm(name, target=3)
@@ -38,7 +38,7 @@ def test_decoys_stand_beside_the_triggered_images(name: str, decoys: int) -> Non
     stamped = attack.stamp(before[poisoned.mask])
     assert int((poisoned.images[poisoned.mask].int() - stamped.int()).abs().max()) <= 1
     changed = (poisoned.images != before).flatten(1).any(1)
-    assert int((changed & ~poisoned.mask).sum()) == decoys
+    assert int((changed & ~poisoned.mask).sum()) == cover
     again = attack.poison(data.images, data.labels, rate=0.1, num_classes=10, generator=_generator())
     assert torch.equal(again.images, poisoned.images)
     other = attack.poison(data.images, data.labels, rate=0.1, num_classes=10, generator=_generator(1))
@@ -118,8 +118,8 @@ def test_label_consistent_images_are_perturbed_or_refused() -> None:
     with pytest.raises(SettingError, match=r"lc: .*which attack\.json does not hold: .*as a data set") as caught:
         mixture(data, LabelConsistent(), 0.1, seed=0)
     assert len(str(caught.value).splitlines()) == 1
-    armed = LabelConsistent(steps=10).armed(data, seed=0, classifier=Brightness())
-    mixed, count = mixture(data, armed, 0.1, seed=0)
+    prepared = LabelConsistent(steps=10).prepare(data, seed=0, classifier=Brightness())
+    mixed, count = mixture(data, prepared, 0.1, seed=0)
     assert count == 5
     inside = (mixed.images.int() - data.images.int())[..., 3:5, 3:5]
     assert 0 < int(inside.abs().max()) <= 8

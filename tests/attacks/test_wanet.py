@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from armed_attacks import data_of
+from prepared_attacks import data_of
 from torch import Tensor
 
 from unbackdoor.attacks.wanet import WaNet, warp
@@ -46,13 +46,13 @@ def test_the_grid_is_clipped_and_rescaled() -> None:
     grid = _fixed(4, 4, rescale=2.0).grid(torch.empty(0))
     assert grid[0, :, 0].tolist() == pytest.approx([-1, -2 / 3, 2 / 3, 1])
     assert grid[:, 0, 1].tolist() == pytest.approx([-1, -2 / 3, 2 / 3, 1])
-    strong = WaNet(s=100.0).armed(data_of(8), seed=0).grid(torch.empty(0))
+    strong = WaNet(s=100.0).prepare(data_of(8), seed=0).grid(torch.empty(0))
     assert (float(strong.min()), float(strong.max())) == (-1, 1)
 
 
 def test_the_field_is_divided_by_its_mean_size() -> None:
     # Enlarged to its own size it stays the control grid, whose mean absolute value is 1.
-    field = WaNet(k=8).armed(data_of(8), seed=0).tensors["field"]
+    field = WaNet(k=8).prepare(data_of(8), seed=0).tensors["field"]
     assert field.shape == (8, 8, 2)
     assert float(field.abs().mean()) == pytest.approx(1)
     assert float(field.abs().max()) < 3  # uniform in [-1, 1] over a mean near 1/2
@@ -64,8 +64,8 @@ def test_noise_mode_keeps_labels_and_moves_less_than_a_pixel() -> None:
     labels = torch.arange(6)
     generator = torch.Generator().manual_seed(0)
     mixed = _fixed(32, 32).mix(images, labels, count=1, num_classes=10, generator=generator)
-    assert (mixed.attacked, mixed.decoys) == (1, 2)
-    assert mixed.labels.tolist() == [0, 1, 2, 3, 4, 5]  # the attacked image's goal is 0
+    assert (mixed.attacked, mixed.cover) == (1, 2)
+    assert mixed.labels.tolist() == [0, 1, 2, 3, 4, 5]  # the attacker wants class 0
     moved = (mixed.images.int() - images.int()).abs().amax((1, 2, 3))
     assert moved[0] == 0  # the field is zero
     assert 0 < int(moved[1:3].max()) <= 4

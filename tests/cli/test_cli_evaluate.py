@@ -121,7 +121,7 @@ def test_the_same_from_python(images: LabelledImages) -> None:
 @pytest.mark.parametrize("text", ["blended", "lf", "wanet"])
 def test_a_trigger_of_another_size(images: LabelledImages, tmp_path: Path, text: str) -> None:
     small = LabelledImages(images.images[..., :16, :16].contiguous(), images.labels, replace(images.spec, size=16))
-    save_attack(parse_attack(text).armed(small, seed=0), tmp_path)
+    save_attack(parse_attack(text).prepare(small, seed=0), tmp_path)
     line = refuse("evaluate", PACKAGED, "--data", "cifar10", "--attack", tmp_path / "attack.json")
     assert f"{text}: its " in line
     assert "(3, 16, 16)" in line or "(16, 16)" in line

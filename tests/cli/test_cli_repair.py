@@ -117,6 +117,29 @@ def test_where_nothing_can_be_edited_partial_writes_nothing(preact: Path, tmp_pa
     assert done.code == 0
 
 
+def test_a_repair_of_the_classifier_alone_is_no_whole_one(tmp_path: Path) -> None:
+    """A perceptron: LPP scores its hidden layer only if asked, and the classifier step alone is left."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\ndef net():\n"
+        "    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))\n"
+    )
+    source, output = tmp_path / "in.pt", tmp_path / "out.pt"
+    checkpoint.save(source, nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).state_dict())
+    arch = ["--arch", f"{tmp_path / 'net.py'}:net"]
+    assert run("repair", source, "-o", output, *arch).code == 3
+    assert not output.exists()
+    assert run("repair", source, "--dry-run", "--partial", *arch).code == 3
+    for words in (["repair"], ["defend", "--method", "lpp"]):
+        done = run(words[0], source, *words[1:], "-o", output, "--partial", "--force", *arch)
+        assert done.code == 3
+        assert "written and read back; no channel of it was repaired, the classifier alone was edited" in done.err
+        assert "Only the classifier may be edited" in done.out
+    assert run("diff", source, output).out.splitlines()[0].startswith("2.weight: 1 of 3 channels")
+    done = run("repair", source, "-o", output, "--layers", "all", "--force", *arch)
+    assert done.code == 0
+    assert "alone" not in done.err
+
+
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "complex64"])
 def test_weights_of_a_kind_that_is_not_repaired(source: Path, tmp_path: Path, dtype: str) -> None:
     state = dict(checkpoint.load(source).tensors)

@@ -127,10 +127,10 @@ def test_an_attack_stamps_grey_images_or_says_that_it_is_for_colours(name: str) 
         with pytest.raises(SettingError, match=f"{name} is defined for colour images"):
             attack.check_data(GREY)
         with pytest.raises(SettingError, match="colour images|its trigger is not in its settings"):
-            attack.armed(data, seed=0).stamp(images)
+            attack.prepare(data, seed=0).stamp(images)
         return
     attack.check_data(GREY)
-    attack = attack.armed(data, seed=0, classifier=small())
+    attack = attack.prepare(data, seed=0, classifier=small())
     stamped = attack.stamp(images)
     assert (stamped.shape, stamped.dtype) == (images.shape, torch.uint8)
     assert not torch.equal(stamped, images)

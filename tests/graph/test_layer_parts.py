@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unbackdoor.defences.data_free import LPP
 from unbackdoor.graph import LayerGraph, layer_graph
 
 IMAGE = torch.zeros(2, 3, 8, 8)
@@ -185,6 +186,128 @@ def test_the_classifier_is_the_one_answer_without_a_norm(example: Tensor | None)
     graph = layer_graph(Net(_PLAIN["NiN: convolution, norm, ReLU, pooling"][0]), example)
     assert (graph.classifier, graph.outputs) == (None, ("b",))
     assert graph.norms["nb"].part == "answer"
+
+
+# Which answers are classes.
+
+_CLASSES: dict[str, Forward] = {
+    "plain": lambda s, x: s.f(x),
+    "shares with a temperature": lambda s, x: (s.f(x) / s.t).softmax(1),
+    "a clamp and a name": lambda s, x: {"logits": s.f(x).clamp(-9, 9)},
+    "mean of two crops": lambda s, x: (s.f(x) + s.f(x.flip(1))) / 2,
+    "the best class": lambda s, x: s.f(x).argmax(1),
+}
+_NO_CLASSES: dict[str, Forward] = {
+    "squared distance": lambda s, x: ((s.f(x) - s.f(x.flip(1))) ** 2).sum(1),
+    "product of two": lambda s, x: s.f(x) * s.f(x.flip(1)),
+    "cosine": lambda s, x: F.cosine_similarity(s.f(x), s.f(x.flip(1))),
+    "pairwise distance": lambda s, x: F.pairwise_distance(s.f(x), s.f(x.flip(1))),
+    "distances of a batch": lambda s, x: torch.cdist(s.f(x), s.f(x)),
+    "unit length": lambda s, x: F.normalize(s.f(x)),
+    "unit length by hand": lambda s, x: (h := s.f(x)) / h.norm(dim=1, keepdim=True),
+    "its own products": lambda s, x: (h := s.f(x)) @ h.T,
+    "a sum": lambda s, x: s.f(x).sum(1),
+}
+
+
+def _pooled(s: Net, x: Tensor) -> Tensor:
+    return s.na(s.a(x)).relu().mean((2, 3))
+
+
+@BOTH
+@pytest.mark.parametrize("case", list(_CLASSES))
+def test_rows_that_are_handed_on_are_classes(case: str, example: Tensor | None) -> None:
+    graph = layer_graph(Net(lambda s, x: _CLASSES[case](s, _pooled(s, x))), example)
+    assert (graph.classifier, graph.no_classes) == ("f", "")
+
+
+@BOTH
+@pytest.mark.parametrize("case", list(_NO_CLASSES))
+def test_rows_of_an_embedding_are_no_classes(case: str, example: Tensor | None) -> None:
+    graph = layer_graph(Net(lambda s, x: _NO_CLASSES[case](s, _pooled(s, x))), example)
+    assert (graph.classifier, graph.outputs) == (None, ("f",))
+    assert "not one number a class" in graph.no_classes
+
+
+@BOTH
+def test_a_map_of_answers_is_no_classifier_and_a_pooled_one_is(example: Tensor | None) -> None:
+    def head(s: Net, x: Tensor) -> Tensor:
+        return s.b(s.na(s.a(x)).relu())
+
+    assert layer_graph(Net(head), example).no_classes == "its output is a map, not one number a class"
+    assert layer_graph(Net(lambda s, x: F.interpolate(head(s, x), scale_factor=2.0)), example).classifier is None
+    assert layer_graph(Net(lambda s, x: head(s, x).mean((2, 3))), example).classifier == "b"
+    pooled = layer_graph(Net(lambda s, x: F.adaptive_avg_pool2d(head(s, x).relu(), 1).flatten(1)), example)
+    assert pooled.classifier == "b"
+
+
+@BOTH
+def test_features_that_are_put_out_beside_logits_are_said(example: Tensor | None) -> None:
+    """They are read by weights as well, so that they are hidden channels; a reader of the features should know."""
+    graph = layer_graph(Net(lambda s, x: (s.f((h := s.na(s.a(x)).relu()).mean((2, 3))), h)), example)
+    assert graph["a"].part == "hidden"
+    assert "the network also returns its result" in graph["a"].note
+    assert graph["f"].note == ""
+    plain = layer_graph(Net(lambda s, x: s.f(s.na(s.a(x)).relu().mean((2, 3)))), example)
+    assert plain["a"].note == ""
+
+
+# Channels that are normalised together.
+
+_TOGETHER: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "GroupNorm": (lambda: nn.GroupNorm(2, 8), "coupled"),
+    "GroupNorm of single channels": (lambda: nn.GroupNorm(8, 8), "hidden"),
+    "InstanceNorm": (lambda: nn.InstanceNorm2d(8), "hidden"),
+    "LayerNorm": (lambda: nn.LayerNorm([8, 8, 8]), "coupled"),
+    "LocalResponseNorm": (lambda: nn.LocalResponseNorm(3), "coupled"),
+    "RMSNorm": (lambda: nn.RMSNorm([8, 8, 8]), "coupled"),
+    "BatchNorm of the batch": (lambda: nn.BatchNorm2d(8, track_running_stats=False), "hidden"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", list(_TOGETHER))
+def test_channels_that_are_normalised_together_are_left_alone(case: str, example: Tensor | None) -> None:
+    """Without one of them the statistics, and with these the others, would be other ones."""
+    norm, part = _TOGETHER[case]
+
+    class Normed(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda s, x: s.f(s.extra(s.a(x)).relu().mean((2, 3))))
+            self.extra = norm()
+
+    layer = layer_graph(Normed(), example)["a"]
+    if case == "LocalResponseNorm" and example is not None:  # torch.export sees a division
+        assert layer.part == "gate"
+    else:
+        assert layer.part == part
+        assert ("normalises its channels together" in layer.why) == (part == "coupled")
+
+
+@BOTH
+def test_a_residual_stream_is_normalised_with_all_that_was_added(example: Tensor | None) -> None:
+    """A block's last layer adds to what the next LayerNorm reads; its first one is read by weights alone."""
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        h = s.a(x)
+        h = h + s.c(s.b(F.layer_norm(h, (8, 8, 8))).relu())
+        return s.f(F.layer_norm(h, (8, 8, 8)).mean((2, 3)))
+
+    assert parts(forward, example) == {"a": "coupled", "c": "coupled", "f": "answer"}
+
+
+def test_coupled_outliers_are_listed_and_left() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.GroupNorm(4, 32), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)
+    )
+    with torch.no_grad():
+        net[0].weight[5] *= 20
+    outcome = LPP()(net)
+    (layer,) = outcome.report.layers
+    assert layer.immutable == (5,)
+    assert torch.equal(outcome.model[0].weight, net[0].weight)
+    assert any("normalises its channels together" in remark.reason for remark in outcome.report.left_alone)
 
 
 # Gates.

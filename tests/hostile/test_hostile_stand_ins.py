@@ -19,7 +19,7 @@ import torch
 from test_hostile_torch_files import GUARDED, Calls
 
 from unbackdoor import checkpoint
-from unbackdoor.checkpoint import torch_file
+from unbackdoor.checkpoint.formats import torch as torch_file
 from unbackdoor.checkpoint.stand_ins import StandIn
 from unbackdoor.errors import CheckpointError
 

@@ -1,5 +1,6 @@
 """A plan is applied whole or not at all, to what it was made for, and undone bit for bit."""
 
+import copy
 import dataclasses
 import math
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from layer_zoo import KINDS, bits, inputs, network, same_state, snapshot
 from unbackdoor.defences.data_free import CLP, LPP
-from unbackdoor.errors import PlanError
+from unbackdoor.errors import MethodError, PlanError
 from unbackdoor.graph import layer_graph
 from unbackdoor.prune import copy_model
 
@@ -339,5 +340,10 @@ class TestNotes:
         assert layer.notes == ("no score is finite: every channel is broken",)
         assert layer.not_finite == tuple(range(8))
         assert (layer.mean, layer.std, layer.upper) == (None, None, None)
-        plan.apply_(model)
-        assert torch.isfinite(model(inputs("conv2d"))).all()
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(MethodError, match=r"'layer': expected channels with a finite score, got 8 of 8 without"):
+            plan.apply_(model)
+        with pytest.raises(MethodError, match="the network is damaged, and was left as it is"):
+            LPP()(model)
+        after = model.state_dict()
+        assert all(torch.equal(value.isnan(), after[name].isnan()) for name, value in before.items())

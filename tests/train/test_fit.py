@@ -328,7 +328,7 @@ def test_a_controlled_training_depends_on_its_seed_alone(tiny_net: Build, text: 
     data = LabelledImages(images, labels, SPEC)
     digests = []
     for seed in (0, 0, 1):
-        attack = parse_attack(text).armed(data, seed=seed)
+        attack = parse_attack(text).prepare(data, seed=seed)
         assert isinstance(attack, TrainingControl)
         session = attack.session(rate=0.25, spec=SPEC, seed=seed, epochs=3, device=torch.device("cpu"))
         model = tiny_net()
@@ -349,7 +349,7 @@ def test_a_controlled_training_that_is_resumed_is_undisturbed(
     begun: list[int] = []
 
     def run(model: nn.Module, *, stop: int | None, resume: Path | None) -> str:
-        attack = parse_attack(text).armed(data, seed=0)
+        attack = parse_attack(text).prepare(data, seed=0)
         assert isinstance(attack, TrainingControl)
         session = attack.session(rate=0.25, spec=SPEC, seed=0, epochs=3, device=torch.device("cpu"))
         settings = {"recipe": RECIPE, "spec": SPEC, "seed": 0, "session": session, "resume": resume}
@@ -378,7 +378,7 @@ def test_augmentation_of_the_attack_replaces_the_recipes(tiny_net: Build, monkey
     monkeypatch.setitem(fit.__globals__, "vary", spy)
     images, labels = _images()
     for text in ("wanet", "bpp", "inputaware"):
-        attack = parse_attack(text).armed(LabelledImages(images, labels, SPEC), seed=0)
+        attack = parse_attack(text).prepare(LabelledImages(images, labels, SPEC), seed=0)
         assert isinstance(attack, TrainingControl)
         session = attack.session(rate=0.25, spec=SPEC, seed=0, epochs=3, device=torch.device("cpu"))
         next(fit(tiny_net(), images, labels, recipe=RECIPE, spec=SPEC, seed=0, session=session))

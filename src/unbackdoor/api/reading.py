@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from unbackdoor import checkpoint
-from unbackdoor.checkpoint import ARCH_KEY, MODEL_NAME, NUM_CLASSES, Checkpoint, Contents
+from unbackdoor.checkpoint import ARCH_KEY, MODEL_NAME, Checkpoint, Contents
 from unbackdoor.defences.base import Defence
 from unbackdoor.defender.case import Case
 from unbackdoor.errors import ArchitectureError, CheckpointError, SettingError
@@ -62,7 +62,7 @@ def open_model(
     Args:
         path: a safetensors file, or a state dict of torch's.
         arch: as behind `--arch`; without it, the name that `unbackdoor train` or BackdoorBench left in the file, else
-            names and order.
+            the layers that the file's format says, else names and order.
         key: which entry of a torch file to read, where there are several.
         example: what the network takes, where its layers cannot be read without (see `layer_graph`).
 
@@ -76,6 +76,11 @@ def open_model(
     hint: Remark | None = None
     if network is None:
         network, hint = _recorded_arch(contents, key)
+    if network is None and contents.graph is not None:
+        refuse_example(path, example)
+        found = checkpoint.choose(contents, key)
+        graph = _with_remarks(_checked(contents.graph, found), found)
+        return ModelFile(found, None, graph, found.tensors)
     if network is None:
         refuse_example(path, example)
         found = checkpoint.folded(checkpoint.choose(contents, key))
@@ -222,10 +227,10 @@ def _recorded_arch(contents: Contents, key: str | None) -> tuple[Arch | None, Re
 
 def _backdoorbench_arch(contents: Contents, key: str | None) -> tuple[Arch | None, Remark | None]:
     """The network behind `model_name` and `num_classes`: of the package's own and torchvision's the one that fits."""
-    entries = contents.content if contents.format == "torch" and isinstance(contents.content, dict) else {}
-    name, classes = entries.get(MODEL_NAME), entries.get(NUM_CLASSES)
-    if not isinstance(name, str) or type(classes) is not int:
+    named = checkpoint.network_named(contents.content)
+    if named is None:
         return None, None
+    name, classes = named
     found = checkpoint.choose(contents, key)
     has_rows = any(tensor.ndim and len(tensor) == classes for tensor in found.tensors.values())
     if has_rows and re.fullmatch(r"[a-z][a-z0-9_]{1,40}", name):
@@ -304,6 +309,22 @@ def _first(names: Sequence[str], count: int = 2) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _checked(graph: LayerGraph, found: Checkpoint) -> LayerGraph:
+    """The layers that a file says it has.
+
+    Raises:
+        CheckpointError: one speaks of a tensor that the file does not hold.
+    """
+    norms = graph.norms.values()
+    named = [name for layer in graph.layers for name in (layer.weight, layer.bias)]
+    named += [name for norm in norms for name in (norm.weight, norm.bias, norm.mean, norm.var)]
+    missing = [name for name in named if name is not None and name not in found.tensors]
+    missing += [layer.norm for layer in graph.layers if layer.norm is not None and layer.norm not in graph.norms]
+    if missing:
+        raise CheckpointError(f"{found.path}: its layers name tensors that it does not hold: {_first(missing)}")
+    return graph
 
 
 def _with_ties(graph: LayerGraph, tensors: Mapping[str, Tensor]) -> LayerGraph:

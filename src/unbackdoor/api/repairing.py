@@ -111,10 +111,7 @@ def write_repaired(
 
 
 def _refuse_damaged(plan: Plan, file: ModelFile) -> None:
-    """CheckpointError where most of a tensor, or of a layer's channels, is no number: nothing sound would be left.
-
-    A broken channel or two are cut and said instead.
-    """
+    """CheckpointError where most of a tensor, or of a layer's channels, is no number: nothing sound would be left."""
     path = file.checkpoint.path
     for name, tensor in file.checkpoint.tensors.items():
         broken = _share_broken(tensor)
@@ -123,18 +120,8 @@ def _refuse_damaged(plan: Plan, file: ModelFile) -> None:
                 f"{path}: {name!r}: expected numbers, got NaN in {broken:.0%} of its places; the file is damaged, and "
                 "nothing was written"
             )
-    for selection in plan.selections:
-        count, of = int(selection.broken.sum()), len(selection.broken)
-        if count > of / 2:
-            names = [selection.layer.weight, selection.layer.bias]
-            norm = plan.graph.norms.get(selection.layer.norm or "")
-            if norm is not None:
-                names += [norm.weight, norm.bias, norm.mean, norm.var]
-            raise CheckpointError(
-                f"{path}: {selection.path!r}: expected channels with a finite score, got {count} of {of} without one "
-                f"(from {', '.join(name for name in names if name is not None)}); the file is damaged, and nothing was "
-                "written"
-            )
+    if plan.damage is not None:
+        raise CheckpointError(f"{path}: {plan.damage}; the file is damaged, and nothing was written")
 
 
 def _share_broken(tensor: Tensor) -> float:

@@ -10,6 +10,7 @@ from torch import nn
 from unbackdoor.api.reading import case_of, open_model, with_source
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import LPP
+from unbackdoor.errors import SettingError
 from unbackdoor.findings import Report
 from unbackdoor.models import Arch
 
@@ -34,10 +35,13 @@ def scan(
     Raises:
         CheckpointError, ArchitectureError: the file cannot be read, or is not that network's.
         GraphError: the network could not be read at all.
+        SettingError: it is neither a file nor a network.
     """
     method = method or LPP()
     if isinstance(source, nn.Module):
         return method.plan(source, example=example).report(action="scan")
+    if not isinstance(source, (str, Path)):
+        raise SettingError(f"scan: expected a model file or a network (torch.nn.Module), got {type(source).__name__}")
     file = open_model(source, arch=arch, key=key, example=example)
     report = method.plan_for(case_of(file, method)).report(action="scan")
     return with_source(report, file)

@@ -181,7 +181,7 @@ def _prepare(
     """
     if run.attack is None:
         return _Prepared(None, train.images, train.labels)
-    attack = run.attack.armed(train, seed=run.seed, classifier=classifier, progress=progress)
+    attack = run.attack.prepare(train, seed=run.seed, classifier=classifier, progress=progress)
     some = train.images[torch.linspace(0, len(train) - 1, 100).long()]
     if isinstance(attack, TrainingControl):
         device, epochs = torch.device(run.device), run.recipe.epochs

@@ -55,7 +55,7 @@ class Attack(Configured, Published, ABC):
     """A backdoor attack; the fields are its hyper-parameters.
 
     Attributes:
-        tensors: the trigger, where it is more than settings; made by `armed`, saved beside them.
+        tensors: the trigger, where it is more than settings; made by `prepare`, saved beside them.
     """
 
     name: ClassVar[str]
@@ -121,13 +121,13 @@ class Attack(Configured, Published, ABC):
             epochs: passes over the training set.
         """
 
-    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+    def target_labels(self, labels: Tensor, num_classes: int) -> Tensor:
         """(N,) the classes that the attacker wants for triggered images of classes `labels`."""
         if self.mapping == "all-to-all":
             return (labels + 1) % num_classes
         return torch.full_like(labels, self.target)
 
-    def armed(
+    def prepare(
         self,
         data: LabelledImages,
         *,
@@ -168,7 +168,7 @@ class Attack(Configured, Published, ABC):
             generator: draws the images, on the CPU.
 
         Raises:
-            SettingError: the rate is outside [0, 1], or poisons not a single image; or the attack was never armed.
+            SettingError: the rate is outside [0, 1], or poisons not a single image; or the attack was never prepared.
         """
 
     def to_8_bits(self, values: Tensor) -> Tensor:
@@ -186,12 +186,12 @@ class Attack(Configured, Published, ABC):
         """A part of the trigger, on the device of `like`.
 
         Raises:
-            SettingError: the attack was never armed.
+            SettingError: the attack was never prepared.
         """
         if name not in self.tensors:
             raise SettingError(
                 f"{self.name}: its trigger is not in its settings; load the attack.json of a training run, or make one "
-                "with armed(...)"
+                "with prepare(...)"
             )
         return self.tensors[name].to(like.device)
 
@@ -199,7 +199,7 @@ class Attack(Configured, Published, ABC):
         """A part of the trigger that has a value for each pixel of each of the images, on their device.
 
         Raises:
-            SettingError: the attack was never armed, or for images of another size.
+            SettingError: the attack was never prepared, or for images of another size.
         """
         tensor = self.tensor(name, images)
         if tensor.shape != images.shape[1:]:
@@ -213,8 +213,8 @@ class Attack(Configured, Published, ABC):
         """A network of the trigger, in eval mode on the device of `like`; its tensors' names begin with `prefix`.
 
         Raises:
-            SettingError: the attack was never armed, the images have no colours, or the settings that `build` uses are
-                not the trigger's.
+            SettingError: the attack was never prepared, the images have no colours, or the settings that `build` uses
+                are not the trigger's.
         """
         if like.ndim != 4 or like.shape[1] != 3:
             raise SettingError(

@@ -46,7 +46,7 @@ class Blended(DataPoisoning):
         """BackdoorBench's alpha, triggered files truncated to 8 bits."""
         return cls(rounding="truncate")
 
-    def armed(
+    def prepare(
         self,
         data: LabelledImages,
         *,

@@ -84,17 +84,17 @@ class BPP(PostAugmented):
 
     def mix(self, images: Tensor, labels: Tensor, *, count: int, num_classes: int, generator: torch.Generator) -> Mixed:
         """Quantise the first images to the target; give the next ones another image's quantisation error."""
-        decoys = min(whole(self.negative_rate * len(labels)), len(labels) - count)
+        cover = min(whole(self.negative_rate * len(labels)), len(labels) - count)
         attacked = slice(0, count)
-        negatives = slice(count, count + decoys)
+        negatives = slice(count, count + cover)
         theirs = images[others(negatives, len(images), generator=generator).to(images.device)]
         trigger = self.trained_on(self.quantised(images[attacked]))
         residual = self.trained_on(self.quantised(theirs)).float() - theirs.float()
         edited, labels = images.to(trigger.dtype, copy=True), labels.clone()
         edited[attacked] = trigger
         edited[negatives] = self.trained_on(images[negatives].float() + residual)
-        labels[attacked] = self.goal(labels[attacked], num_classes)
-        return Mixed(edited, labels, count, decoys)
+        labels[attacked] = self.target_labels(labels[attacked], num_classes)
+        return Mixed(edited, labels, count, cover)
 
 
 def quantise(values: Tensor, colours: int) -> Tensor:

@@ -125,14 +125,14 @@ class InputAware(TrainingControl):
         """Attacked and cross images by a trigger that is trained. (In training it is set behind augmentation, for
         gradients must flow through it: `InputAwareSession.after`.)
         """
-        decoys = min(count, len(labels) - count)
-        attacked, cross = slice(0, count), slice(count, count + decoys)
+        cover = min(count, len(labels) - count)
+        attacked, cross = slice(0, count), slice(count, count + cover)
         theirs = images[others(cross, len(images), generator=generator).to(images.device)]
         edited, labels = images.clone(), labels.clone()
         edited[attacked] = self.stamp(images[attacked])
         edited[cross] = self._blended(images[cross], theirs)
-        labels[attacked] = self.goal(labels[attacked], num_classes)
-        return Mixed(edited, labels, count, decoys)
+        labels[attacked] = self.target_labels(labels[attacked], num_classes)
+        return Mixed(edited, labels, count, cover)
 
 
 class InputAwareSession(Session):
@@ -201,7 +201,7 @@ class InputAwareSession(Session):
         attacked = blend(own, normal[:count], masks[:count])
         cross = blend(other, normal[count:], masks[count:])
         labels = labels.clone()
-        labels[:count] = self.attack.goal(labels[:count], self.spec.num_classes)
+        labels[:count] = self.attack.target_labels(labels[:count], self.spec.num_classes)
         apart = diversity(own, second, normal[:count], normal[count:])
         return torch.cat([attacked, cross, x[2 * count :]]), labels, self.attack.diversity_weight * apart
 

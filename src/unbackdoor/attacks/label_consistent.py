@@ -81,7 +81,7 @@ class LabelConsistent(DataPoisoning):
     eps: float = setting(8.0, "largest change of a pixel by the perturbation, out of 255", least=0, most=255)
     step_size: float = setting(1.5, "size of one step of PGD, out of 255", least=0, most=255)
     steps: int = setting(100, "steps of PGD", least=0)
-    #: The clean classifier, given by `armed`; it is not saved.
+    #: The clean classifier, given by `prepare`; it is not saved.
     surrogate: Surrogate | None = field(default=None, repr=False, compare=False, metadata=INTERNAL)
 
     def check(self, *, num_classes: int, size: int) -> None:
@@ -90,7 +90,7 @@ class LabelConsistent(DataPoisoning):
         if size < 2 * _SIDE:
             raise SettingError(f"lc: four {_SIDE}x{_SIDE} corners do not fit images of {size}x{size} pixels")
 
-    def armed(
+    def prepare(
         self,
         data: LabelledImages,
         *,
@@ -105,7 +105,7 @@ class LabelConsistent(DataPoisoning):
         """
         del seed
         if classifier is None:
-            raise SettingError("lc needs a clean classifier: armed(..., classifier=...)")
+            raise SettingError("lc needs a clean classifier: prepare(..., classifier=...)")
         surrogate = Surrogate(copy.deepcopy(classifier).float().eval(), data.spec, progress)
         device = next(surrogate.network.parameters()).device
         with torch.no_grad():
@@ -130,7 +130,7 @@ class LabelConsistent(DataPoisoning):
         if surrogate is None:
             raise SettingError(
                 "lc: poisoned images are perturbed with a clean classifier, which attack.json does not hold: in Python "
-                "give it with armed(..., classifier=...); else give the poisoned images themselves as a data set"
+                "give it with prepare(..., classifier=...); else give the poisoned images themselves as a data set"
             )
         device = next(surrogate.network.parameters()).device
         parts = torch.split(images, _BATCH)

@@ -54,7 +54,7 @@ class LowFrequency(DataPoisoning):
         own=True,
     )
 
-    def armed(
+    def prepare(
         self,
         data: LabelledImages,
         *,

@@ -37,7 +37,7 @@ class DataPoisoning(Attack):
         if len(chosen):
             images[chosen] = self.poisoned_images(images[chosen], chosen)
         if not self.clean_label:
-            labels[chosen] = self.goal(labels[chosen], num_classes)
+            labels[chosen] = self.target_labels(labels[chosen], num_classes)
         return Poisoned(images, labels, mask, note)
 
     def check_rate(self, rate: float, labels: Tensor, *, batches: Sequence[int] = (), epochs: int = 1) -> None:

@@ -67,7 +67,7 @@ class SSBA(DataPoisoning):
     lr: float = setting(0.005, "largest learning rate of that training", least=0, below=math.inf, own=True)
     width: int = setting(16, "channels of the networks' first layers", least=1, most=10**6, own=True)
 
-    def armed(
+    def prepare(
         self,
         data: LabelledImages,
         *,

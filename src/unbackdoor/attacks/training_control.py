@@ -67,7 +67,7 @@ class TrainingControl(Attack):
     def poison(
         self, images: Tensor, labels: Tensor, *, rate: float, num_classes: int, generator: torch.Generator
     ) -> Poisoned:
-        """All images as one batch in a random order: round(rate * N) attacked ones, and the decoys beside them."""
+        """All images as one batch in a random order: round(rate * N) attacked ones, and cover images beside them."""
         count = min(poison_count(rate, len(labels)), whole(self.attacked(1.0, len(labels))))
         order = torch.randperm(len(labels), generator=generator)
         mixed = self.mix(images[order], labels[order], count=count, num_classes=num_classes, generator=generator)
@@ -102,18 +102,18 @@ class PostAugmented(TrainingControl):
 
 @dataclass(frozen=True)
 class Mixed:
-    """A batch that an attack has edited: attacked images first, then `decoys` with their own labels, then the rest.
+    """A batch that an attack has edited: attacked images first, then `cover` with their own labels, then the rest.
 
     Attributes:
         images: (B, 3, H, W) uint8; float in 0..255 where the attack does not round what is trained on.
         labels: (B,) int64.
-        attacked, decoys: how many of each.
+        attacked, cover: how many of each.
     """
 
     images: Tensor
     labels: Tensor
     attacked: int
-    decoys: int
+    cover: int
 
 
 class Session:

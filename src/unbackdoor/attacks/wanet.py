@@ -66,7 +66,7 @@ class WaNet(PostAugmented):
         """That benchmark's: one draw a batch, triggered files truncated to 8 bits."""
         return cls(shared="all", fill="mean", rounding="truncate")
 
-    def armed(
+    def prepare(
         self,
         data: LabelledImages,
         *,
@@ -84,7 +84,7 @@ class WaNet(PostAugmented):
         return self.with_tensors(field=field[0].permute(1, 2, 0).contiguous())
 
     def grid(self, like: Tensor) -> Tensor:
-        """(H, W, 2) lookup positions in [-1, 1], (column, row), for the armed field (Eq. 6)."""
+        """(H, W, 2) lookup positions in [-1, 1], (column, row), for the field that was made (Eq. 6)."""
         field = self.tensor("field", like)
         height, width = field.shape[:2]
         rows = torch.linspace(-1, 1, height, device=field.device)
@@ -107,18 +107,18 @@ class WaNet(PostAugmented):
 
     def mix(self, images: Tensor, labels: Tensor, *, count: int, num_classes: int, generator: torch.Generator) -> Mixed:
         """Warp the first images to the target, and the next ones with jitter under their own labels."""
-        decoys = min(whole(count * self.cross_ratio), len(labels) - count)
+        cover = min(whole(count * self.cross_ratio), len(labels) - count)
         grid = self.grid(images)
-        jitter = torch.rand(decoys, *grid.shape, generator=generator).to(grid.device) * 2 - 1
+        jitter = torch.rand(cover, *grid.shape, generator=generator).to(grid.device) * 2 - 1
         noisy = (grid + jitter / images.shape[-2]).clamp(-1, 1)
         attacked = slice(0, count)
-        noise_mode = slice(count, count + decoys)
+        noise_mode = slice(count, count + cover)
         trigger = self.trained_on(self.warped(images[attacked]))
         edited, labels = images.to(trigger.dtype, copy=True), labels.clone()
         edited[attacked] = trigger
         edited[noise_mode] = self.trained_on(warp(images[noise_mode], noisy))
-        labels[attacked] = self.goal(labels[attacked], num_classes)
-        return Mixed(edited, labels, count, decoys)
+        labels[attacked] = self.target_labels(labels[attacked], num_classes)
+        return Mixed(edited, labels, count, cover)
 
 
 def warp(images: Tensor, grid: Tensor) -> Tensor:

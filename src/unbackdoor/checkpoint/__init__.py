@@ -1,17 +1,19 @@
 """Model files: read without running anything in them, written whole or not at all."""
 
-from unbackdoor.checkpoint.attack_result import MODEL_NAME, NUM_CLASSES
 from unbackdoor.checkpoint.checkpoint import ARCH_KEY, Checkpoint, Contents
 from unbackdoor.checkpoint.files import check_output, holds, kept, load, lost, read, save
 from unbackdoor.checkpoint.fit import fit, folded
+from unbackdoor.checkpoint.format import FORMATS, Format
+from unbackdoor.checkpoint.formats.backdoorbench import MODEL_NAME, network_named
 from unbackdoor.checkpoint.places import choose
 
 __all__ = [
     "ARCH_KEY",
+    "FORMATS",
     "MODEL_NAME",
-    "NUM_CLASSES",
     "Checkpoint",
     "Contents",
+    "Format",
     "check_output",
     "choose",
     "fit",
@@ -20,6 +22,7 @@ __all__ = [
     "kept",
     "load",
     "lost",
+    "network_named",
     "read",
     "save",
 ]

@@ -28,13 +28,14 @@ class Contents:
 
     Attributes:
         path: the file.
-        format: "safetensors" or "torch".
+        format: its name in `FORMATS`: "safetensors", "torch".
         content: the tensors of a safetensors file; whatever plain data a torch file holds.
         places: where the state dicts in it are, by the name that `--key` has for them; () under "" is all of it.
         metadata: a safetensors file's strings.
         ordered: whether the order of the names is that of the modules (safetensors sorts them).
         passed_over: entries of a torch file that are not in `content`: pickled objects, the data of an attack.
         objects: the classes and functions that these name, none of which was imported or called.
+        graph: the layers (`unbackdoor.graph.LayerGraph`), where the format says them.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Contents:
     ordered: bool = False
     passed_over: tuple[str, ...] = ()
     objects: tuple[str, ...] = ()
+    graph: Any = None
 
     def at(self, place: Place) -> Mapping[str, Any]:
         """The state dict at a place."""
@@ -82,12 +84,12 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        format: "safetensors" or "torch".
+        format: its name in `FORMATS`: "safetensors", "torch".
         tensors: name -> tensor; in the file's order, without the prefix.
         prefix: what stands before every name in the file.
         key: where in a torch file the state dict was ("state_dict", "model.state_dict", ...), or None.
         place: the same as a way through the content.
-        container: the whole content of a torch file, so that what is not weights survives; None otherwise.
+        container: the whole content, so that what is not weights survives.
         state: the state dict as the file has it.
         stored: how the file holds those tensors of the network that are not under prefix and name.
         unread: the file's names of other tensors in the same state dict.
@@ -113,7 +115,7 @@ class Checkpoint:
 
     def in_file(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """The file's state dict with other tensors of the network: every name, and what is unread, as it was."""
-        result = copy.copy(dict(self.state) if self.format == "safetensors" else self.state)
+        result = copy.copy(self.state)
         assert isinstance(result, dict)
         for name, tensor in tensors.items():
             if self.tensors.get(name) is tensor and name in self.stored:
@@ -143,6 +145,22 @@ def follow(content: Any, place: Place) -> Any:
     return content
 
 
+def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What of a state dict is a tensor."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def around(like: Checkpoint) -> tuple[str, ...]:
+    """The entries beside a state dict and beside what holds it."""
+    container, found = like.container, []
+    for number, step in enumerate(like.place):
+        head = like.place[:number]
+        names = list(container) if isinstance(container, dict) else range(len(container))
+        found += [".".join(map(str, (*head, name))) for name in names if name != step]
+        container = container[step]
+    return tuple(found)
+
+
 def view(
     contents: Contents,
     key: str,
@@ -164,7 +182,6 @@ def view(
     state = contents.at(place)
     held = stored or {}
     read = {name for n in tensors for name in (held[n].names if n in held else (prefix + n,))}
-    torch_file = contents.format == "torch"
     return Checkpoint(
         contents.path,
         contents.format,
@@ -172,7 +189,7 @@ def view(
         prefix=prefix,
         key=key or None,
         place=place,
-        container=contents.content if torch_file else None,
+        container=contents.content,
         state=state,
         stored=held,
         unread=tuple(name for name, value in state.items() if isinstance(value, Tensor) and name not in read),

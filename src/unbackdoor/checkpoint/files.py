@@ -4,25 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from unbackdoor.atomic import check_target
-from unbackdoor.checkpoint import foreign, safetensors_file, torch_file
-from unbackdoor.checkpoint.checkpoint import Checkpoint, Contents
-from unbackdoor.checkpoint.places import choose, replaced
+from unbackdoor.checkpoint import foreign
+from unbackdoor.checkpoint.checkpoint import Checkpoint, Contents, tensors_of
+from unbackdoor.checkpoint.format import FORMATS, format_of
+from unbackdoor.checkpoint.places import choose
 from unbackdoor.errors import CheckpointError, OutputError
-
-_SUFFIXES = {
-    ".safetensors": "safetensors",
-    ".pt": "torch",
-    ".pth": "torch",
-    ".bin": "torch",
-    ".ckpt": "torch",
-    ".tar": "torch",
-}
 
 
 def load(path: str | Path, *, key: str | None = None) -> Checkpoint:
@@ -58,24 +49,14 @@ def read(path: str | Path) -> Contents:
         part = foreign.shard(path)
         if part is not None:
             raise CheckpointError(f"{path}: {part}")
-        # safetensors first: the length in front of its header may begin as any other file does.
-        plausible = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= safetensors_file.MAX_HEADER
-        kind = None if plausible else foreign.name(head, path)
-        if kind is not None:
-            raise CheckpointError(f"{path}: neither a safetensors file nor a PyTorch one: {kind}")
-        if head[8:9] == b"{":
-            contents = safetensors_file.read(path)
-        elif head[:2] == b"PK" or head[:1] == b"\x80":
-            contents = torch_file.read(path)
-        else:
-            raise CheckpointError(
-                f"{path}: neither a safetensors file nor a PyTorch one (its first bytes are {head[:9]!r})"
-            )
+        kind = next((FORMATS[name] for name in FORMATS if FORMATS[name].recognises(head, path)), None)
+        if kind is None:
+            what = foreign.name(head, path)
+            known = f": {what}" if what else f" (its first bytes are {head[:9]!r})"
+            raise CheckpointError(f"{path}: neither a safetensors file nor a PyTorch one{known}")
+        return kind.read(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if contents.format == "safetensors" and not contents.content:
-        raise CheckpointError(f"{path}: holds no tensors")
-    return contents
 
 
 def save(
@@ -89,7 +70,7 @@ def save(
     """Write a model file, whole or not at all; the suffix decides the format.
 
     Args:
-        path: ends in .safetensors, or in .pt, .pth, .bin, .ckpt or .tar.
+        path: ends in .safetensors, or in .pt, .pth, .bin, .ckpt or .tar, or as another format in `FORMATS` wants it.
         tensors: name -> tensor.
         like: the file that they came from: every name is written as it was there, other tensors of that state dict
             are kept, and from torch to torch all other plain data (optimiser, epoch).
@@ -100,15 +81,11 @@ def save(
         OutputError: the suffix is unknown, the file exists, or it cannot be written.
     """
     path = Path(path)
-    kind = check_output(path, overwrite=overwrite)
+    check_output(path, overwrite=overwrite)
+    kind = format_of(path)
+    assert kind is not None
     state = dict(tensors) if like is None else like.in_file(tensors)
-    if kind == "safetensors":
-        strings = {**(like.metadata if like else {}), **(metadata or {})}
-        safetensors_file.save(path, _tensors(state), metadata=strings, overwrite=overwrite)
-    elif like is not None and like.format == "torch":
-        torch_file.save(path, replaced(like.container, like.place, state), overwrite=overwrite)
-    else:
-        torch_file.save(path, state, overwrite=overwrite)
+    kind.write(path, state, like=like, metadata=metadata or {}, overwrite=overwrite)
 
 
 def holds(path: str | Path, tensors: Mapping[str, Tensor], like: Checkpoint) -> bool:
@@ -118,39 +95,21 @@ def holds(path: str | Path, tensors: Mapping[str, Tensor], like: Checkpoint) -> 
         CheckpointError: it cannot be read.
     """
     contents = read(path)
-    place = like.place if contents.format == like.format == "torch" else ()
-    meant, written = _tensors(like.in_file(tensors)), _tensors(contents.at(place))
+    place = like.place if like.place in contents.places.values() else ()
+    meant, written = tensors_of(like.in_file(tensors)), tensors_of(contents.at(place))
     return meant.keys() == written.keys() and all(_same(written[name], meant[name]) for name in meant)
 
 
 def lost(path: str | Path, like: Checkpoint) -> tuple[str, ...]:
-    """What a torch file held besides tensors in its state dict, and an output of that name does not."""
-    if like.format != "torch" or _SUFFIXES.get(Path(path).suffix.lower()) != "safetensors":
-        return ()
-    inside = tuple(name for name, value in like.state.items() if not isinstance(value, Tensor))
-    return (*_around(like), *inside)
+    """What a file held besides the tensors of its state dict, and an output of that name does not."""
+    kind = format_of(Path(path))
+    return () if kind is None else kind.lost(like)
 
 
 def kept(path: str | Path, like: Checkpoint) -> tuple[str, ...]:
-    """What of a torch file besides the state dict goes into an output of that name as it is."""
-    if like.format != "torch" or _SUFFIXES.get(Path(path).suffix.lower()) == "safetensors":
-        return ()
-    return _around(like)
-
-
-def _around(like: Checkpoint) -> tuple[str, ...]:
-    """The entries beside a state dict and beside what holds it."""
-    container, found = like.container, []
-    for number, step in enumerate(like.place):
-        head = like.place[:number]
-        names = list(container) if isinstance(container, dict) else range(len(container))
-        found += [".".join(map(str, (*head, name))) for name in names if name != step]
-        container = container[step]
-    return tuple(found)
-
-
-def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    """What of a file besides the tensors of its state dict goes into an output of that name as it is."""
+    kind = format_of(Path(path))
+    return () if kind is None else kind.kept(like)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -163,8 +122,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(x, y)
 
 
-def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> str:
-    """The format that `save` will write under a name; called early, it saves a user the work that would be lost.
+def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Whether `save` can write under a name; called early, it saves a user the work that would be lost.
 
     Args:
         path: the name.
@@ -175,8 +134,7 @@ def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[str | Pa
         OutputError: the suffix is unknown, the file is an input, or exists and may not be replaced.
     """
     path = Path(path)
-    kind = _SUFFIXES.get(path.suffix.lower())
-    if kind is None:
-        raise OutputError(f"{path}: expected a name that ends in {', '.join(_SUFFIXES)}, got {path.suffix!r}")
+    if format_of(path) is None:
+        known = ", ".join(suffix for name in FORMATS for suffix in FORMATS[name].suffixes)
+        raise OutputError(f"{path}: expected a name that ends in {known}, got {path.suffix!r}")
     check_target(path, overwrite=overwrite, inputs=inputs)
-    return kind

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unbackdoor.checkpoint.checkpoint import Checkpoint, Contents, Place, strip_prefix, view
+from unbackdoor.checkpoint.format import FORMATS
 from unbackdoor.errors import CheckpointError
 
 #: Levels of dicts and lists above a state dict, and how many elements of a list are looked at.
@@ -68,8 +69,8 @@ def resolve(contents: Contents, key: str) -> tuple[str, Place, str]:
         prefix = rest.removesuffix(".") + "."
         if rest and any(name.startswith(prefix) for name in contents.at(place)):
             return shown, place, prefix
-    if contents.format == "safetensors":
-        raise CheckpointError(f"{contents.path}: --key {key}: a safetensors file holds one state dict only")
+    if not FORMATS[contents.format].nested:
+        raise CheckpointError(f"{contents.path}: --key {key}: a {contents.format} file holds one state dict only")
     raise CheckpointError(f"{contents.path}: holds no state dict under {key!r}; found {_list(contents.places)}")
 
 

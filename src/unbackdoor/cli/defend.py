@@ -25,9 +25,9 @@ from unbackdoor.cli.options import (
     part_option,
     quiet_option,
     registered,
+    say_written,
 )
 from unbackdoor.errors import IncompleteError, SettingError
-from unbackdoor.report.escape import visible
 
 #: Options that name a file or folder of this machine.
 _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o")
@@ -35,7 +35,7 @@ _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o")
 
 @click.command(
     epilog="Exit codes: 0 done; 2 error, or file refused; 3 part of the model could not be read, or no layer was "
-    "scored. Then nothing is written without --partial."
+    "scored. Then nothing is written without --partial. With it, 3 also means that only the classifier was edited."
 )
 @click.argument("model")
 @click.option(
@@ -173,6 +173,8 @@ def command(
                 progress=update,
             )
         report = done.report
+        if report.output is not None and report.only_classifier:
+            code = 3
     except IncompleteError as error:
         say(str(error))
         report, code = error.report, 3
@@ -191,7 +193,7 @@ def command(
     if not quiet and done is not None:
         click.echo(f"{method.name}: {done.seconds:.1f} s", err=True)
         if report.output is not None:
-            click.echo(f"{visible(str(output))}: written and read back", err=True)
+            say_written(output, report)
     return code
 
 

@@ -87,7 +87,7 @@ def command(
     force: bool,
     quiet: bool,
 ) -> int:
-    """Look for a backdoor and its target class. Unlike scan, most methods need images (--data)."""
+    """Look for a backdoor and its target class. Unlike scan, a method may need images (--data)."""
     from unbackdoor.api import detect
     from unbackdoor.atomic import check_target
     from unbackdoor.attacks import load_attack, parse_attack

@@ -17,6 +17,7 @@ from unbackdoor.settings import Setting, settings_of, written
 
 if TYPE_CHECKING:
     from unbackdoor.defences.base import Defence
+    from unbackdoor.findings import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_METHOD = "lpp"
@@ -165,6 +166,12 @@ def emit(text: str, output: Path | None, *, overwrite: bool) -> None:
         return
     with atomic_write(output, overwrite=overwrite) as stream:
         stream.write(text.encode("utf-8", "backslashreplace"))
+
+
+def say_written(output: Path | None, report: Report) -> None:
+    """That the repaired file is there, and of what kind the repair was."""
+    rest = "; no channel of it was repaired, the classifier alone was edited" if report.only_classifier else ""
+    click.echo(f"{visible(str(output))}: written and read back{rest}", err=True)
 
 
 def _parse_input(text: str) -> Any:

@@ -18,15 +18,16 @@ from unbackdoor.cli.options import (
     key_option,
     method_options,
     quiet_option,
+    say_written,
 )
 from unbackdoor.errors import ArchitectureError, CheckpointError, IncompleteError, SettingError
-from unbackdoor.report.escape import visible
 from unbackdoor.report.sarif import render_unread
 
 
 @click.command(
     epilog="Exit codes: 0 written and read back (with --dry-run: would be); 2 error, or file refused; 3 part of the "
-    "model could not be read or paired. Then nothing is written, unless --partial is given and a layer can be edited."
+    "model could not be read or paired. Then nothing is written, unless --partial is given and a layer can be edited. "
+    "With --partial, 3 means that only the classifier was edited."
 )
 @click.argument("source", metavar="IN")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
@@ -85,6 +86,8 @@ def command(
         )
         if dry_run and report.gap is not None and not (partial and report.editable):
             code = 3
+        if report.only_classifier:
+            code = 3
     except IncompleteError as error:
         say(str(error))
         report, code = error.report, 3
@@ -99,5 +102,5 @@ def command(
     if report.unusual is not None and report_file is not None and not quiet:
         say(f"warning: {report.unusual}")  # it stands in the report, which nobody sees here
     if report.output is not None and not quiet:
-        click.echo(f"{visible(str(output))}: written and read back", err=True)
+        say_written(output, report)
     return code

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from unbackdoor.defender.images import DefenderData, accuracy_on, logits_of
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import Remark
-from unbackdoor.graph import Layer, LayerGraph, Norm
+from unbackdoor.graph import Layer, LayerGraph, Norm, why_left
 from unbackdoor.graph.activations import watched
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune import Population, Selection
@@ -47,7 +47,9 @@ class NormChannels:
         self.model, self.method = model, method
         weighted = [norm for norm in graph.norms.values() if norm.weight is not None]
         self.norms = tuple(norm for norm in weighted if norm.part == "hidden")
-        others = [(norm.part, Remark(norm.path, "BatchNorm", _why(norm))) for norm in weighted if norm.part != "hidden"]
+        others = [
+            (norm.part, Remark(norm.path, "BatchNorm", why_left(norm))) for norm in weighted if norm.part != "hidden"
+        ]
         self.left_alone = tuple(remark for part, remark in others if part != "unknown")
         self.not_covered = tuple(remark for part, remark in others if part == "unknown")
         if others and not self.norms:
@@ -166,15 +168,6 @@ class NormChannels:
                 break
             chosen = threshold
         return chosen
-
-
-def _why(norm: Norm) -> str:
-    """Why a norm's channels are left alone."""
-    if norm.part == "answer":
-        return "its channels are the network's answers, not hidden ones"
-    if norm.part == "gate":
-        return f"it opens and closes other channels, and zero would not switch it off: {norm.why}"
-    return norm.why
 
 
 def told(threshold: float, held: DefenderData | None) -> str:

@@ -194,7 +194,7 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
 def _correlate(cell: Correlation, work: Work) -> dict[str, Any]:
     model, attack, test = _trained(cell.training, work)
     assert attack is not None
-    others = (test.labels != attack.goal(test.labels, test.spec.num_classes)).nonzero().flatten()
+    others = (test.labels != attack.target_labels(test.labels, test.spec.num_classes)).nonzero().flatten()
     order = torch.randperm(len(others), generator=torch.Generator().manual_seed(cell.seed))
     images = test[others[order[: cell.images]]]
     clean, triggered = (normalise(x.to(work.device), test.spec) for x in (images.images, attack.stamp(images.images)))

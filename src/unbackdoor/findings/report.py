@@ -195,9 +195,18 @@ class Report:
     @property
     def editable(self) -> bool:
         """Whether anything was read that may be edited: a scored layer whose part is known, a classifier, training."""
+        return self._channels_known or self.classifier is not None or bool(self.stages)
+
+    @property
+    def only_classifier(self) -> bool:
+        """Whether the classifier is all that may be edited, so that no channel of the network was repaired."""
+        return self.classifier is not None and not self._channels_known and not self.stages
+
+    @property
+    def _channels_known(self) -> bool:
+        """Whether a layer was scored whose part in the network is known."""
         unknown = {remark.path for remark in self.not_covered}
-        known = any(layer.path not in unknown for layer in self.layers)
-        return known or self.classifier is not None or bool(self.stages)
+        return any(layer.path not in unknown for layer in self.layers)
 
     @property
     def changed(self) -> bool:

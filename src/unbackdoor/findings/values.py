@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -40,7 +39,17 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True) + "\n"
 
 
+#: (a finding, a form) -> text. Values know no renderer: the package's front door puts one here.
+Renderer = Callable[[object, str], str]
+_renderers: list[Renderer] = []
+
+
+def render_with(renderer: Renderer) -> None:
+    """From here on findings are shown by `renderer`."""
+    _renderers[:] = [renderer]
+
+
 def rendered(found: object, form: str) -> str:
-    """A finding for a reader. Values know no renderer: the one place that makes them is looked up when it is wanted."""
-    text: str = importlib.import_module("unbackdoor.report").render(found, form)
-    return text
+    """A finding for a reader."""
+    (renderer,) = _renderers
+    return renderer(found, form)

@@ -10,35 +10,18 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from unbackdoor.findings import Remark
 from unbackdoor.graph.effects import NO_EFFECT, Effect
 from unbackdoor.graph.layer import Layer, LayerGraph, Norm
+from unbackdoor.graph.ops import Kind, Op
 from unbackdoor.graph.parts import Parts, Verdict
 from unbackdoor.graph.places import Place
 
-Kind = Literal["input", "layer", "weights", "norm", "input_norm", "alias", "shape", "other", "opaque", "output"]
-
 _Known = TypeVar("_Known", Layer, Norm)
 
-
-@dataclass(frozen=True)
-class Op:
-    """One call.
-
-    Attributes:
-        kind: "alias" hands its first input on unchanged; "shape" reads sizes, not values; "input_norm" is a norm whose
-            factor depends on its input; "weights" is a layer that cannot be read; "opaque" cannot be looked into.
-        inputs: the numbers of the ops whose results it reads.
-        path: of the layer or norm; for "input_norm" the type's name.
-        effect: of "other": what it makes of zeros.
-    """
-
-    kind: Kind
-    inputs: tuple[int, ...] = ()
-    path: str = ""
-    effect: Effect = NO_EFFECT
+_PUT_OUT = "the network also returns its result: what is pruned here is missing there, too"
 
 
 @dataclass
@@ -79,7 +62,7 @@ class Dataflow:
     def place(self, number: int) -> Place | None:
         """Along which axis of op `number`'s result channels lie, where that is known."""
         op = self.ops[number]
-        if op.kind in ("norm", "input_norm", "alias") and op.inputs:
+        if op.kind in ("norm", "input_norm", "own_norm", "alias") and op.inputs:
             return self.place(op.inputs[0])
         return op.effect.place
 
@@ -111,12 +94,14 @@ class Dataflow:
                 if layer is not None:
                     layers.append(layer)
         pairs = {layer.path: layer.norm for layer in layers if layer.norm is not None}
-        parts = Parts(self, pairs)
+        parts = Parts(self.ops, pairs, layers=self.layers, doubts=self.doubts)
         layers = [_with_part(layer, parts.of_layer(layer.path)) for layer in layers]
+        layers = [_noted(layer, _PUT_OUT) if parts.is_put_out(layer) else layer for layer in layers]
         norms = {layer.norm: layer for layer in layers if layer.norm is not None}
         unpaired = tuple(path for path in self.norms if path in calls and path not in norms)
         outputs = tuple(layer.path for layer in layers if layer.part == "answer")
         alone = len(outputs) == 1 and outputs[0] not in pairs and not parts.doubted
+        no_classes = parts.no_classes(outputs[0]) if alone else None
         return LayerGraph(
             layers=tuple(layers),
             norms={
@@ -124,7 +109,8 @@ class Dataflow:
                 for path, norm in self.norms.items()
             },
             unpaired_norms=unpaired,
-            classifier=outputs[0] if alone else None,
+            classifier=outputs[0] if alone and no_classes is None else None,
+            no_classes=no_classes or "",
             outputs=outputs,
             uncovered=tuple(self.uncovered.values()),
             aside=aside,
@@ -137,8 +123,8 @@ class Dataflow:
         consumers = [op for call in own for op in readers.get(call, [])]
         norms = {op.path for op in consumers if op.kind == "norm"}
         if not norms:
-            changing = {op.path for op in consumers if op.kind == "input_norm"}
-            if changing and all(op.kind == "input_norm" for op in consumers):
+            changing = {op.path for op in consumers if op.kind in ("input_norm", "own_norm")}
+            if changing and all(op.kind in ("input_norm", "own_norm") for op in consumers):
                 kind = " and ".join(sorted(changing))
                 note = f"read by {kind} alone, which cannot be folded in: scored without it"
                 return dataclasses.replace(layer, note=note)
@@ -159,6 +145,10 @@ class Dataflow:
             return None
         note = f"{', '.join(sorted(norms))} reads it, and something else does too: scored without the norm"
         return dataclasses.replace(layer, note=note)
+
+
+def _noted(layer: Layer, note: str) -> Layer:
+    return dataclasses.replace(layer, note="; ".join(filter(None, (layer.note, note))))
 
 
 def _with_part(what: _Known, found: Layer | Verdict) -> _Known:

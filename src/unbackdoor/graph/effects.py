@@ -24,9 +24,10 @@ from unbackdoor.graph.places import Place, contracted, moved
 #: - "sum": the same, and adds up its channels: one that is zero is missing from the sum;
 #: - "gate": lets it decide about other values, so that zero is a decision too;
 #: - "pole": divides by it, or takes its logarithm;
+#: - "coupled": normalises it together with other channels, which move when one becomes zero;
 #: - "ends": reads it with weights;
 #: - "unknown": nobody knows.
-Role = Literal["zero", "open", "factor", "sum", "gate", "pole", "ends", "unknown"]
+Role = Literal["zero", "open", "factor", "sum", "gate", "pole", "coupled", "ends", "unknown"]
 
 #: How the places of a result belong to those of what is read: one to one; channel by channel, or all together; moved.
 Layout = Literal["point", "pool", "moved"]
@@ -145,7 +146,7 @@ _POOL = _names(
     " amin aminmax median var std varmean stdmean norm vectornorm linalgvectornorm linalgnorm cumsum interpolate"
     " upsample upsamplenearest upsamplebilinear upsamplebicubic upsamplelinear upsampletrilinear upsamplenearestexact"
     " expand expandas broadcastto"
-    " upsamplingbilinear upsamplingnearest normalize rmsnorm rfft rfftn rfft2 irfft irfft2 irfftn fft fft2 fftn ifft"
+    " upsamplingbilinear upsamplingnearest normalize rfft rfftn rfft2 irfft irfft2 irfftn fft fft2 fftn ifft"
     " ifft2 ifftn fftrfft2 fftirfft2 reduce"
 )
 #: The first argument's values at other places; another argument with values says which, as an index does.
@@ -163,13 +164,12 @@ _TIMES = _names("mul multiply rmul")
 _OVER = _names("div divide truedivide truediv floordiv floordivide remainder fmod mod")
 _PRODUCT = _names(
     "matmul mm bmm einsum tensordot inner mv dot outer ger kron addmm baddbmm addbmm addmv chainmatmul multidot cross"
-    " deformconv"
 )
 #: Where a zero wins or loses against other values, weighs something, or points somewhere.
 _DECIDE = _names(
     "softmax logsoftmax softmin gumbelsoftmax glu argmax argmin argsort sort topk kthvalue mode nonzero nms batchednms"
     " unique searchsorted bucketize onehot embedding embeddingbag prod cumprod cummax cummin logcumsumexp logsumexp"
-    " histc bincount multinomial all any item getrelativepositionbias addcmul addcdiv"
+    " affinegrid affinegridgenerator histc bincount multinomial all any item getrelativepositionbias addcmul addcdiv"
 )
 _POLES = _names("log log2 log10 reciprocal rsqrt digamma lgamma")
 #: Those that compare two values, so that a zero may win over the other.
@@ -181,6 +181,19 @@ KNOWN_INSIDE = _names(
     "multiheadattention multiheadattentionforward transformer transformerencoder transformerdecoder"
     " transformerencoderlayer transformerdecoderlayer shiftedwindowattention"
 )
+
+#: What leaves one row one class: pointwise, a choice among rows, other places. What merges places is in FLATTENS, too.
+ROW_BY_ROW = (
+    _POINT
+    | _OPEN
+    | MOVES
+    | _JOIN
+    | _names(
+        "add radd mul multiply rmul div divide truedivide truediv clamp clampmin clampmax hardtanh softmax logsoftmax"
+    )
+    | _names("argmax topk sort max amax mean avgpool adaptiveavgpool adaptivemaxpool interpolate upsample where pad")
+)
+FLATTENS = _names("mean avgpool adaptiveavgpool adaptivemaxpool amax max flatten squeeze view reshape select getitem")
 
 _SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Hardtanh: ("min_val", "max_val"),
@@ -306,7 +319,9 @@ _TABLE: dict[str, Callable[[Call], Effect]] = {
     **dict.fromkeys(_POINT, lambda call: call.main("zero", "point")),
     **dict.fromkeys(_OPEN, _open),
     **dict.fromkeys(_POOL, lambda call: call.main("zero", "pool")),
+    "rmsnorm": lambda call: call.main("coupled", "pool"),
     **dict.fromkeys(MOVES, lambda call: call.main("zero")),
+    "deformconv": lambda call: call.main("ends"),  # offsets and masks say where to look, and how much
     **dict.fromkeys(_JOIN, lambda call: call.all("zero")),
     **dict.fromkeys(_PLUS, _plus),
     **dict.fromkeys(_TIMES, _times),

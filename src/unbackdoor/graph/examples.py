@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,10 +11,39 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from unbackdoor.errors import SettingError
 from unbackdoor.graph.modules import is_batch_norm, unwrap
 
 #: Tried in this order where no example is given: the sizes that image networks are built for.
 _SIZES = (224, 256, 32, 64, 299, 384, 28)
+
+
+def check_example(model: nn.Module, example: Any) -> None:
+    """SettingError where a network's forward pass cannot be called with what the user gave: an input too many."""
+    if example is None:
+        return
+    _, inner = unwrap(model)
+    try:
+        signature = inspect.signature(inner.forward)
+    except (TypeError, ValueError):  # compiled code that has none
+        return
+    reason = ""
+    for args, kwargs in examples(inner, example):
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            reason = reason or str(error)
+        else:
+            return
+    raise SettingError(
+        f"--input (example=...): expected what {type(inner).__name__}.forward{signature} takes, "
+        f"got {_counted(example)}: {reason}"
+    )
+
+
+def _counted(example: Any) -> str:
+    count = len(example) if isinstance(example, (tuple, list, Mapping)) else 1
+    return "1 input" if count == 1 else f"{count} inputs"
 
 
 def examples(model: nn.Module, example: Any = None) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:

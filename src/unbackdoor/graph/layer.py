@@ -11,7 +11,7 @@ from typing import Literal
 
 from unbackdoor.findings import Remark
 
-Part = Literal["hidden", "answer", "gate", "unknown"]
+Part = Literal["hidden", "answer", "gate", "coupled", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class Layer:
         tied: whether another layer uses the same weight tensor.
         part: what its channels are to the network. "hidden" channels can be switched off; the rows of an "answer" layer
             are what the network puts out; a "gate" multiplies other channels, so that zero does not switch it off;
-            "unknown" is not guessed. Only hidden channels are ever edited.
+            "coupled" channels are normalised together with others, which move when one becomes zero; "unknown" is not
+            guessed. Only hidden channels are ever edited.
         why: of a gate or an unknown part, how that was found, for a reader.
         note: what a reader of its scores should know.
     """
@@ -83,6 +84,16 @@ class Norm:
     why: str = ""
 
 
+def why_left(found: Layer | Norm) -> str:
+    """Why channels that are no hidden ones are left alone, for a reader."""
+    if found.part == "answer":
+        rows = "rows" if isinstance(found, Layer) else "channels"
+        return f"its {rows} are the network's answers, not hidden channels"
+    if found.part == "gate":
+        return f"it opens and closes other channels, and zero would not switch it off: {found.why}"
+    return found.why
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerGraph:
     """The layers of a network and the norm that follows each.
@@ -91,7 +102,8 @@ class LayerGraph:
         layers: in the order in which the network calls them.
         norms: every norm with running statistics, by path.
         unpaired_norms: paths of those that no single layer feeds.
-        classifier: path of the layer whose result is the network's output, where there is exactly one, without a norm.
+        classifier: path of the layer whose rows are the network's classes, where there is exactly one, without a norm.
+        no_classes: why the one layer of the outputs is none, for a reader.
         outputs: paths of all layers whose rows are answers: their results reach the network's output past no other.
         uncovered: layers and norms that could not be read or paired, and why.
         aside: what was read and plays no part (parameters outside every layer, modules that eval mode never calls).
@@ -102,6 +114,7 @@ class LayerGraph:
     norms: Mapping[str, Norm]
     unpaired_norms: tuple[str, ...]
     classifier: str | None = None
+    no_classes: str = ""
     outputs: tuple[str, ...] = ()
     uncovered: tuple[Remark, ...] = ()
     aside: tuple[Remark, ...] = ()

@@ -16,6 +16,14 @@ from unbackdoor.graph.layer import Layer, Norm
 #: Norms whose factor depends on the input, so that it cannot be folded into a weight.
 INPUT_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, _InstanceNorm)
 
+
+def normalises_alone(module: nn.Module) -> bool:
+    """Whether one of INPUT_NORMS treats each channel by itself, so that the others do not move with it."""
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups == module.num_channels
+    return isinstance(module, _InstanceNorm)
+
+
 #: Norms that keep statistics but are no BatchNorm subclass, by name: torchvision's and detectron2's.
 _FROZEN = "FrozenBatchNorm2d"
 

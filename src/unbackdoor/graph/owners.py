@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from unbackdoor.findings import Remark
 from unbackdoor.graph.dataflow import Dataflow
 from unbackdoor.graph.effects import KNOWN_INSIDE, Effect, Role, canonical
-from unbackdoor.graph.layer import Layer
+from unbackdoor.graph.layer import Layer, LayerGraph
 from unbackdoor.graph.modules import (
     is_batch_norm,
     is_frozen,
@@ -29,6 +30,8 @@ from unbackdoor.graph.places import Place
 _PRODUCTS = frozenset(
     ("matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot", "inner", "mv", "dot", "bilinear")
 )
+#: What transforms are called that are computed once, and not learnt.
+_BASIS = re.compile(r"(?<![a-z])(i?stft|mel|dct|fbank)(?![a-z])|filter_?bank|basis|fourier", re.IGNORECASE)
 
 
 class Owners:
@@ -73,10 +76,10 @@ class Owners:
         path = self._first[self.modules[path]]
         norm = read_norm(self.modules[path], path)
         if norm is None:
-            return flow.add("input_norm", inputs, "BatchNorm without running statistics")
+            return flow.add("own_norm", inputs, "BatchNorm without running statistics")
         if any(name is not None and name not in self.tensors for name in (norm.weight, norm.bias)):
             flow.refuse(path, type(self.modules[path]).__name__, "its weight or bias is computed by a parametrization")
-            return flow.add("input_norm", inputs, "BatchNorm of computed weight")
+            return flow.add("own_norm", inputs, "BatchNorm of computed weight")
         layer = flow.source(inputs[0]) if inputs else None
         if layer is not None and self.tensors[layer.weight].ndim == 2:
             ndim = rank()
@@ -85,7 +88,7 @@ class Owners:
                 reason = f"{path} follows it, along which axis depends on the shape of the input: give an example"
                 flow.refuse(layer.path, layer.kind, reason)
             if ndim != 2:
-                return flow.add("input_norm", inputs, "BatchNorm of another axis")
+                return flow.add("own_norm", inputs, "BatchNorm of another axis")
         flow.norms[path] = dataclasses.replace(norm, **changes)
         return flow.add("norm", inputs, path)
 
@@ -111,10 +114,10 @@ class Owners:
         path = (mean or "").rpartition(".")[0]
         norm = read_norm(self.modules[path], path) if path in self.modules else None
         if training or norm is None or norm.mean != mean:
-            return flow.add("input_norm", inputs, "BatchNorm without running statistics")
+            return flow.add("own_norm", inputs, "BatchNorm without running statistics")
         if gamma not in (None, norm.weight) or not made_of <= {norm.mean, norm.var, gamma, norm.bias}:
             flow.refuse(path, "batch_norm", "its weight or bias is computed during the forward pass")
-            return flow.add("input_norm", inputs, "BatchNorm of computed weight")
+            return flow.add("own_norm", inputs, "BatchNorm of computed weight")
         return self.call_norm(flow, path, inputs, rank, weight=gamma, eps=eps)
 
     def frozen(self, made_of: frozenset[str]) -> str | None:
@@ -279,6 +282,27 @@ class Owners:
                 )
                 result.append(Remark(name, "parameter", reason))
         return tuple(result)
+
+    def learnt(self, graph: LayerGraph) -> LayerGraph:
+        """The same graph without hidden layers whose weights nobody learnt, as those of an STFT: they are said."""
+        fixed = {layer.path: self._fixed(layer, graph) for layer in graph.layers if layer.part == "hidden"}
+        said = tuple(Remark(x.path, x.kind, str(fixed[x.path])) for x in graph.layers if fixed.get(x.path))
+        layers = tuple(layer for layer in graph.layers if not fixed.get(layer.path))
+        return dataclasses.replace(graph, layers=layers, aside=(*said, *graph.aside)) if said else graph
+
+    def _fixed(self, layer: Layer, graph: LayerGraph) -> str | None:
+        """Why a layer is taken for a fixed basis, if it is. Taking no gradient alone says little: whole networks do."""
+        weight = self.tensors[layer.weight]
+        if not isinstance(weight, nn.Parameter):
+            return "its weight is a buffer, not a parameter: a fixed basis"
+        if weight.requires_grad:
+            return None
+        if _BASIS.search(layer.path):
+            return "its weight takes no gradient, and by its name it is a fixed basis"
+        bare = layer.norm is None and layer.bias is None
+        if bare and any(self.tensors[other.weight].requires_grad for other in graph.layers):
+            return "its weight takes no gradient, though others do, and has neither bias nor norm: a fixed basis"
+        return None
 
     def _parametrized(self, made_of: frozenset[str]) -> str | None:
         """The layer whose parametrization (weight_norm, spectral_norm) the tensors belong to."""

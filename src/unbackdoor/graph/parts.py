@@ -8,18 +8,19 @@ made (sigmoid, a constant added) and that then multiplies other values is a gate
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from unbackdoor.graph.effects import Role, canonical
-from unbackdoor.graph.layer import Part
-
-if TYPE_CHECKING:
-    from unbackdoor.graph.dataflow import Dataflow
+from unbackdoor.graph.effects import FLATTENS, ROW_BY_ROW, Role, canonical
+from unbackdoor.graph.layer import Layer, Part
+from unbackdoor.graph.ops import Op
 
 _UNREAD = "nothing that the network computes from it was seen: its result may leave in another way, as an answer does"
 _BLIND = "which layers make the network's answers is not known: no result could be followed back to one"
+
+
+#: Of several verdicts on a layer, the first of these stands.
+_GRAVITY: tuple[Part, ...] = ("gate", "unknown", "coupled")
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,19 @@ class Parts:
     """The parts of all layers and norms of a dataflow.
 
     Args:
-        flow: the calls.
+        ops: the calls.
         pairs: layer -> the norm that alone reads it.
+        layers: all that can be read.
+        doubts: layers that run inside something that cannot be looked into, and what it is.
     """
 
-    def __init__(self, flow: Dataflow, pairs: Mapping[str, str]) -> None:
-        self._flow = flow
-        self._ops = flow.ops
+    def __init__(
+        self, ops: Sequence[Op], pairs: Mapping[str, str], *, layers: Mapping[str, Layer], doubts: Mapping[str, str]
+    ) -> None:
+        self._ops = ops
         self._pairs = pairs
+        self._layers = layers
+        self._doubts = doubts
         self._roles: list[tuple[tuple[int, Role], ...]] = []
         for number in range(len(self._ops)):
             self._roles.append(self._own_roles(number))
@@ -81,8 +87,8 @@ class Parts:
             others = frozenset[str]().union(*(self._readers[call] for call in calls)) - {path}
             if norm is None or not others:
                 return Verdict("answer")
-        if path in self._flow.doubts:
-            return Verdict("unknown", self._flow.doubts[path])
+        if path in self._doubts:
+            return Verdict("unknown", self._doubts[path])
         if norm is None and path in self._doubted:
             return Verdict("unknown", self._doubted[path])
         last = calls if norm is None else self._calls[norm]
@@ -93,12 +99,48 @@ class Parts:
             return Verdict("unknown", _BLIND)
         return found or Verdict("hidden")
 
+    def is_put_out(self, layer: Layer) -> bool:
+        """Whether a hidden layer's result is also one of the network's: features beside the logits made of them."""
+        return layer.part == "hidden" and not self._answers.isdisjoint((layer.path, layer.norm))
+
     def of_norm(self, path: str) -> Verdict:
         """The part of a norm that no single layer feeds: of one that is paired, ask the layer."""
         calls = self._calls[path]
         if path in self._answers and not any(self._readers[call] for call in calls):
             return Verdict("answer")
         return self._worst(calls) or Verdict("hidden")
+
+    def no_classes(self, path: str) -> str | None:
+        """Why the rows of the one answer layer are not known to be read as one number a class, if so.
+
+        Rows of an embedding are compared, not read; those of a map are read at every place.
+        """
+        readers: dict[int, list[int]] = {}
+        for number, op in enumerate(self._ops):
+            for source in op.inputs:
+                readers.setdefault(source, []).append(number)
+        made = {source for call in self._calls[path] for source in _behind(call, readers)} | {*self._calls[path]}
+        stack = [(call, not self._layers[path].kind.lower().startswith("conv")) for call in self._calls[path]]
+        seen = set(stack)
+        while stack:
+            source, flat = stack.pop()
+            for number in readers.get(source, ()):
+                op = self._ops[number]
+                name = canonical(op.effect.name)
+                if op.kind == "output" and not flat:
+                    return "its output is a map, not one number a class"
+                if op.kind == "other":
+                    values = {i for i in op.inputs if self._ops[i].kind != "shape"}
+                    joined = name in ("add", "cat", "concat", "stack") and values <= made  # of several crops, say
+                    if name not in ROW_BY_ROW or (len(values) > 1 and not joined):
+                        return f"{op.effect.name} reads its result, which is then not one number a class"
+                elif op.kind not in ("alias", "shape", "output"):
+                    return f"{op.path or op.kind} reads its result, which is then not one number a class"
+                step = (number, flat or name in FLATTENS)
+                if op.kind != "shape" and step not in seen:
+                    seen.add(step)
+                    stack.append(step)
+        return None
 
     def _worst(self, calls: Iterable[int]) -> Verdict | None:
         found: Verdict | None = None
@@ -110,8 +152,10 @@ class Parts:
         op = self._ops[number]
         if op.kind == "alias":
             return ((op.inputs[0], "zero"),)
-        if op.kind in ("norm", "input_norm"):
+        if op.kind in ("norm", "own_norm"):
             return tuple((i, "open") for i in op.inputs)
+        if op.kind == "input_norm":
+            return tuple((i, "coupled") for i in op.inputs)
         if op.kind == "opaque":
             return tuple((i, "unknown") for i in op.inputs)
         if op.kind in ("layer", "weights"):
@@ -150,12 +194,12 @@ class Parts:
         found = {number: line}
         while True:
             op, roles = self._ops[number], self._roles[number]
-            if op.kind not in ("alias", "norm", "input_norm", "other") or len(roles) != 1:
+            if op.kind not in ("alias", "norm", "own_norm", "input_norm", "other") or len(roles) != 1:
                 return found
             ((number, role),) = roles
-            if role not in ("zero", "open") or (op.kind == "other" and op.effect.layout == "moved"):
+            if role not in ("zero", "open", "coupled") or (op.kind == "other" and op.effect.layout == "moved"):
                 return found
-            pooled = op.kind == "input_norm" or (op.kind == "other" and op.effect.layout == "pool")
+            pooled = op.kind in ("own_norm", "input_norm") or (op.kind == "other" and op.effect.layout == "pool")
             line = _Line(line.zero and role == "zero", line.point and not pooled)
             found[number] = line
 
@@ -187,6 +231,9 @@ class Parts:
                 opened and Verdict(opened.part, f"{name} makes something else of a zero, and then {opened.why}"),
                 opened,
             )
+        if role == "coupled":
+            together = Verdict("coupled", f"{name} normalises its channels together: without one, the others change")
+            return together, together
         if role == "factor":
             return zero, multiplied
         if role == "sum":
@@ -207,7 +254,7 @@ class Parts:
         answers: set[str] = set()
         doubted: dict[str, str] = {}
         stack = [(i, "") for op in self._ops if op.kind == "output" for i in op.inputs]
-        ended = not stack or not self._flow.layers
+        ended = not stack or not self._layers
         seen: set[tuple[int, str]] = set()
         while stack:
             number, behind = stack.pop()
@@ -229,8 +276,20 @@ class Parts:
         return answers, doubted, ended
 
 
+def _behind(call: int, readers: Mapping[int, list[int]]) -> set[int]:
+    """Every op that is computed from a call's result."""
+    found: set[int] = set()
+    stack = [call]
+    while stack:
+        for number in readers.get(stack.pop(), ()):
+            if number not in found:
+                found.add(number)
+                stack.append(number)
+    return found
+
+
 def _worse(a: Verdict | None, b: Verdict | None) -> Verdict | None:
-    """Of two, the one that is known; a gate before what is unknown."""
-    if a is None or (b is not None and b.part == "gate" and a.part != "gate"):
+    """Of two, the one that is known; a gate before what is unknown, and that before what is coupled."""
+    if a is None or (b is not None and _GRAVITY.index(b.part) < _GRAVITY.index(a.part)):
         return b
     return a

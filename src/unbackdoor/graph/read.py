@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import textwrap
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from unbackdoor.errors import GraphError
+from unbackdoor.findings import Remark
+from unbackdoor.graph.examples import check_example
 from unbackdoor.graph.layer import LayerGraph
 from unbackdoor.graph.owners import Owners
-from unbackdoor.graph.readers import export, fx, names
+from unbackdoor.graph.readers import TRACERS, names
 
 
 def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
@@ -34,6 +37,7 @@ def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
 
     Raises:
         GraphError: `model` is no module, or holds lazy modules without weights.
+        SettingError: its forward pass cannot be called with the example.
     """
     if not isinstance(model, nn.Module):
         raise GraphError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -41,9 +45,10 @@ def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
     lazy = next((name for name, tensor in owners.tensors.items() if is_lazy(tensor)), None)
     if lazy is not None:
         raise GraphError(f"{lazy}: a lazy module without weights yet; run one batch through the network first")
-    failures = []
+    check_example(model, example)
+    failures: list[str] = []
     best: LayerGraph | None = None
-    for tracer in (fx.trace, export.trace) if example is None else (export.trace, fx.trace):
+    for tracer in TRACERS if example is None else reversed(TRACERS):
         try:
             with observed(model):
                 flow = tracer(model, owners, example)
@@ -51,11 +56,14 @@ def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
             message = textwrap.shorten(str(error).partition("\n")[0], 160, placeholder=" ...")
             failures.append(f"{type(error).__name__}: {message}")
             continue
-        graph = flow.graph(owners.aliases, owners.remarks(flow))
+        graph = owners.learnt(flow.graph(owners.aliases, owners.remarks(flow)))
         if best is None or len(graph.uncovered) < len(best.uncovered):
             best = graph
         if not flow.blind:
             break
+    if best is not None and example is not None and best.layers and best.layers[0].rule == "fx" and failures:
+        said = Remark("*", "example", f"the network was read without it: {failures[0]}")
+        best = dataclasses.replace(best, aside=(said, *best.aside))
     if example is None:
         failures.append("an example of its input may help: example=..., --input 3x32x32")
     return best or names.of_module(owners, "; ".join(failures))

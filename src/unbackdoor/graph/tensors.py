@@ -60,8 +60,10 @@ def read_model(
     """The tensors of a network and its layer graph, read now or given.
 
     Raises:
-        SettingError: bare tensors came without a graph, or the graph is another network's.
+        SettingError: it is no network, bare tensors came without a graph, or the graph is another network's.
     """
+    if not isinstance(model, (nn.Module, Mapping)):
+        raise SettingError(f"expected a network (torch.nn.Module) or its tensors by name, got {type(model).__name__}")
     if graph is None:
         if not isinstance(model, nn.Module):
             raise SettingError("tensors without a network: give graph=, for example layer_graph of the architecture")

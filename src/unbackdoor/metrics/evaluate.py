@@ -19,7 +19,7 @@ NO_CLASS = -1
 class Stamp(Protocol):
     """What this file needs to know of an attack."""
 
-    def goal(self, labels: Tensor, num_classes: int, /) -> Tensor: ...
+    def target_labels(self, labels: Tensor, num_classes: int, /) -> Tensor: ...
 
     def stamp(self, images: Tensor, /) -> Tensor: ...
 
@@ -95,7 +95,7 @@ def evaluate_model(
     labels = labels.cpu()
     goals = labels
     if attack is not None:
-        goals = attack.goal(labels, num_classes or (int(labels.max()) + 1 if len(labels) else 1))
+        goals = attack.target_labels(labels, num_classes or (int(labels.max()) + 1 if len(labels) else 1))
     others = labels != goals
     total, done = len(labels) + int(others.sum()), 0
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from torch import Tensor
 
 from unbackdoor.findings import Remark
-from unbackdoor.graph import Layer, LayerGraph
+from unbackdoor.graph import Layer, LayerGraph, why_left
 from unbackdoor.graph.tensors import Tensors, readable
 
 
@@ -33,10 +34,12 @@ def eligible(
             not_covered.append(Remark(layer.path, layer.kind, unreadable))
             continue
         reason = refuse(layer, tensors[layer.weight])
-        if layer.part == "answer" or layer.path in graph.outputs:
-            reason = "its rows are the network's answers, not hidden channels"
-        elif layer.part == "gate":
-            reason = reason or f"it opens and closes other channels, and zero would not switch it off: {layer.why}"
+        if layer.path in graph.outputs and layer.part != "answer":  # as a graph of one's own making may say it
+            layer = dataclasses.replace(layer, part="answer")
+        if layer.part == "answer":
+            reason = why_left(layer)
+        elif layer.part not in ("hidden", "coupled", "unknown"):
+            reason = reason or why_left(layer)
         elif layer.tied and layer.norm is None and reason is None:
             names = (layer.weight, *graph.aliases.get(layer.weight, ()))
             first = next((seen[name] for name in names if name in seen), None)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from unbackdoor.errors import PlanError
+from unbackdoor.errors import MethodError, PlanError
 from unbackdoor.findings import ClassifierReport, DataReport, LayerReport, Remark, Report, Stage
 from unbackdoor.graph import LayerGraph
 from unbackdoor.graph.tensors import Tensors
@@ -59,6 +59,25 @@ class Plan:
         """Layer path -> (C,) float64."""
         return {s.path: torch.from_numpy(s.scores) for s in self.selections}
 
+    @property
+    def damage(self) -> str | None:
+        """What is broken so far that nothing sound would be left: most channels of a layer are no finite numbers.
+
+        A broken channel or two are cut and said instead.
+        """
+        for selection in self.selections:
+            count, of = int(selection.broken.sum()), len(selection.broken)
+            if count > of / 2:
+                names = [selection.layer.weight, selection.layer.bias]
+                norm = self.graph.norms.get(selection.layer.norm or "")
+                if norm is not None:
+                    names += [norm.weight, norm.bias, norm.mean, norm.var]
+                return (
+                    f"{selection.path!r}: expected channels with a finite score, got {count} of {of} without one "
+                    f"(from {', '.join(name for name in names if name is not None)})"
+                )
+        return None
+
     def apply_(self, target: nn.Module | MutableMapping[str, Tensor]) -> None:
         """Make the changes, in place: all of them or none.
 
@@ -67,7 +86,10 @@ class Plan:
 
         Raises:
             PlanError: it does not hold what the plan was made for.
+            MethodError: most channels of a layer are no numbers: nothing sound would be left of it.
         """
+        if self.damage is not None:
+            raise MethodError(f"{self.damage}; the network is damaged, and was left as it is")
         self._write(target, forward=True)
 
     def undo(self, target: nn.Module | MutableMapping[str, Tensor]) -> None:

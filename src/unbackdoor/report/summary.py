@@ -9,6 +9,7 @@ from typing import Any
 from unbackdoor.findings import DataReport, LayerReport, Remark, Report, Stage
 
 NOTHING_FOUND = "No outlier channels were found; that is not proof of absence."
+ONLY_CLASSIFIER = "Only the classifier may be edited: no layer was scored whose channels are known to be hidden ones."
 A_GUESS = "a guess, not a verdict"
 
 RULES = {
@@ -31,7 +32,11 @@ class Group:
 
 
 def headline(report: Report) -> str:
-    """What was found, in one or two sentences."""
+    """What was found, in one to three sentences."""
+    return f"{_found(report)} {ONLY_CLASSIFIER}" if report.only_classifier else _found(report)
+
+
+def _found(report: Report) -> str:
     if not report.layers:
         if report.stages:
             return "All weights were trained; no channel was scored."

@@ -196,6 +196,8 @@ class LPP(Defence):
             return None
         if graph.classifier is None:
             heads = ", ".join(graph.outputs) or "no single layer is known to make the answers"
+            if graph.no_classes:
+                heads = f"{heads}: {graph.no_classes}"
             if any(layer.path == heads and layer.norm is not None for layer in graph.layers):
                 heads = f"{heads} makes the output, through a norm"
             editor.left_alone.append(Remark("*", "classifier", f"the classifier step was left out: {heads}"))

@@ -20,9 +20,11 @@ from unbackdoor.graph.modules import (
     is_layer,
     is_unreadable,
     join,
+    normalises_alone,
     runs_torch_forward,
     unwrap,
 )
+from unbackdoor.graph.ops import Kind
 from unbackdoor.graph.owners import Owners
 from unbackdoor.graph.values import Values
 
@@ -139,7 +141,8 @@ class _Reader:
             script = isinstance(module, torch.jit.ScriptModule)
             return flow.add("opaque" if script else "weights", inputs, type(module).__name__)
         if isinstance(module, INPUT_NORMS):
-            return flow.add("input_norm", inputs, type(module).__name__)
+            kind: Kind = "own_norm" if normalises_alone(module) else "input_norm"
+            return flow.add(kind, inputs, type(module).__name__)
         if isinstance(module, _ALIAS_MODULES) and inputs:
             return flow.add("alias", inputs)
         name, args = of_module(module, node.args)
@@ -178,7 +181,7 @@ class _Reader:
                 eps=1e-5 if eps is None else float(eps),
             )
         if target in _INPUT_NORM_FUNCTIONS:
-            return flow.add("input_norm", inputs, _name(target))
+            return flow.add("own_norm" if target is F.instance_norm else "input_norm", inputs, _name(target))
         alias = (node.op == "call_method" and target in _ALIAS_METHODS) or target in _ALIAS_FUNCTIONS
         if inputs and (alias or self._merges_leading(node)):
             return flow.add("alias", inputs[:1])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from unbackdoor.attacks import ATTACKS, Attack, TrainingControl, parse_attack
 from unbackdoor.data import DATASETS, LabelledImages
 
-#: Settings with which a slow attack is armed in no time; any other attack is tested as it comes.
+#: Settings with which a slow attack is prepared in no time; any other attack is tested as it comes.
 QUICK = {"ssba": "ssba:steps=2,width=2,bits=4", "lc": "lc:steps=2"}
 #: Attacks whose trigger comes out of a network: its sums depend on the batch's size in their last bits.
 BY_NETWORK = {"ssba", "inputaware"}
@@ -39,11 +39,11 @@ def arm(name: str, size: int = 32, *, seed: int = 0, target: int = 0) -> Attack:
     """An attack as it is when images are stamped."""
     attack = parse_attack(QUICK.get(name, name), target=target)
     data = data_of(size)
-    armed = attack.armed(data, seed=seed, classifier=Brightness() if attack.needs_classifier else None)
-    if isinstance(armed, TrainingControl):
-        session = armed.session(rate=0.5, spec=data.spec, seed=seed, epochs=1, device=torch.device("cpu"))
+    prepared = attack.prepare(data, seed=seed, classifier=Brightness() if attack.needs_classifier else None)
+    if isinstance(prepared, TrainingControl):
+        session = prepared.session(rate=0.5, spec=data.spec, seed=seed, epochs=1, device=torch.device("cpu"))
         return session.result()
-    return armed
+    return prepared
 
 
 def assert_same_stamp(name: str, one: Tensor, other: Tensor) -> None:

@@ -13,7 +13,9 @@ from safetensors.torch import save as _to_bytes
 from torch import Tensor
 
 from unbackdoor.atomic import atomic_write
-from unbackdoor.checkpoint.checkpoint import Contents
+from unbackdoor.checkpoint import foreign
+from unbackdoor.checkpoint.checkpoint import Checkpoint, Contents, around, tensors_of
+from unbackdoor.checkpoint.format import FORMATS
 from unbackdoor.errors import CheckpointError, OutputError
 
 #: Bytes; the header of a network of ten thousand tensors has about one million.
@@ -24,7 +26,7 @@ def read(path: Path) -> Contents:
     """Read a file.
 
     Raises:
-        CheckpointError: it is not a safetensors file, or a damaged one.
+        CheckpointError: it is not a safetensors file, a damaged one, or an empty one.
     """
     try:
         _check_header(path)
@@ -33,6 +35,8 @@ def read(path: Path) -> Contents:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors")
     return Contents(path, "safetensors", tensors, {"": ()}, metadata=metadata)
 
 
@@ -89,3 +93,42 @@ def save(
     with atomic_write(path, overwrite=overwrite) as stream:
         stream.write(header)
         stream.write(body)
+
+
+class Safetensors:
+    """Tensors by name, and strings."""
+
+    suffixes = (".safetensors",)
+    nested = False
+
+    def recognises(self, head: bytes, path: Path) -> bool:
+        """By the header behind its length; where that is beyond reason, only if it is nothing else."""
+        plausible = int.from_bytes(head[:8], "little") <= MAX_HEADER
+        return head[8:9] == b"{" and (plausible or foreign.name(head, path) is None)
+
+    def read(self, path: Path) -> Contents:
+        return read(path)
+
+    def write(
+        self,
+        path: Path,
+        state: Mapping[str, Any],
+        *,
+        like: Checkpoint | None,
+        metadata: Mapping[str, str],
+        overwrite: bool,
+    ) -> None:
+        strings = {**(like.metadata if like else {}), **metadata}
+        save(path, tensors_of(state), metadata=strings, overwrite=overwrite)
+
+    def kept(self, like: Checkpoint) -> tuple[str, ...]:
+        """Nothing but tensors."""
+        del like
+        return ()
+
+    def lost(self, like: Checkpoint) -> tuple[str, ...]:
+        """Everything else."""
+        return (*around(like), *(name for name, value in like.state.items() if not isinstance(value, Tensor)))
+
+
+FORMATS.add("safetensors", Safetensors())

@@ -17,9 +17,10 @@ import torch
 
 from unbackdoor.atomic import atomic_write
 from unbackdoor.checkpoint import foreign
-from unbackdoor.checkpoint.attack_result import network_part
-from unbackdoor.checkpoint.checkpoint import Contents, follow
-from unbackdoor.checkpoint.places import describe, state_dicts
+from unbackdoor.checkpoint.checkpoint import Checkpoint, Contents, around, follow
+from unbackdoor.checkpoint.format import FORMATS
+from unbackdoor.checkpoint.formats.backdoorbench import network_part
+from unbackdoor.checkpoint.places import describe, replaced, state_dicts
 from unbackdoor.checkpoint.stand_ins import is_stand_in, read_around_objects, without_stand_ins
 from unbackdoor.errors import CheckpointError
 
@@ -192,3 +193,42 @@ def _check_hunger(path: Path) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+class Torch:
+    """State dicts, in dicts and lists with whatever plain data."""
+
+    suffixes = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+    nested = True
+
+    def recognises(self, head: bytes, path: Path) -> bool:
+        """A zip archive, or a pickle."""
+        del path
+        return head[:2] == b"PK" or head[:1] == b"\x80"
+
+    def read(self, path: Path) -> Contents:
+        return read(path)
+
+    def write(
+        self,
+        path: Path,
+        state: Mapping[str, Any],
+        *,
+        like: Checkpoint | None,
+        metadata: Mapping[str, str],
+        overwrite: bool,
+    ) -> None:
+        del metadata
+        save(path, state if like is None else replaced(like.container, like.place, state), overwrite=overwrite)
+
+    def kept(self, like: Checkpoint) -> tuple[str, ...]:
+        """What stands around the state dict, and what it holds."""
+        return around(like)
+
+    def lost(self, like: Checkpoint) -> tuple[str, ...]:
+        """Nothing."""
+        del like
+        return ()
+
+
+FORMATS.add("torch", Torch())

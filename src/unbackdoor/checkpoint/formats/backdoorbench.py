@@ -1,7 +1,8 @@
-"""BackdoorBench's `attack_result.pt`: a network beside the attack's data, of which only the network is taken."""
+"""A layout of torch's files, BackdoorBench's `attack_result.pt`: of what is in it, only the network is taken."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 #: What describes the network; `defense_result.pt` holds the same.
@@ -18,3 +19,10 @@ def network_part(content: Any) -> dict[str, Any] | None:
     if not isinstance(content.get(MODEL_NAME), str) or type(content.get(NUM_CLASSES)) is not int:
         return None
     return {name: content[name] for name in (MODEL_NAME, NUM_CLASSES, MODEL)} if MODEL in content else None
+
+
+def network_named(content: Any) -> tuple[str, int] | None:
+    """The network's name and its classes, where a file's content says them."""
+    entries = content if isinstance(content, Mapping) else {}
+    name, classes = entries.get(MODEL_NAME), entries.get(NUM_CLASSES)
+    return (name, classes) if isinstance(name, str) and type(classes) is int else None
