@@ -24,7 +24,7 @@ from unbackdoor.dataflow.places import Place, contracted, moved
 #: - "sum": the same, and adds up its channels: one that is zero is missing from the sum;
 #: - "gate": lets it decide about other values, so that zero is a decision too;
 #: - "pole": divides by it, or takes its logarithm;
-#: - "coupled": normalises it together with other channels, which move when one becomes zero;
+#: - "coupled": normalises it by its own statistics: zero does not stay zero, or the channels beside it move;
 #: - "ends": reads it with weights;
 #: - "unknown": nobody knows.
 Role = Literal["zero", "open", "factor", "sum", "gate", "pole", "coupled", "ends", "unknown"]

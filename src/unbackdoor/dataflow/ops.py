@@ -18,7 +18,7 @@ class Op:
 
     Attributes:
         kind: "alias" hands its first input on unchanged; "shape" reads sizes, not values; "input_norm" is a norm whose
-            factor depends on its input, over several channels, and "own_norm" the same of each channel by itself;
+            factor depends on its input, and "own_norm" one whose factor does not, but cannot be read;
             "weights" is a layer that cannot be read; "opaque" cannot be looked into.
         inputs: the numbers of the ops whose results it reads.
         path: of the layer or norm; for the other norms the type's name.

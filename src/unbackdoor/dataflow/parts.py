@@ -232,8 +232,8 @@ class Parts:
                 opened,
             )
         if role == "coupled":
-            together = Verdict("coupled", f"{name} normalises its channels together: without one, the others change")
-            return together, together
+            coupled = Verdict("coupled", f"{name} normalises it by its own statistics, so that zero is not off there")
+            return coupled, coupled
         if role == "factor":
             return zero, multiplied
         if role == "sum":

@@ -34,8 +34,8 @@ class Layer:
         tied: whether another layer uses the same weight tensor.
         part: what its channels are to the network. "hidden" channels can be switched off; the rows of an "answer" layer
             are what the network puts out; a "gate" multiplies other channels, so that zero does not switch it off;
-            "coupled" channels are normalised together with others, which move when one becomes zero; "unknown" is not
-            guessed. Only hidden channels are ever edited.
+            "coupled" channels are normalised by their own statistics, so that zero does not switch one off, or moves
+            others; "unknown" is not guessed. Only hidden channels are ever edited.
         why: of a gate or an unknown part, how that was found, for a reader.
         note: what a reader of its scores should know.
     """

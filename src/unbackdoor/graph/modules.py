@@ -17,13 +17,6 @@ from unbackdoor.findings.layers import Layer, Norm
 INPUT_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm, _InstanceNorm)
 
 
-def normalises_alone(module: nn.Module) -> bool:
-    """Whether one of INPUT_NORMS treats each channel by itself, so that the others do not move with it."""
-    if isinstance(module, nn.GroupNorm):
-        return module.num_groups == module.num_channels
-    return isinstance(module, _InstanceNorm)
-
-
 #: Norms that keep statistics but are no BatchNorm subclass, by name: torchvision's and detectron2's.
 _FROZEN = "FrozenBatchNorm2d"
 

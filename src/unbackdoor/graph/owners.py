@@ -76,7 +76,7 @@ class Owners:
         path = self._first[self.modules[path]]
         norm = read_norm(self.modules[path], path)
         if norm is None:
-            return flow.add("own_norm", inputs, "BatchNorm without running statistics")
+            return flow.add("input_norm", inputs, "BatchNorm without running statistics")
         if any(name is not None and name not in self.tensors for name in (norm.weight, norm.bias)):
             flow.refuse(path, type(self.modules[path]).__name__, "its weight or bias is computed by a parametrization")
             return flow.add("own_norm", inputs, "BatchNorm of computed weight")
@@ -114,7 +114,7 @@ class Owners:
         path = (mean or "").rpartition(".")[0]
         norm = read_norm(self.modules[path], path) if path in self.modules else None
         if training or norm is None or norm.mean != mean:
-            return flow.add("own_norm", inputs, "BatchNorm without running statistics")
+            return flow.add("input_norm", inputs, "BatchNorm without running statistics")
         if gamma not in (None, norm.weight) or not made_of <= {norm.mean, norm.var, gamma, norm.bias}:
             flow.refuse(path, "batch_norm", "its weight or bias is computed during the forward pass")
             return flow.add("own_norm", inputs, "BatchNorm of computed weight")

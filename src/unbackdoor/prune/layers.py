@@ -38,7 +38,7 @@ def eligible(
             layer = dataclasses.replace(layer, part="answer")
         if layer.part == "answer":
             reason = why_left(layer)
-        elif layer.part not in ("hidden", "coupled", "unknown"):
+        elif layer.part not in ("hidden", "unknown"):
             reason = reason or why_left(layer)
         elif layer.tied and layer.norm is None and reason is None:
             names = (layer.weight, *graph.aliases.get(layer.weight, ()))

@@ -197,7 +197,10 @@ class LPP(Defence):
         if graph.classifier is None:
             heads = ", ".join(graph.outputs) or "no single layer is known to make the answers"
             if graph.no_classes:
-                heads = f"{heads}: {graph.no_classes}"
+                layer = graph[heads]
+                why = _no_classifier(layer, tensors[layer.weight].detach()) or graph.no_classes
+                editor.left_alone.append(Remark(heads, layer.kind, f"the classifier step was left out: {why}"))
+                return None
             if any(layer.path == heads and layer.norm is not None for layer in graph.layers):
                 heads = f"{heads} makes the output, through a norm"
             editor.left_alone.append(Remark("*", "classifier", f"the classifier step was left out: {heads}"))

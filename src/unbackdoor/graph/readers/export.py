@@ -127,10 +127,7 @@ class _Reader:
                 eps=float(eps),  # type: ignore[arg-type]
             )
         if packet in _INPUT_NORMS:
-            alone = packet is _aten.instance_norm or (
-                packet is _aten.group_norm and node.args[1] == _value(node, 0).shape[1]
-            )
-            return self.flow.add("own_norm" if alone else "input_norm", inputs, packet.__name__)
+            return self.flow.add("input_norm", inputs, packet.__name__)
         if packet in _SHAPES:
             return self.flow.add("shape", inputs)
         if packet in _ALIASES or (packet in _VIEWS and inputs and self._merges_leading(node, inputs)):

@@ -12,7 +12,6 @@ from torch import fx, nn
 
 from unbackdoor.dataflow.effects import Call, Effect, changes_in_place, effect, of_module
 from unbackdoor.dataflow.flow import Dataflow
-from unbackdoor.dataflow.ops import Kind
 from unbackdoor.dataflow.values import Values
 from unbackdoor.graph.examples import norm_ranks
 from unbackdoor.graph.modules import (
@@ -22,7 +21,6 @@ from unbackdoor.graph.modules import (
     is_layer,
     is_unreadable,
     join,
-    normalises_alone,
     runs_torch_forward,
     unwrap,
 )
@@ -141,8 +139,7 @@ class _Reader:
             script = isinstance(module, torch.jit.ScriptModule)
             return flow.add("opaque" if script else "weights", inputs, type(module).__name__)
         if isinstance(module, INPUT_NORMS):
-            kind: Kind = "own_norm" if normalises_alone(module) else "input_norm"
-            return flow.add(kind, inputs, type(module).__name__)
+            return flow.add("input_norm", inputs, type(module).__name__)
         if isinstance(module, _ALIAS_MODULES) and inputs:
             return flow.add("alias", inputs)
         name, args = of_module(module, node.args)
@@ -181,7 +178,7 @@ class _Reader:
                 eps=1e-5 if eps is None else float(eps),
             )
         if target in _INPUT_NORM_FUNCTIONS:
-            return flow.add("own_norm" if target is F.instance_norm else "input_norm", inputs, _name(target))
+            return flow.add("input_norm", inputs, _name(target))
         alias = (node.op == "call_method" and target in _ALIAS_METHODS) or target in _ALIAS_FUNCTIONS
         if inputs and (alias or self._merges_leading(node)):
             return flow.add("alias", inputs[:1])
