@@ -67,6 +67,9 @@ it. The other methods use clean images: a share of the training part, of any cla
 **Seconds** are for one torch thread on a machine that also did other work. `benchmarks/defence_speed.json` compares the
 cost of the methods.
 
+**†** marks results of older code of that method, which have not been run again. [What was
+different](../docs/fidelity.md#results-that-wait-to-be-run-anew) is listed there.
+
 `unbackdoor bench run grids/zoo.toml` measures. [claims/](claims/zoo) holds one file per result.
 `python zoo/make_readme.py` writes this file.
 """
@@ -77,7 +80,8 @@ class Zoo:
 
     def __init__(self) -> None:
         [grid] = read_grids(CLAIMS)
-        found = {(_network(c), c.method, c.clean, c.clean_seed): c for c in grid.own if c.kind == "repair"}
+        found = {(_network(c), c.method, c.clean, c.clean_seed): c for c in grid.claims if c.kind == "repair"}
+        self.older = {c.method for c in found.values()} - {c.method for c in grid.own if c.kind == "repair"}
         self.claims: dict[str, dict[tuple[str, float | None], list[Claim | None]]] = {}
         for cell in GRID.cells:
             if isinstance(cell, Repair):
@@ -89,6 +93,10 @@ class Zoo:
     def of(self, network: str, share: float) -> dict[str, list[Claim | None]]:
         """By method, those with a share of clean images and those that are given none."""
         return {m: draws for (m, clean), draws in self.claims[network].items() if clean in (None, share)}
+
+    def named(self, method: str) -> str:
+        """For a row; with a mark where its results are those of older code."""
+        return method.replace("@", ", ") + (" †" if method in self.older else "")
 
     def all_methods(self) -> list[str]:
         """Names of the networks that every method is asked about."""
@@ -131,16 +139,16 @@ def _defences(zoo: Zoo) -> list[str]:
     heads = ["method", *(name.removeprefix("cifar10_") for name in names)]
     before = [{rate: found and found["value"] for rate, found in zoo.records[x]["result"].items()} for x in names]
     rows = [["no defence", *(_pair(rates["acc"], rates["asr"]) for rates in before)]]
-    rows += [[_named(m), *(_outcome(zoo.of(name, 0.05)[m][0]) for name in names)] for m in zoo.of(names[0], 0.05)]
+    rows += [[zoo.named(m), *(_outcome(zoo.of(name, 0.05)[m][0]) for name in names)] for m in zoo.of(names[0], 0.05)]
     poisoned = next(cell.poisoned for cell in GRID.cells if isinstance(cell, Repair) and cell.poisoned)
     lines = [DEFENCES_HEAD.format(poisoned=poisoned), "## ACC / ASR in percent, 5 % clean images", ""]
     lines += _table(heads, rows)
     for name in names:
-        rows = [_full(method, claim) for method, [claim] in zoo.of(name, 0.05).items()]
+        rows = [_full(zoo.named(method), claim) for method, [claim] in zoo.of(name, 0.05).items()]
         lines += ["", f"## {name}, 5 % clean images", ""]
         lines += _table(["method", "ACC", "ASR", "RA", "DER", "pruned", "seconds"], rows)
     for name in names:
-        rows = [_draws(m, draws) for m, draws in zoo.of(name, 0.01).items() if len(draws) > 1]
+        rows = [_draws(zoo.named(m), draws) for m, draws in zoo.of(name, 0.01).items() if len(draws) > 1]
         if rows:
             lines += ["", f"## {name}, 1 % clean images, three draws of them: mean", ""]
             lines += _table(["method", "ACC", "ASR", "ACC of each", "ASR of each"], rows)
@@ -153,30 +161,26 @@ def _outcome(claim: Claim | None) -> str:
     return _pair(claim.acc.percent / 100, claim.asr.percent / 100 if claim.asr else None)
 
 
-def _full(method: str, claim: Claim | None) -> list[str]:
+def _full(name: str, claim: Claim | None) -> list[str]:
     if claim is None or claim.acc is None:
-        return [_named(method), "not run" if claim is None else f"failed: {claim.failed}", *[""] * 5]
+        return [name, "not run" if claim is None else f"failed: {claim.failed}", *[""] * 5]
     der = "" if claim.der is None else f"{claim.der:.3f}"
     pruned = f"{claim.pruned}" + (f" (+{claim.scaled} shrunk)" if claim.scaled else "")
     rates = [_rate(rate) for rate in (claim.acc, claim.asr, claim.ra)]
-    return [_named(method), *rates, der, pruned, f"{claim.seconds:.1f}"]
+    return [name, *rates, der, pruned, f"{claim.seconds:.1f}"]
 
 
-def _draws(method: str, claims: list[Claim | None]) -> list[str]:
+def _draws(name: str, claims: list[Claim | None]) -> list[str]:
     done = [(claim.acc, claim.asr) for claim in claims if claim is not None and claim.acc and claim.asr]
     if len(done) < len(claims):
-        return [_named(method), f"{len(done)} of {len(claims)} run", "", "", ""]
+        return [name, f"{len(done)} of {len(claims)} run", "", "", ""]
     values = [[count.percent / 100 for count in counts] for counts in zip(*done, strict=True)]
     means = [_percent(statistics.mean(shares)) for shares in values]
-    return [_named(method), *means, *(", ".join(map(_percent, shares)) for shares in values)]
+    return [name, *means, *(", ".join(map(_percent, shares)) for shares in values)]
 
 
 def _pair(acc: float, asr: float | None) -> str:
     return f"{100 * acc:.2f}" + ("" if asr is None else f" / {100 * asr:.2f}")
-
-
-def _named(method: str) -> str:
-    return method.replace("@", ", ")
 
 
 def _poisoned(record: Record) -> str:
