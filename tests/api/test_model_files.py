@@ -309,7 +309,7 @@ def test_not_a_number_is_cut_and_said(tiny_net: Build, tmp_path: Path) -> None:
 def test_nothing_is_written_when_it_is_incomplete(tmp_path: Path) -> None:
     state = parse_arch("preactresnet18:width=2").build().state_dict()
     checkpoint.save(tmp_path / "in.safetensors", state)
-    with pytest.raises(IncompleteError, match="parts of it could not be read or paired") as caught:
+    with pytest.raises(IncompleteError, match="parts of the network could not be read or paired") as caught:
         repair(tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     assert not caught.value.report.complete
     assert caught.value.report.action == "plan"

@@ -111,7 +111,7 @@ def test_where_nothing_can_be_edited_partial_writes_nothing(preact: Path, tmp_pa
             assert "nothing was written; nothing was read that may be edited" in done.err
             assert "written and read back" not in done.err
         assert run("repair", source, "--dry-run", "--partial").code == 3
-    assert "no layer of it was scored" in run("repair", other, "-o", tmp_path / "out.pt").err
+    assert "no layer of the network was scored" in run("repair", other, "-o", tmp_path / "out.pt").err
     assert _names(tmp_path) == before
     done = run("repair", preact, "-o", tmp_path / "out.safetensors", "--arch", "preactresnet18:width=4")
     assert done.code == 0
@@ -133,7 +133,7 @@ def test_a_repair_of_the_classifier_alone_is_no_whole_one(tmp_path: Path) -> Non
         done = run(words[0], source, *words[1:], "-o", output, "--partial", "--force", *arch)
         assert done.code == 3
         assert "written and read back; no channel of it was repaired, the classifier alone was edited" in done.err
-        assert "Only the classifier may be edited" in done.out
+        assert "Only the classifier can be repaired" in done.out
     assert run("diff", source, output).out.splitlines()[0].startswith("2.weight: 1 of 3 channels")
     done = run("repair", source, "-o", output, "--layers", "all", "--force", *arch)
     assert done.code == 0

@@ -91,7 +91,7 @@ def test_outliers_that_cannot_be_cut_are_findings_too(tmp_path: Path) -> None:
     assert done.code == 1
     assert json.loads(done.out)["totals"]["immutable"] == 1
     text = run(*words).out
-    assert "1 outlier channel in 1 of 1 layer; 1 cannot be cut." in text
+    assert "1 outlier channel in 1 of 1 layer; 1 cannot be pruned." in text
     assert "No outlier channels were found" not in text
 
 
@@ -113,7 +113,7 @@ def test_a_file_of_which_nothing_is_scored_is_never_reported_as_fine(
     checkpoint.save(path, tensors)
     done = run("scan", path)
     assert done.code == 3
-    assert "No layer was scored, so nothing can be said of this model." in done.out
+    assert "No layer was scored, so this report says nothing about the model." in done.out
 
 
 def test_what_cannot_be_paired_is_incomplete(tmp_path: Path) -> None:

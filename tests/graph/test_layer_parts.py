@@ -306,7 +306,7 @@ def test_a_network_of_group_norms_is_left_alone_and_said() -> None:
         net[0].weight[5] *= 20
     outcome = LPP()(net)
     assert outcome.report.layers == ()
-    assert outcome.report.gap == "no layer of it was scored"
+    assert outcome.report.gap == "no layer of the network was scored"
     assert torch.equal(outcome.model[0].weight, net[0].weight)
     assert any("normalises it by its own statistics" in remark.reason for remark in outcome.report.left_alone)
 

@@ -114,7 +114,7 @@ def test_a_score_off_the_axis_is_said() -> None:
     scores[layer.pruned_high[0]] = layer.mean + 25 * layer.std  # type: ignore[operator]
     layer = dataclasses.replace(layer, scores=tuple(scores))
     assert strip.common_axis([layer]).high == strip.FARTHEST_HIGH
-    assert "1 beyond, to +25.0" in a_report(layer).to_html()
+    assert "1 off the axis, up to +25.0" in a_report(layer).to_html()
 
 
 def test_what_is_not_drawn_is_said() -> None:
@@ -123,8 +123,8 @@ def test_what_is_not_drawn_is_said() -> None:
     budget = strip.Budget.of(report)
     page = drawn(layer, strip.common_axis([layer]), budget)
     assert page.count("h0") == budget.dots
-    assert re.search(rf"Drawn: {budget.dots:,} of [\d,]+ untouched channels", page)
-    assert "Drawn:" not in drawn(a_layer(), strip.common_axis([layer]), budget)
+    assert re.search(rf"Shown: {budget.dots:,} of [\d,]+ untouched channels", page)
+    assert "Shown:" not in drawn(a_layer(), strip.common_axis([layer]), budget)
 
 
 def drawn(layer: LayerReport, axis: strip.Axis, budget: strip.Budget) -> str:
@@ -142,7 +142,7 @@ def test_an_incomplete_report_says_so_first() -> None:
 def test_outliers_that_cannot_be_cut_are_said() -> None:
     page = a_report(a_layer("conv1", pruned_high=(), scaled=(), immutable=(5, 7))).to_html()
     assert "no outliers" not in page
-    assert "Outliers that cannot be cut (z)" in page
+    assert "Outliers that cannot be pruned (z)" in page
 
 
 def test_channels_without_a_score_are_said() -> None:
@@ -153,7 +153,7 @@ def test_channels_without_a_score_are_said() -> None:
 
 def test_nothing_found_is_not_called_more_than_that() -> None:
     text = Structure(a_report_without_findings().to_html()).text
-    assert "No outlier channels were found; that is not proof of absence." in text
+    assert "No outlier channel was found. This does not prove that the model has no backdoor." in text
 
 
 @pytest.mark.parametrize("report", REPORTS.values(), ids=REPORTS)

@@ -97,13 +97,16 @@ def test_differences_are_a_line_each() -> None:
 def test_a_detection_names_its_classes_and_is_no_verdict() -> None:
     text = a_detection().to_text()
     assert "unbackdoor detect: a model in memory\n  nc  steps=200\n  1,500 images, SHA-256 ab\n" in text
-    assert "Suspicious: class 0. A reason to look, not a proof." in text
+    assert "Suspicious: class 0. This is a reason to look, not a proof." in text
     assert [line.split() for line in text.splitlines()[-3:]] == [
         ["class", "norm"],
         ["0", "1.25", "suspicious"],
         ["1", "-"],
     ]
-    assert "No class is suspicious; that is not proof of absence." in a_detection(classes=()).to_text()
+    assert (
+        "No class is suspicious. This does not prove that the model has no backdoor."
+        in a_detection(classes=()).to_text()
+    )
 
 
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)

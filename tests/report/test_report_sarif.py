@@ -72,7 +72,7 @@ def test_findings_can_be_told_apart_although_they_share_a_file() -> None:
 def test_nothing_found_gives_no_results_and_says_what_that_means() -> None:
     run = run_of(a_report_without_findings())
     assert run["results"] == []
-    assert "not proof of absence" in run["properties"]["summary"]
+    assert "does not prove that the model has no backdoor" in run["properties"]["summary"]
     assert "No layer was scored" in run_of(a_bare_report())["properties"]["summary"]
 
 

@@ -67,7 +67,7 @@ def test_equal_layers_are_counted_each() -> None:
 
 def test_nothing_found_is_not_called_more_than_that() -> None:
     text = a_report_without_findings().to_text()
-    assert "No outlier channels were found; that is not proof of absence." in text
+    assert "No outlier channel was found. This does not prove that the model has no backdoor." in text
 
 
 def test_nothing_scored_is_not_nothing_found() -> None:
@@ -87,18 +87,18 @@ def test_what_is_not_covered_comes_before_the_findings() -> None:
 
 def test_channels_without_a_score_are_named() -> None:
     text = a_report(a_layer(not_finite=(3, 9))).to_text()
-    assert "NaN or infinite" in text
+    assert "NaN or infinity" in text
     assert re.search(r"layer1\.0\.conv1: 3, 9$", text, re.MULTILINE)
 
 
 def test_outliers_that_cannot_be_cut_are_named() -> None:
     text = a_report(a_layer("conv1", pruned_high=(), immutable=(5, 7))).to_text()
-    assert "2 outliers that cannot be cut" in " ".join(text.split())
+    assert "2 outliers that cannot be pruned" in " ".join(text.split())
     assert any("conv1: " in line and "5 (" in line and "7 (" in line for line in text.splitlines())
 
 
 def test_the_class_is_a_guess() -> None:
-    assert "class 3 (a guess, not a verdict)" in a_report().to_text()
+    assert "class: 3 (a guess, not a verdict)" in a_report().to_text()
 
 
 def test_only_a_repair_says_it_changed_something() -> None:
@@ -110,8 +110,8 @@ def test_only_a_repair_says_it_changed_something() -> None:
 
 
 def test_a_note_that_many_layers_share_is_said_once() -> None:
-    layers = [a_layer(f"conv{index}", notes=("the lower cut cannot fire",)) for index in range(10)]
-    assert a_report(*layers).to_text().count("the lower cut cannot fire") == 1
+    layers = [a_layer(f"conv{index}", notes=("the lower threshold cannot fire",)) for index in range(10)]
+    assert a_report(*layers).to_text().count("the lower threshold cannot fire") == 1
 
 
 @pytest.mark.parametrize("report", [a_report(), a_bare_report(), a_report_without_findings()])

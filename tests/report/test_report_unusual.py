@@ -35,18 +35,18 @@ def test_the_limits_are_the_largest_that_were_measured() -> None:
 
 def test_many_layers() -> None:
     assert report_of(25, layers=50).unusual is None
-    said = report_of(26, layers=50).unusual
-    assert said is not None
-    assert said.startswith("26 of 50 layers and 0.5% of all channels would be pruned; in the networks that were")
-    assert "it was at most 50% of the layers and 1.25% of the channels: this may be no backdoor" in said
-    said = str(report_of(26, layers=50, action="repair").unusual)
-    assert "were pruned" in said
-    assert "the repair may have cost accuracy" in said
+    warning = report_of(26, layers=50).unusual
+    assert warning is not None
+    assert warning.startswith("A repair would prune 0.5% of all channels, in 26 of 50 layers. In the networks measured")
+    assert "it was at most 1.25% of the channels and 50% of the layers. The outliers may not come from a" in warning
+    warning = str(report_of(26, layers=50, action="repair").unusual)
+    assert warning.startswith("The repair pruned")
+    assert "the repair may have cost accuracy" in warning
 
 
 def test_many_channels() -> None:
     assert report_of(5, layers=50, each=12).unusual is None
-    assert "5 of 50 layers and 1.3% of all channels" in str(report_of(5, layers=50, each=13).unusual)
+    assert "1.3% of all channels, in 5 of 50 layers" in str(report_of(5, layers=50, each=13).unusual)
 
 
 def test_a_few_channels_of_a_small_network_say_nothing() -> None:
@@ -66,9 +66,11 @@ def test_every_kind_of_report_says_it() -> None:
     assert said is not None
     assert json.loads(report.to_json())["unusual"] == said
     assert json.loads(ordinary.to_json())["unusual"] is None
-    assert "OUT OF THE ORDINARY: 30 of 50 layers" in report.to_text()
+    assert "UNUSUAL: A repair would prune 0.6% of all channels, in 30 of 50 layers" in report.to_text()
     assert all(len(line) <= 100 for line in report.to_text().splitlines())
-    assert '<section class="alarm"><h2><span aria-hidden="true">!</span> Out of the ordinary</h2>' in report.to_html()
+    assert (
+        '<section class="alarm"><h2><span aria-hidden="true">!</span> Unusually many outliers</h2>' in report.to_html()
+    )
     (run,) = json.loads(report.to_sarif())["runs"]
     (notification,) = run["invocations"][0]["toolExecutionNotifications"]
     assert (notification["descriptor"]["id"], notification["message"]["text"]) == ("unusual-cut", said)

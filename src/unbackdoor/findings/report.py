@@ -187,10 +187,10 @@ class Report:
         if self.not_covered:
             count, first = len(self.not_covered), self.not_covered[0]
             return (
-                f"{count} {'part' if count == 1 else 'parts'} of it could not be read or paired (the first is "
+                f"{count} {'part' if count == 1 else 'parts'} of the network could not be read or paired (the first is "
                 f"{first.path!r}: {first.reason})"
             )
-        return None if self.layers or self.stages else "no layer of it was scored"
+        return None if self.layers or self.stages else "no layer of the network was scored"
 
     @property
     def editable(self) -> bool:
@@ -215,7 +215,7 @@ class Report:
 
     @property
     def unusual(self) -> str | None:
-        """What to say where more is pruned than in any network that was measured."""
+        """A warning if more is pruned than in any network measured so far."""
         return unusual(
             self.method,
             hit_layers=sum(1 for layer in self.layers if layer.pruned),

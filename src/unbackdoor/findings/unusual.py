@@ -13,13 +13,13 @@ MEASURED_METHODS = ("lpp", "clp")
 MOST_LAYERS, MOST_CHANNELS = 0.50, 0.0125
 #: Fewer say nothing: in a small network a single channel is a large share.
 FEW = 10
-MEASURED = "in the networks that were measured (ResNet-18 of width 16, with and without a backdoor)"
+MEASURED = "In the networks measured so far (ResNet-18 of width 16, with and without a backdoor)"
 
 
 def unusual(
     method: str, *, hit_layers: int, layers: int, pruned_channels: int, channels: int, changed: bool
 ) -> str | None:
-    """What to say where more is pruned than in any network that was measured; None where it is not.
+    """A warning if more is pruned than in any network measured so far; None if not.
 
     Args:
         method: its name.
@@ -35,9 +35,9 @@ def unusual(
     many_channels = pruned_channels >= FEW and pruned_channels / channels > MOST_CHANNELS
     if not many_layers and not many_channels:
         return None
-    done, may = ("were", "may have cost") if changed else ("would be", "may cost")
+    done, may = ("The repair pruned", "may have cost") if changed else ("A repair would prune", "may cost")
     return (
-        f"{hit_layers:,} of {layers:,} layers and {pruned_channels / channels:.1%} of all channels {done} pruned; "
-        f"{MEASURED} it was at most {MOST_LAYERS:.0%} of the layers and {MOST_CHANNELS:.2%} of the channels: this "
-        f"may be no backdoor, and the repair {may} accuracy. Measure it before the repaired network is used."
+        f"{done} {pruned_channels / channels:.1%} of all channels, in {hit_layers:,} of {layers:,} layers. {MEASURED}, "
+        f"it was at most {MOST_CHANNELS:.2%} of the channels and {MOST_LAYERS:.0%} of the layers. The outliers may not "
+        f"come from a backdoor, and the repair {may} accuracy. Measure accuracy before you use the repaired network."
     )

@@ -1,6 +1,6 @@
 """The report as one self-contained page: what its templates show, as plain values.
 
-`render` makes the whole page. A page of one's own extends `page.html`, imports `sections.html`, and shows a report by
+`render` makes the whole page. Another page extends `page.html`, imports `sections.html`, and shows a report by
 its macros `head` and `report`, which want a `View`.
 """
 
@@ -124,13 +124,13 @@ class View:
 
     @property
     def alarms(self) -> list[Alarm]:
-        """What nothing is known of, and that more is pruned than in any network that was measured."""
+        """What is not covered, and a warning if more is pruned than in any network measured so far."""
         found = []
         if not self.report.complete:
             groups = summary.group(self.report.not_covered)
             found.append(Alarm("Incomplete", summary.not_covered(self.report), groups))
         if self.report.unusual is not None:
-            found.append(Alarm("Out of the ordinary", self.report.unusual, ()))
+            found.append(Alarm("Unusually many outliers", self.report.unusual, ()))
         return found
 
     @property
@@ -170,8 +170,8 @@ class View:
 
     @property
     def zeroes(self) -> str:
-        """What happens to the classifier's weights that are cut."""
-        return "set to zero" if self.report.changed else "a repair zeroes them"
+        """What happens to the weights that the classifier step chose."""
+        return "set to zero" if self.report.changed else "a repair sets them to zero"
 
     @functools.cached_property
     def axis(self) -> strip.Axis:
@@ -195,7 +195,7 @@ class View:
             yield Row(layer, f"{self.prefix}-{index}", strip.row(layer, axis), _found(layer))
 
     def cards(self) -> Iterator[Card]:
-        """Each layer with its strip, its cuts, and its outlier channels by number."""
+        """Each layer with its strip, its thresholds, and its outlier channels by number."""
         axis, budget, unfolded = self.axis, strip.Budget.of(self.report), _unfolded(self.report.layers)
         for index, layer in enumerate(self.report.layers):
             yield Card(
@@ -223,10 +223,10 @@ class View:
 
     @property
     def cut_features(self) -> Listing:
-        """The classifier's weights that are cut."""
+        """The weights that the classifier step sets to zero."""
         step = self.report.classifier
         gaps = {} if step is None else dict(zip(step.cut, step.gaps, strict=False))
-        label = "Input features, with how far each weight lies above the mean of the other classes"
+        label = "Input features, and how far each weight lies above the mean of the other classes"
         return _listing(label, "", [f"{feature} ({gap:+.3g})" for feature, gap in gaps.items()])
 
     @property
@@ -265,7 +265,7 @@ class View:
 
     @property
     def nothing_found(self) -> str:
-        """What must be said where no outlier was found."""
+        """The warning for a report without outliers."""
         return summary.NOTHING_FOUND if not self.report.pruned + self.report.immutable else ""
 
 
@@ -285,7 +285,7 @@ def _found(layer: LayerReport) -> list[tuple[str, int, str]]:
         ("high", len(layer.pruned_high), "above"),
         ("low", len(layer.pruned_low), "below"),
         ("none", len(layer.not_finite), "no score"),
-        ("high", len(layer.immutable), "cannot be cut"),
+        ("high", len(layer.immutable), "cannot be pruned"),
         ("near", len(layer.scaled), "near"),
     ]
     return [count for count in counts if count[1]]
@@ -295,7 +295,7 @@ def _listings(layer: LayerReport) -> list[Listing]:
     listings = [
         _listing("Outliers above (z)", "high", _with_z(layer, layer.pruned_high)),
         _listing("Outliers below (z)", "low", _with_z(layer, layer.pruned_low)),
-        _listing("Outliers that cannot be cut (z)", "high", _with_z(layer, layer.immutable)),
+        _listing("Outliers that cannot be pruned (z)", "high", _with_z(layer, layer.immutable)),
         _listing("Near outliers (z)", "near", _with_z(layer, layer.scaled)),
         _listing("Without a finite score (NaN or infinite)", "none", [str(c) for c in layer.not_finite]),
     ]

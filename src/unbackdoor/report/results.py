@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from unbackdoor.findings import Detection, Difference, Evaluation
 from unbackdoor.report.escape import short, visible
+from unbackdoor.report.summary import count
 
 #: Channels listed of one tensor.
 LISTED = 16
@@ -31,11 +32,13 @@ def rates_line(found: Evaluation) -> str:
 def differences(found: Sequence[Difference]) -> str:
     """A line a tensor, and how many there are."""
     lines = [f"{short(one.name, 60)}: {_what(one)}\n" for one in found]
-    return "".join(lines) + (f"{len(found)} tensors differ\n" if found else "no difference\n")
+    return "".join(lines) + (
+        f"{count(len(found), 'tensor')} differ{'s' if len(found) == 1 else ''}\n" if found else "no difference\n"
+    )
 
 
 def render(found: Detection) -> str:
-    """A detector's findings: what it was given, its word, and a table with a row a class."""
+    """A detector's findings: its input, its verdict, and a table with a row for each class."""
     names = list(found.classes[0].values) if found.classes else []
     rows = [("class", *names, "")]
     for one in found.classes:
@@ -44,13 +47,13 @@ def render(found: Detection) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     table = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     if found.suspicious:
-        said = f"Suspicious: class {', '.join(map(str, found.suspicious))}. A reason to look, not a proof."
+        verdict = f"Suspicious: class {', '.join(map(str, found.suspicious))}. This is a reason to look, not a proof."
     else:
-        said = "No class is suspicious; that is not proof of absence."
+        verdict = "No class is suspicious. This does not prove that the model has no backdoor."
     settings = " ".join(f"{key}={value}" for key, value in found.settings.items())
     head = [f"unbackdoor detect: {found.source or 'a model in memory'}", f"  {found.detector}  {settings}"]
     head.append(f"  {found.images:,} images, SHA-256 {found.digest}" if found.images else "  no images")
-    return "\n".join(map(visible, [*head, "", said, "", *table, *("", *found.notes)])).rstrip() + "\n"
+    return "\n".join(map(visible, [*head, "", verdict, "", *table, *("", *found.notes)])).rstrip() + "\n"
 
 
 def _what(one: Difference) -> str:

@@ -1,6 +1,6 @@
 """The report as SARIF 2.1.0 (OASIS Standard, 2020), the exchange format of code scanners.
 
-What could not be read is said twice: as a result, which viewers list, and as a notification of the tool, beside an
+What could not be read appears twice: as a result, which viewers list, and as a notification of the tool, beside an
 `executionSuccessful` that is false. A file that could not be read at all gets a run that holds nothing but that.
 
 A model file has no lines, so a finding's place is its layer and channel (a logical location) in the file (an artifact).
@@ -31,40 +31,41 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
     (
         "outlier-high",
         "warning",
-        "A channel's score lies above its layer's upper cut.",
+        "A channel's score lies above its layer's upper threshold.",
         "Backdoors often sit in channels whose Lipschitz constant stands out in their layer. An outlier is a reason to "
         "look, not a proof: networks without a backdoor have outliers too.",
     ),
     (
         "outlier-low",
         "warning",
-        "A channel's score lies below its layer's lower cut.",
-        "A channel that hardly reacts to its input stands out in its layer as well. An outlier is a reason to look, "
-        "not a proof.",
+        "A channel's score lies below its layer's lower threshold.",
+        "A channel that hardly reacts to its input also stands out in its layer. An outlier is a reason to look, not a "
+        "proof: networks without a backdoor have outliers too.",
     ),
     (
         "near-outlier",
         "note",
-        "A channel's score lies in the band below its layer's upper cut.",
-        "A repair does not prune such a channel but scales its score to the layer's mean.",
+        "A channel's score lies in the band below its layer's upper threshold.",
+        "A repair does not prune a near outlier. It shrinks it.",
     ),
     (
         "not-finite",
         "error",
         "A channel has no finite score.",
-        "Its weights, or those of the norm behind it, hold NaN or infinity, or a running variance that is negative.",
+        "Its weights or those of its norm contain NaN or infinity, or the norm's running variance is negative. A "
+        "repair prunes the channel where it can.",
     ),
     (
         "not-covered",
         "warning",
-        "A part of the model could not be read or paired, so nothing is known of it.",
-        "The report is incomplete: that no outlier was found there says nothing.",
+        "A part of the model could not be read, or its role is not known.",
+        "The report is incomplete. A backdoor in this part would not be found, and no repair changes it.",
     ),
 )
 NOTIFICATIONS: tuple[tuple[str, str], ...] = (
-    ("not-read", "A file could not be read, so nothing is known of it."),
-    ("not-covered", "A part of the model could not be read or paired, or no layer was scored."),
-    ("unusual-cut", "More would be pruned than in the networks that were measured."),
+    ("not-read", "The file could not be read, so it was not scanned."),
+    ("not-covered", "A part of the model could not be read, or its role is not known, or no layer was scored."),
+    ("unusual-cut", "More channels are outliers than in any network measured so far."),
 )
 _INDEX = {rule[0]: index for index, rule in enumerate(RULES)}
 
@@ -92,7 +93,7 @@ def render_unread(source: str, reason: str, *, action: str = "scan") -> str:
 
     Args:
         source: the file.
-        reason: what the error said.
+        reason: the message of the error.
         action: what was to be done with it.
     """
     properties = {"summary": "The file could not be read.", "complete": False, "action": short(action, NAME_LIMIT)}
@@ -136,7 +137,7 @@ def _document(
 
 
 def _notifications(report: Report) -> Iterator[tuple[str, str, str]]:
-    """(descriptor, level, text) of what is not known, and of a cut that is out of the ordinary."""
+    """(descriptor, level, text) of what is not known, and of an unusual number of outliers."""
     for group in summary.group(report.not_covered):
         paths = ", ".join(short(path, NAME_LIMIT // 4) for path in group.paths[:LISTED])
         more = f" and {len(group.paths) - LISTED:,} more" if len(group.paths) > LISTED else ""
@@ -199,15 +200,19 @@ def _findings(report: Report) -> Iterator[Finding]:
         for channel in layer.not_finite:
             yield _channel("not-finite", layer, channel, "has no finite score", {})
         for channel in layer.pruned_high:
-            yield _channel("outlier-high", layer, channel, "is an outlier above the upper cut", {"cut": layer.upper})
+            yield _channel(
+                "outlier-high", layer, channel, "is an outlier above the upper threshold", {"cut": layer.upper}
+            )
         for channel in layer.pruned_low:
-            yield _channel("outlier-low", layer, channel, "is an outlier below the lower cut", {"cut": layer.lower})
+            yield _channel(
+                "outlier-low", layer, channel, "is an outlier below the lower threshold", {"cut": layer.lower}
+            )
         for channel in layer.immutable:
             score = layer.scores[channel]
             above = score is not None and layer.mean is not None and score > layer.mean
             rule = "not-finite" if score is None else "outlier-high" if above else "outlier-low"
             cut = {} if score is None else {"cut": layer.upper if above else layer.lower}
-            yield _channel(rule, layer, channel, "is an outlier that cannot be cut", cut)
+            yield _channel(rule, layer, channel, "is an outlier that cannot be pruned", cut)
         for channel in layer.scaled:
             more = {"cut": layer.band, "factor": factors.get(channel)}
             yield _channel("near-outlier", layer, channel, "is a near outlier", more)

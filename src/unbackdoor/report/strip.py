@@ -158,8 +158,8 @@ def detail(layer: LayerReport, axis: Axis, budget: Budget) -> Strip:
         cuts=_cut_lines(layer, axis),
         dots=_dots(drawn["plain"], axis, crowd, height=PLOT),
         marks=marks[::-1],
-        above=[f"{above:,} beyond, to {most:+.1f}"] if above else (),
-        below=[f"{below:,} beyond, to {least:+.1f}"] if below else (),
+        above=[f"{above:,} off the axis, up to {most:+.1f}"] if above else (),
+        below=[f"{below:,} off the axis, down to {least:+.1f}"] if below else (),
         left_out=_left_out(found, drawn),
     )
 
@@ -283,11 +283,11 @@ def _marks(
         return []
     what = {"high": "outlier above", "low": "outlier below", "near": "near outlier"}[kind]
     factors = dict(zip(layer.scaled, layer.factors, strict=False)) if tooltips else {}
-    told = {dot.channel for dot in sorted(dots, key=lambda dot: -abs(dot.z))[:tooltips]}
+    titled = {dot.channel for dot in sorted(dots, key=lambda dot: -abs(dot.z))[:tooltips]}
     marks = []
     for dot, y in zip(dots, crowd.places(dots), strict=True):
         title = ""
-        if dot.channel in told:
+        if dot.channel in titled:
             score = summary.number(layer.scores[dot.channel])
             factor = f", factor {factors[dot.channel]:.3g}" if dot.channel in factors else ""
             title = f"channel {dot.channel}: score {score}, z {summary.signed(dot.z)}, {what}{factor}"
@@ -336,7 +336,7 @@ def _left_out(found: dict[str, list[_Dot]], drawn: dict[str, list[_Dot]]) -> str
         for kind, dots in found.items()
         if len(drawn[kind]) < len(dots)
     ]
-    return f"Drawn: {', '.join(parts)}." if parts else ""
+    return f"Shown: {', '.join(parts)}." if parts else ""
 
 
 def _why_empty(layer: LayerReport) -> str:

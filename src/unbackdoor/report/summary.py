@@ -1,4 +1,4 @@
-"""What every kind of output says in the same words: headlines, groups of remarks, numbers."""
+"""Words that every kind of output shares: headlines, groups of remarks, numbers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from unbackdoor.findings import DataReport, LayerReport, Remark, Report, Stage
 
-NOTHING_FOUND = "No outlier channels were found; that is not proof of absence."
-ONLY_CLASSIFIER = "Only the classifier may be edited: no layer was scored whose channels are known to be hidden ones."
+NOTHING_FOUND = "No outlier channel was found. This does not prove that the model has no backdoor."
+ONLY_CLASSIFIER = "Only the classifier can be repaired: no scored layer is known to hold hidden channels."
 A_GUESS = "a guess, not a verdict"
 
 RULES = {
     "fx": "dataflow traced with torch.fx",
     "export": "dataflow traced with torch.export",
     "onnx": "dataflow in the ONNX graph",
-    "arch": "dataflow of the named architecture",
-    "names": "order and names of the tensors agree",
-    "itself": "the scored channels are the norm's own",
+    "arch": "dataflow of the architecture that was given",
+    "names": "names and order of the tensors",
+    "itself": "the norm's channels are scored directly",
 }
 
 
@@ -39,49 +39,52 @@ def headline(report: Report) -> str:
 def _found(report: Report) -> str:
     if not report.layers:
         if report.stages:
-            return "All weights were trained; no channel was scored."
-        return "No layer was scored, so nothing can be said of this model."
+            return "All weights were trained. No channel was scored."
+        return "No layer was scored, so this report says nothing about the model."
     found = report.pruned + report.immutable
     if not found:
         return NOTHING_FOUND
     hit = sum(1 for layer in report.layers if layer.pruned or layer.immutable)
-    left = f"; {report.immutable:,} cannot be cut" if report.immutable else ""
+    left = f"; {report.immutable:,} cannot be pruned" if report.immutable else ""
     return f"{count(found, 'outlier channel')} in {hit:,} of {count(len(report.layers), 'layer')}{left}."
 
 
 def not_covered(report: Report) -> str:
-    """What to say of a report that is incomplete."""
+    """The warning of an incomplete report."""
     parts = len(report.not_covered)
-    verb = "was" if parts == 1 else "were"
-    return f"{count(parts, 'part')} of the model {verb} not covered: not read, or of unknown use, and so not edited."
+    has, they, them = ("has", "It", "it") if parts == 1 else ("have", "They", "them")
+    return (
+        f"{count(parts, 'part')} of the model could not be read, or {has} no known role. {they} may hold a backdoor, "
+        f"and no repair changes {them}."
+    )
 
 
 def consequence(report: Report) -> tuple[str, str]:
     """What happens to an outlier and to a near outlier: it was done in a repair, and not yet in a scan or a plan."""
     if report.changed:
-        return "pruned", "scaled"
-    return "a repair prunes it", "a repair scales it"
+        return "pruned", "shrunk"
+    return "a repair prunes it", "a repair shrinks it"
 
 
 def stage(stage: Stage) -> str:
     """How training went, in one line."""
     if not stage.losses:
-        return f"{stage.name}: nothing"
-    loss = f"loss {number(stage.losses[0])} to {number(stage.losses[-1])}"
+        return f"{stage.name}: nothing was recorded"
+    loss = f"loss from {number(stage.losses[0])} to {number(stage.losses[-1])}"
     number_of = len(stage.losses)
     points = f"{number_of:,} x {stage.unit}" if " " in stage.unit else count(number_of, stage.unit)
     if not stage.accuracies:  # of a method that is given no labels
         return f"{stage.name} ({points}): {loss}"
     rates = [f"{rate:.1%}" if rate is not None else "-" for rate in (stage.accuracies[0], stage.accuracies[-1])]
-    return f"{stage.name} ({points}): {loss}; accuracy on the given images {rates[0]} to {rates[1]}"
+    return f"{stage.name} ({points}): {loss}, accuracy on the given images from {rates[0]} to {rates[1]}"
 
 
 def data(data: DataReport) -> str:
     """Which images a method was given."""
     origin = f" of {data.name}" if data.name else ""
-    share = f", a share of {data.share:g}" if data.share is not None else ""
-    seed = f", drawn with seed {data.seed}" if data.seed is not None else ""
-    return f"{count(data.images, 'image')}{origin}{share}{seed}; SHA-256 {data.digest}"
+    drawn = {"share": data.share, "seed": data.seed}
+    how = ", ".join(f"{name} {value:g}" for name, value in drawn.items() if value is not None)
+    return f"{count(data.images, 'image')}{origin}{f' ({how})' if how else ''}, SHA-256 {data.digest}"
 
 
 def group(remarks: Iterable[Remark]) -> tuple[Group, ...]:
@@ -93,7 +96,7 @@ def group(remarks: Iterable[Remark]) -> tuple[Group, ...]:
 
 
 def notes(report: Report) -> tuple[Group, ...]:
-    """The layers' notes, each once, with the layers it is said of."""
+    """The layers' notes, each once, with its layers."""
     return group(Remark(layer.path, "", note) for layer in report.layers for note in layer.notes)
 
 

@@ -70,21 +70,20 @@ def _findings(report: Report) -> list[str]:
     no_score = sum(len(layer.not_finite) for layer in report.layers)
     parts = [
         f"{summary.count(report.channels, 'channel')} scored in {summary.count(len(report.layers), 'layer')}",
-        f"{summary.count(high, 'outlier')} above and {low:,} below the {'cut' if report.score else 'mean'}",
+        f"{summary.count(high, 'outlier')} above and {low:,} below the {'threshold' if report.score else 'mean'}",
         summary.count(report.scaled, "near outlier"),
     ]
     if no_score:
         parts.append(f"{summary.count(no_score, 'channel')} with no finite score")
     if report.immutable:
-        parts.append(f"{summary.count(report.immutable, 'outlier')} that cannot be cut")
-    done = "Outliers were pruned, near outliers scaled." if report.changed else "Nothing was changed."
-    if report.score:
-        parts.append(f"scores are {report.score}")
-    return lines + _wrap("; ".join(parts) + f". {done}")
+        parts.append(f"{summary.count(report.immutable, 'outlier')} that cannot be pruned")
+    done = "Outliers were pruned and near outliers shrunk." if report.changed else "Nothing was changed."
+    scores = f"Scores: {report.score}. " if report.score else ""
+    return lines + _wrap(f"{', '.join(parts)}. {scores}{done}")
 
 
 def _unusual(report: Report) -> list[str]:
-    return _wrap(f"OUT OF THE ORDINARY: {report.unusual}", rest="  ") if report.unusual else []
+    return _wrap(f"UNUSUAL: {report.unusual}", rest="  ") if report.unusual else []
 
 
 def _table(report: Report) -> list[str]:
@@ -145,18 +144,18 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _channels(report: Report) -> list[str]:
-    """Which channels they are: the number one needs to look further."""
-    title = "Outlier channels, with their distance from the layer's mean in standard deviations (z):"
+    """The channel numbers, to look further."""
+    title = "Outlier channels (z: standard deviations from the layer's mean):"
     return _by_layer(report, title, lambda layer: _with_z(layer, (*layer.pruned_high, *layer.pruned_low)))
 
 
 def _immutable(report: Report) -> list[str]:
-    title = "Outlier channels that cannot be cut (z); the reason is given with each layer:"
+    title = "Outlier channels that cannot be pruned (z); the notes say why:"
     return _by_layer(report, title, lambda layer: _with_z(layer, layer.immutable))
 
 
 def _not_finite(report: Report) -> list[str]:
-    title = "Channels whose score is NaN or infinite:"
+    title = "Channels with a score of NaN or infinity:"
     return _by_layer(
         report,
         title,
@@ -164,16 +163,16 @@ def _not_finite(report: Report) -> list[str]:
     )
 
 
-def _by_layer(report: Report, title: str, say: Callable[[LayerReport], str]) -> list[str]:
-    """A line a layer that there is something to say of, up to a limit; nothing where there is none."""
-    said = [(layer, words) for layer in report.layers if (words := say(layer))]
-    if not said:
+def _by_layer(report: Report, title: str, describe: Callable[[LayerReport], str]) -> list[str]:
+    """A line for each layer with something to describe, up to a limit; empty if there is none."""
+    found = [(layer, words) for layer in report.layers if (words := describe(layer))]
+    if not found:
         return []
     lines = [title]
-    for layer, words in said[:MOST_LINES]:
+    for layer, words in found[:MOST_LINES]:
         lines += _wrap(words, first=f"  {short(layer.path, 40)}: ")
-    if len(said) > MOST_LINES:
-        lines.append(f"  ... and {summary.count(len(said) - MOST_LINES, 'layer')} more; the JSON report holds all")
+    if len(found) > MOST_LINES:
+        lines.append(f"  ... and {summary.count(len(found) - MOST_LINES, 'more layer')}; the JSON report has all")
     return lines
 
 
@@ -191,9 +190,9 @@ def _classifier(step: ClassifierReport | None, *, changed: bool) -> list[str]:
     done = "were set to zero" if changed else "would be set to zero"
     return [
         f"Classifier {short(step.path, 60)}",
-        *_wrap(f"guessed target: class {step.guessed_class} ({summary.A_GUESS})", first="  ", rest="  "),
+        *_wrap(f"guessed target class: {step.guessed_class} ({summary.A_GUESS})", first="  ", rest="  "),
         *_wrap(
-            f"{len(step.cut):,} of its {summary.count(step.features, 'weight')} {done}: "
+            f"{len(step.cut):,} of the {summary.count(step.features, 'weight')} of that class {done}: "
             + _and_more(
                 [f"{f} ({gap:+.3g})" for f, gap in zip(step.cut, step.gaps, strict=True)][:FIRST], len(step.cut)
             ),
@@ -204,7 +203,7 @@ def _classifier(step: ClassifierReport | None, *, changed: bool) -> list[str]:
 
 
 def _left_alone(report: Report) -> list[str]:
-    return _groups("Read, and left alone:", summary.group(report.left_alone))
+    return _groups("Read, but not changed:", summary.group(report.left_alone))
 
 
 def _unpaired(report: Report) -> list[str]:
@@ -212,7 +211,9 @@ def _unpaired(report: Report) -> list[str]:
     if not norms:
         return []
     shown = _and_more([short(path, 40) for path in norms[:FIRST]], len(norms))
-    return _wrap(f"{summary.count(len(norms), 'norm')} that no single layer feeds: {shown}", rest="  ")
+    return _wrap(
+        f"{summary.count(len(norms), 'norm')} without a layer, as no single layer feeds them: {shown}", rest="  "
+    )
 
 
 def _notes(report: Report) -> list[str]:
@@ -226,7 +227,7 @@ def _groups(title: str, groups: Sequence[summary.Group]) -> list[str]:
     for group in groups[:MOST_LINES]:
         lines += _group(group, first="  ", rest="    ")
     if len(groups) > MOST_LINES:
-        lines.append(f"  ... and {summary.count(len(groups) - MOST_LINES, 'reason')} more; the JSON report holds all")
+        lines.append(f"  ... and {summary.count(len(groups) - MOST_LINES, 'more reason')}; the JSON report has all")
     return lines
 
 
