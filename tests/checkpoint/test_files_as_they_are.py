@@ -405,7 +405,7 @@ def test_norms_of_weights_either_way(tmp_path: Path, nets: Callable[[str], str],
     if named is None:  # scored, and not edited: no name says that its rows are no answers
         report = scan(tmp_path / "in.pt")
         assert [(layer.path, layer.immutable) for layer in report.layers if layer.immutable] == [("0", (3,))]
-        with pytest.raises(IncompleteError, match="not known whether"):
+        with pytest.raises(IncompleteError, match="role is not known"):
             repair(tmp_path / "in.pt", tmp_path / "out.pt", partial=True)
         return
     report = repair(tmp_path / "in.pt", tmp_path / "out.pt", arch=named, partial=True)
@@ -446,7 +446,7 @@ def test_pruning_masks(tmp_path: Path, arch: str | None, norm: bool) -> None:
     torch.save(state, tmp_path / "in.pt")
     words = {"arch": named if arch else None, "method": LPP(band=0)}
     if arch is None and not norm:  # no norm whose statistics say that the layer is a hidden one
-        with pytest.raises(IncompleteError, match="not known whether"):
+        with pytest.raises(IncompleteError, match="role is not known"):
             repair(tmp_path / "in.pt", tmp_path / "out.pt", partial=True, **words)
         return
     report = repair(tmp_path / "in.pt", tmp_path / "out.pt", partial=True, **words)

@@ -133,7 +133,7 @@ def test_a_repair_of_the_classifier_alone_is_no_whole_one(tmp_path: Path) -> Non
         done = run(words[0], source, *words[1:], "-o", output, "--partial", "--force", *arch)
         assert done.code == 3
         assert "written and read back; no channel of it was repaired, the classifier alone was edited" in done.err
-        assert "Only the classifier can be repaired" in done.out
+        assert "Only the classifier can be repaired" in " ".join(done.out.split())
     assert run("diff", source, output).out.splitlines()[0].startswith("2.weight: 1 of 3 channels")
     done = run("repair", source, "-o", output, "--layers", "all", "--force", *arch)
     assert done.code == 0

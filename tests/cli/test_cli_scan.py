@@ -136,7 +136,7 @@ def test_vgg19_without_norms_is_scored_and_what_is_not_known_is_said(tmp_path: P
     assert done.code == 3
     record = json.loads(done.out)
     assert len(record["layers"]) == len(record["not_covered"]) == 16
-    assert "not known whether it makes the answers" in record["not_covered"][0]["reason"]
+    assert "its role is not known: answers" in record["not_covered"][0]["reason"]
     assert run("scan", path, "--arch", "vgg19:width=4").code in (0, 1)
 
 

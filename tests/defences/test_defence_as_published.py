@@ -223,5 +223,7 @@ def test_masks_that_say_nothing_are_refused(kind: type) -> None:
     model = Watching().eval()
     channels = NormChannels(model, layer_graph(model), kind.name)
     masks = torch.tensor([1.0, math.nan, 0.5, 0.0])
-    with pytest.raises(MethodError, match=f"{kind.name}: diverged: some masks are no finite numbers; a smaller lr"):
+    with pytest.raises(
+        MethodError, match=f"{kind.name}: training diverged: some masks are not finite; try a smaller lr"
+    ):
         channels.select(masks, 0.2, None, tolerance=0.05, beta="keep")

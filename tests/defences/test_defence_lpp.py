@@ -195,7 +195,7 @@ class TestEitherNorm:
     def test_a_lower_cut_at_zero_of_both_is_said_to_do_nothing(self) -> None:
         notes = [only(LPP(norm=norm).plan(pointwise(TEN)).report()).notes for norm in ("l2", "either")]
         assert notes[0] == notes[1]
-        assert "the lower cut cannot fire: it lies at or below zero" in notes[1]
+        assert "no score can be below the lower threshold: the threshold is zero or negative" in notes[1]
 
 
 @pytest.mark.parametrize("norm", [True, False])
@@ -285,7 +285,7 @@ class TestClassifier:
             def forward(self, x: Tensor) -> Tensor:
                 return nn.functional.linear(torch.relu(self.body(x)), self.basis)
 
-        assert self.said(Inverse().eval()).endswith("its weight is a buffer, not a parameter: a fixed basis")
+        assert self.said(Inverse().eval()).endswith("its weight is a buffer, not a parameter, so it was not trained")
 
     def test_zero_switches_it_off(self) -> None:
         plan = LPP(fc_weights=0).plan(classifier())
@@ -341,24 +341,24 @@ class TestClassifier:
                 x = torch.relu(self.body(x)).mean((2, 3))
                 return self.first(x), self.second(x)
 
-        assert self.said(Heads().eval()) == "the classifier step was left out: first, second"
+        assert self.said(Heads().eval()) == "the classifier step was skipped: first, second"
 
     def test_no_head(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-        assert self.said(model).endswith("0 makes the output, through a norm")
+        assert self.said(model).endswith("0 makes the output through a norm")
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LSTM(6, 4)).eval()
-        assert self.said(model).endswith("no single layer is known to make the answers")
+        assert self.said(model).endswith("no single layer makes the answers")
 
     @pytest.mark.parametrize(
         ("model", "reason"),
         [
-            (nn.Sequential(nn.Flatten(), nn.Linear(4, 1)), "it has a single row, so that no class can stand out"),
-            (nn.Sequential(nn.Conv2d(3, 4, 3)), "its output is a map, not one number a class"),
-            (nn.Sequential(nn.ConvTranspose2d(4, 3, 1)), "its rows do not all weigh the same features"),
-            (nn.Sequential(nn.Conv2d(4, 2, 1, groups=2)), "its rows do not all weigh the same features"),
-            (classifier(torch.full((3, 4), math.nan)), "its weights are not all finite numbers"),
+            (nn.Sequential(nn.Flatten(), nn.Linear(4, 1)), "it has a single row, so no class can stand out"),
+            (nn.Sequential(nn.Conv2d(3, 4, 3)), "its output is a map, not one number per class"),
+            (nn.Sequential(nn.ConvTranspose2d(4, 3, 1)), "its rows do not all read the same features"),
+            (nn.Sequential(nn.Conv2d(4, 2, 1, groups=2)), "its rows do not all read the same features"),
+            (classifier(torch.full((3, 4), math.nan)), "its weights contain NaN or infinity"),
             (classifier(MATRIX.to(torch.float8_e4m3fn)), "its weight is stored as float8_e4m3fn"),
-            (classifier(MATRIX).to("meta"), "it has no weights (meta device)"),
+            (classifier(MATRIX).to("meta"), "it has no weights (they are on the meta device)"),
             (
                 nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))),
                 "its weight is computed by a parametrization",
@@ -366,7 +366,7 @@ class TestClassifier:
         ],
     )
     def test_what_is_no_classifier(self, model: nn.Module, reason: str) -> None:
-        assert self.said(model.eval()) == f"the classifier step was left out: {reason}"
+        assert self.said(model.eval()) == f"the classifier step was skipped: {reason}"
 
     def test_a_sparse_weight(self) -> None:
         model = classifier()

@@ -137,7 +137,7 @@ def test_the_threshold_is_measured_on_what_will_be_pruned() -> None:
     masks = torch.tensor([0.9, 0.3])
     assert channels.choose_threshold(masks, held, 0.05, beta="keep") == 0.85
     assert channels.choose_threshold(masks, held, 0.05, beta="zero") == 0.25
-    with pytest.raises(MethodError, match="answers none of 20 held-out images rightly"):
+    with pytest.raises(MethodError, match="classifies none of 20 held-out images correctly"):
         wrong = DefenderData(x, (x.flatten() < 0).long(), None)
         channels.choose_threshold(masks, wrong, 0.05, beta="keep")
 

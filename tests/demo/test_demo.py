@@ -107,7 +107,7 @@ def test_repairing_the_packaged_file_gives_the_demos_network(
 def test_the_table_names_the_three(found: demo.Demo) -> None:
     head, *lines = demo.table(found).splitlines()
     assert head.split()[:4] == ["ACC", "ASR", "RA", "DER"]
-    assert [line[:12].strip() for line in lines] == ["as it came", "LPP", "CLP"]
+    assert [line[:12].strip() for line in lines] == ["original", "LPP", "CLP"]
     assert all(len(re.findall(r"\d+\.\d\d%", line)) == 3 for line in lines)
     assert len({len(line) for line in lines[1:]}) == 1
 

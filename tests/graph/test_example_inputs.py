@@ -52,7 +52,7 @@ def test_an_example_that_the_network_cannot_run_on_is_said() -> None:
     assert graph.pairs == {"c": "n"}
     (remark,) = graph.aside
     assert (remark.path, remark.kind) == ("*", "example")
-    assert "the network was read without it" in remark.reason
+    assert "it was not used to read the network" in remark.reason
 
 
 @pytest.mark.parametrize("call", [LPP(), CLP(), channel_lipschitz, scan], ids=["lpp", "clp", "scores", "scan"])

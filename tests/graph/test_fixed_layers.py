@@ -53,12 +53,12 @@ _FIXED = {
     "a frozen layer without bias or norm": (
         lambda: Sound(frozen(nn.Conv1d(1, 8, 5, bias=False))),
         "first",
-        "though others do",
+        "only its weight takes no gradient",
     ),
     "a transform by name in a network all frozen": (
         lambda: frozen(Sound(named(nn.Conv1d(1, 8, 5, bias=False)))),
         "first.stft",
-        "by its name",
+        "its name is that of",
     ),
 }
 

@@ -227,7 +227,7 @@ def test_rows_that_are_handed_on_are_classes(case: str, example: Tensor | None) 
 def test_rows_of_an_embedding_are_no_classes(case: str, example: Tensor | None) -> None:
     graph = layer_graph(Net(lambda s, x: _NO_CLASSES[case](s, _pooled(s, x))), example)
     assert (graph.classifier, graph.outputs) == (None, ("f",))
-    assert "not one number a class" in graph.no_classes
+    assert "not one number per class" in graph.no_classes
 
 
 @BOTH
@@ -235,7 +235,7 @@ def test_a_map_of_answers_is_no_classifier_and_a_pooled_one_is(example: Tensor |
     def head(s: Net, x: Tensor) -> Tensor:
         return s.b(s.na(s.a(x)).relu())
 
-    assert layer_graph(Net(head), example).no_classes == "its output is a map, not one number a class"
+    assert layer_graph(Net(head), example).no_classes == "its output is a map, not one number per class"
     assert layer_graph(Net(lambda s, x: F.interpolate(head(s, x), scale_factor=2.0)), example).classifier is None
     assert layer_graph(Net(lambda s, x: head(s, x).mean((2, 3))), example).classifier == "b"
     pooled = layer_graph(Net(lambda s, x: F.adaptive_avg_pool2d(head(s, x).relu(), 1).flatten(1)), example)
@@ -282,7 +282,7 @@ def test_channels_that_are_normalised_together_are_left_alone(case: str, example
         assert layer.part == "gate"
     else:
         assert layer.part == part
-        assert "normalises it by its own statistics" in layer.why
+        assert "normalises it by its current statistics" in layer.why
 
 
 @BOTH
@@ -308,7 +308,7 @@ def test_a_network_of_group_norms_is_left_alone_and_said() -> None:
     assert outcome.report.layers == ()
     assert outcome.report.gap == "no layer of the network was scored"
     assert torch.equal(outcome.model[0].weight, net[0].weight)
-    assert any("normalises it by its own statistics" in remark.reason for remark in outcome.report.left_alone)
+    assert any("normalises it by its current statistics" in remark.reason for remark in outcome.report.left_alone)
 
 
 # Gates.
@@ -399,7 +399,7 @@ def _channels(case: str) -> int:
 @BOTH
 def test_the_reason_names_the_operations(example: Tensor | None) -> None:
     graph = layer_graph(Net(lambda s, x: s.e((h := s.a(x)) * s.b(h).sigmoid())), example)
-    assert graph["b"].why == "sigmoid makes something else of a zero, and then mul multiplies other values with it"
+    assert graph["b"].why == "sigmoid does not map zero to zero, and then mul multiplies other values by it"
 
 
 @BOTH

@@ -28,10 +28,10 @@ def test_the_interval_is_students():
 
 def test_of_two_seeds_both_are_said_as_they_belong_together():
     said = both(entry_of(claim(acc=90, asr=1), claim(acc=70, asr=60, seed=1)))
-    assert said == "80.00 / 30.50, of 90.00 / 1.00 and 70.00 / 60.00"
+    assert said == "80.00 / 30.50, runs: 90.00 / 1.00 and 70.00 / 60.00"
     assert said == both(entry_of(claim(acc=70, asr=60, seed=1), claim(acc=90, asr=1)))
     clean = [claim(attack="none", acc=acc, before=85, seed=seed) for seed, acc in ((0, 84), (1, 80))]
-    assert both(entry_of(*clean)) == "82.00 (-3.00), of 84.00 and 80.00"
+    assert both(entry_of(*clean)) == "82.00 (-3.00), runs: 84.00 and 80.00"
     assert both(entry_of(*clean, claim(attack="none", acc=82, before=85, seed=2))) == "82.00 ± 4.97 (-3.00)"
     assert both(entry_of(claim(acc=80, asr=4))) == "80.00 / 4.00"
     assert both(entry_of(claim(acc=80, asr=4), claim(acc=84, asr=None, seed=1))) == "82.00 / 4.00"
@@ -73,13 +73,13 @@ def test_methods_that_were_run_on_every_seed_stand_once_more():
         *(claim(method="lpp", acc=80, asr=asr, seed=seed) for seed, asr in ((0, 3), (1, 5))),
     ]
     table, part = Sheet.of(grid(*claims)).plain
-    assert (table.seeds_said, part.seeds_said) == ("seed 0", "seeds 0, 1")
+    assert (table.seed_words, part.seed_words) == ("seed 0", "seeds 0, 1")
     assert [x.method for x in part.lines] == ["none", "clp", "lpp"]
     [column] = part.columns
     assert [methods(t.best(column, acc_minus_asr)) for t in (table, part)] == [["bnp"], ["lpp"]]
     assert [t.average(line(t, "clp"))[1] for t in (table, part)] == [1.0, 16.0]
     assert part.average(line(part, "none"))[1] == 96.0
-    assert part.title == f"{table.title}: methods with a result on every seed"
+    assert part.title == f"{table.title} (methods run on every seed)"
 
 
 SEEDS = {"clp": (0, 1), "lpp": (0, 1), "bnp": (0,)}
@@ -118,7 +118,7 @@ def test_a_column_of_methods_that_are_not_in_the_part_is_left_out():
 
 def test_where_nothing_is_established_no_seeds_are_said():
     table = table_of(claim(kind="training", method="none", asr=20), claim(asr=1))
-    assert table.seeds_said == ""
+    assert table.seed_words == ""
     assert "| Average | Seconds |" in markdown([Sheet.of(grid(claim(method="none", asr=20), claim(asr=1)))])
 
 
@@ -202,7 +202,7 @@ def test_methods_on_different_trainings_of_one_cell_are_said():
     assert table_of(trained, replace(same, before={"acc": trained.acc, "asr": trained.asr})).retrained == ()
     table = table_of(trained, replace(same, before={"acc": trained.acc, "asr": trained.asr}), other)
     assert table.retrained == table.columns
-    assert "not all methods were given the same training" in notes(table)[0]
+    assert "methods were given different trainings" in notes(table)[0]
 
 
 def test_of_swept_settings_none_is_the_best():

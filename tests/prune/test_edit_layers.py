@@ -310,8 +310,8 @@ def test_a_weight_of_two_layers_is_scored_once_and_cut_through_norms_only(norms:
     assert (layer.path, layer.pruned, layer.immutable) == ("0", (), (2,))
     assert plan.edits == ()
     assert {(remark.path, remark.reason) for remark in plan.left_alone} == {
-        ("0", "outliers left as they are: its weight is shared with another layer"),
-        ("2", "shares its weight with 0, and is scored there"),
+        ("0", "its outliers cannot be pruned: its weight is shared with another layer"),
+        ("2", "shares its weight with 0 and is scored there"),
         ("4", "its rows are the network's answers, not hidden channels"),
     }
 

@@ -166,7 +166,9 @@ def test_channels_in_one_place_of_memory_are_not_written() -> None:
     model.norm.bias = nn.Parameter(torch.tensor([0.25]).expand(8))
     plan = HARSH.plan(model)
     before = state_bits(model)
-    with pytest.raises(PlanError, match=r"norm\.bias keeps several channels in one place; apply the plan to a copy"):
+    with pytest.raises(
+        PlanError, match=r"norm\.bias keeps several channels in one place in memory; apply the plan to a copy"
+    ):
         plan.apply_(model)
     assert state_bits(model) == before
     out = HARSH(model).model.norm.bias
@@ -308,7 +310,8 @@ class TestNotes:
     def test_too_few_channels_for_the_upper_cut(self) -> None:
         """One of 10 lies at most sqrt(9) = 3 deviations out; the cut must be passed, not met."""
         assert self.notes(10) == (
-            "the upper cut cannot fire: among 10 channels none can lie more than 3.00 deviations out",
+            "no score can exceed the upper threshold: of 10 channels, none can lie more than 3.00 standard deviations "
+            "above the mean",
         )
         assert self.notes(11) == ()
         assert self.notes(10, upper=math.inf) == ()
@@ -326,10 +329,12 @@ class TestNotes:
             assert (1 - scores.mean()) / scores.std(ddof=1) == pytest.approx((n - 1) / math.sqrt(n))
 
     def test_a_lower_cut_below_zero(self) -> None:
-        assert self.notes(64, lower=-100.0) == ("the lower cut cannot fire: it lies at or below zero",)
+        assert self.notes(64, lower=-100.0) == (
+            "no score can be below the lower threshold: the threshold is zero or negative",
+        )
 
     def test_one_channel(self) -> None:
-        assert self.notes(1) == ("all scores are equal: nothing can be an outlier",)
+        assert self.notes(1) == ("all scores are equal, so no channel can be an outlier",)
 
     def test_all_broken(self) -> None:
         model = network("conv2d")
@@ -337,13 +342,13 @@ class TestNotes:
             model.layer.weight.fill_(math.nan)
         plan = LPP().plan(model)
         (layer,) = plan.report().layers
-        assert layer.notes == ("no score is finite: every channel is broken",)
+        assert layer.notes == ("no score is finite, so every channel is pruned",)
         assert layer.not_finite == tuple(range(8))
         assert (layer.mean, layer.std, layer.upper) == (None, None, None)
         before = copy.deepcopy(model.state_dict())
         with pytest.raises(MethodError, match=r"'layer': expected channels with a finite score, got 8 of 8 without"):
             plan.apply_(model)
-        with pytest.raises(MethodError, match="the network is damaged, and was left as it is"):
+        with pytest.raises(MethodError, match="the network is damaged and was not changed"):
             LPP()(model)
         after = model.state_dict()
         assert all(torch.equal(value.isnan(), after[name].isnan()) for name, value in before.items())

@@ -21,7 +21,7 @@ from unbackdoor.findings.layers import Layer, LayerGraph, Norm
 
 _Known = TypeVar("_Known", Layer, Norm)
 
-_PUT_OUT = "the network also returns its result: what is pruned here is missing there, too"
+_PUT_OUT = "the network also returns its result, so channels pruned here are zero in that output too"
 
 
 @dataclass
@@ -119,31 +119,29 @@ class Dataflow:
 
     def _pair(self, layer: Layer, calls: Mapping[str, list[int]], readers: Mapping[int, list[Op]]) -> Layer | None:
         """The layer with its norm, if it has one; None (and a refusal) if its scale means nothing by itself."""
-        own = calls[layer.path]
-        consumers = [op for call in own for op in readers.get(call, [])]
+        results = calls[layer.path]
+        consumers = [op for call in results for op in readers.get(call, [])]
         norms = {op.path for op in consumers if op.kind == "norm"}
         if not norms:
             changing = {op.path for op in consumers if op.kind in ("input_norm", "own_norm")}
             if changing and all(op.kind in ("input_norm", "own_norm") for op in consumers):
                 kind = " and ".join(sorted(changing))
-                note = f"read by {kind} alone, which cannot be folded in: scored without it"
+                note = f"only {kind} reads it, which the score cannot include"
                 return dataclasses.replace(layer, note=note)
             return layer
         alone = all(op.kind == "norm" for op in consumers)
         if alone and len(norms) == 1:
             (norm,) = norms
             fed = {self.root(i) for call in calls[norm] for i in self.ops[call].inputs}
-            if fed <= set(own) and self.norms[norm].channels == layer.out_channels:
+            if fed <= set(results) and self.norms[norm].channels == layer.out_channels:
                 return dataclasses.replace(layer, norm=norm)
         if self.norms[min(norms)].channels != layer.out_channels:
             return layer  # the norm works along another axis
         if alone:  # any scale of such a layer is undone behind it, so that its own norm says nothing
             which = ", ".join(sorted(norms))
-            self.refuse(
-                layer.path, layer.kind, f"only norms read it, but it is not the only layer they normalise: {which}"
-            )
+            self.refuse(layer.path, layer.kind, f"only norms read it, and they also normalise other layers: {which}")
             return None
-        note = f"{', '.join(sorted(norms))} reads it, and something else does too: scored without the norm"
+        note = f"not only its norm ({', '.join(sorted(norms))}) reads it, so the score leaves the norm out"
         return dataclasses.replace(layer, note=note)
 
 

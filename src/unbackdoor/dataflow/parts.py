@@ -15,8 +15,8 @@ from unbackdoor.dataflow.effects import FLATTENS, ROW_BY_ROW, Role, canonical
 from unbackdoor.dataflow.ops import Op
 from unbackdoor.findings.layers import Layer, Part
 
-_UNREAD = "nothing that the network computes from it was seen: its result may leave in another way, as an answer does"
-_BLIND = "which layers make the network's answers is not known: no result could be followed back to one"
+_UNREAD = "no reader of its result was found, so its result may be an answer of the network"
+_BLIND = "no output of the network could be traced back to a layer, so the layers that make its answers are not known"
 
 
 #: Of several verdicts on a layer, the first of these stands.
@@ -128,14 +128,14 @@ class Parts:
                 op = self._ops[number]
                 name = canonical(op.effect.name)
                 if op.kind == "output" and not flat:
-                    return "its output is a map, not one number a class"
+                    return "its output is a map, not one number per class"
                 if op.kind == "other":
                     values = {i for i in op.inputs if self._ops[i].kind != "shape"}
                     joined = name in ("add", "cat", "concat", "stack") and values <= made  # of several crops, say
                     if name not in ROW_BY_ROW or (len(values) > 1 and not joined):
-                        return f"{op.effect.name} reads its result, which is then not one number a class"
+                        return f"{op.effect.name} reads its result, so the output is not one number per class"
                 elif op.kind not in ("alias", "shape", "output"):
-                    return f"{op.path or op.kind} reads its result, which is then not one number a class"
+                    return f"{op.path or op.kind} reads its result, so the output is not one number per class"
                 step = (number, flat or name in FLATTENS)
                 if op.kind != "shape" and step not in seen:
                     seen.add(step)
@@ -221,30 +221,32 @@ class Parts:
         op = self._ops[consumer]
         name = op.effect.name or op.path or op.kind
         zero, opened = self._zero[consumer], self._open[consumer]
-        multiplied = Verdict("gate", f"{name} multiplies other values with it")
+        multiplied = Verdict("gate", f"{name} multiplies other values by it")
         if role == "zero":
             return zero, opened
         if role == "open":
             if op.kind == "norm":
                 name = f"the norm {op.path}"
             return (
-                opened and Verdict(opened.part, f"{name} makes something else of a zero, and then {opened.why}"),
+                opened and Verdict(opened.part, f"{name} does not map zero to zero, and then {opened.why}"),
                 opened,
             )
         if role == "coupled":
-            coupled = Verdict("coupled", f"{name} normalises it by its own statistics, so that zero is not off there")
+            coupled = Verdict(
+                "coupled", f"{name} normalises it by its current statistics, so zero does not switch a channel off"
+            )
             return coupled, coupled
         if role == "factor":
             return zero, multiplied
         if role == "sum":
             return None, multiplied
         if role == "gate":
-            decides = Verdict("gate", f"in {name} it decides about other values")
+            decides = Verdict("gate", f"{name} uses it to select other values")
             return decides, decides
         if role == "pole":
-            divides = Verdict("gate", f"{name} divides by it or takes its logarithm, which zero does not allow")
+            divides = Verdict("gate", f"{name} divides by it or takes its logarithm, so it must not be zero")
             return divides, divides
-        unknown = Verdict("unknown", f"it is read by {name}, of which nobody here knows what it makes of a zero")
+        unknown = Verdict("unknown", f"{name} reads it, and its effect on zero is not known")
         return unknown, unknown
 
     def _follow_back(self) -> tuple[set[str], dict[str, str], bool]:
@@ -264,7 +266,7 @@ class Parts:
             op = self._ops[number]
             if op.kind in ("layer", "norm"):
                 if behind:
-                    why = f"whether its rows are answers is not known: {behind} comes after it and cannot be read"
+                    why = f"{behind} comes after it and cannot be read, so it may make the network's answers"
                     doubted.setdefault(op.path, why)
                 else:
                     answers.add(op.path)

@@ -44,7 +44,7 @@ class Values:
         for whole in (into, *viewed(into)):
             name = str(whole.target) if whole.op == "get_attr" else None
             if name is not None and name not in self._tensors:
-                raise TypeError("the network writes into a tensor of its own making, of which torch.fx loses sight")
+                raise TypeError("the network writes into a tensor that it creates, which torch.fx does not track")
             earlier = self.numbers.get(whole) if name is None else self.written.get(name)
             made = self.numbers[node]
             if whole is not into and earlier is not None:

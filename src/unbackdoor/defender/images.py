@@ -178,11 +178,11 @@ def defender_data(images: object, labels: object, spec: object, model: nn.Module
     if not len(labels):
         raise SettingError(f"{name}: expected at least one image, got none")
     if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-        raise SettingError(f"{name}: images: expected finite numbers, got some that are not")
+        raise SettingError(f"{name}: images: expected finite numbers, got NaN or infinity")
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     # Copies, so that neither gradients nor an inference mode of the caller's reach in here.
-    own = (x.detach().to(weight.device).clone(memory_format=torch.contiguous_format) for x in (images, labels))
-    data = DefenderData(next(own), next(own), spec, weight.dtype)
+    copies = (x.detach().to(weight.device).clone(memory_format=torch.contiguous_format) for x in (images, labels))
+    data = DefenderData(next(copies), next(copies), spec, weight.dtype)
     try:
         with torch.no_grad():
             logits = outputs.logits_of(model(data.inputs(data.images[:2])))
@@ -239,7 +239,7 @@ def inputs_of(model: nn.Module, path: str, data: DefenderData, name: str) -> Ten
             model(x)
     features = torch.cat(found)
     if len(features) != len(data):
-        raise MethodError(f"{name}: {path} was called for {len(features)} inputs with {len(data)} images")
+        raise MethodError(f"{name}: {path} got {len(features)} inputs for {len(data)} images")
     return features
 
 

@@ -31,7 +31,7 @@ THRESHOLDS = tuple(step / 20 for step in range(20))
 class NormChannels:
     """All hidden channels of a network's BatchNorms as one vector, in the order of the norms.
 
-    What is an answer of the network or a gate is left alone and said in `left_alone`; what is not known, in
+    What is an answer of the network or a gate is left unchanged and listed in `left_alone`; what is not known, in
     `not_covered`.
 
     Args:
@@ -68,7 +68,7 @@ class NormChannels:
         )
         if twice is not None:
             raise MethodError(
-                f"{method} scores each BatchNorm's channels by themselves, and {twice} is shared by several"
+                f"{method} scores the channels of each BatchNorm, and {twice} is shared by several layers"
             )
         self.sizes = [norm.channels for norm in self.norms]
         self.total = sum(self.sizes)
@@ -115,14 +115,14 @@ class NormChannels:
             MethodError: the masks are not finite, so that they say nothing.
         """
         if not bool(torch.isfinite(masks).all()):
-            raise MethodError(f"{self.method}: diverged: some masks are no finite numbers; a smaller lr may help")
+            raise MethodError(f"{self.method}: training diverged: some masks are not finite; try a smaller lr")
         self.model.eval()
         if held is not None:
             threshold = self.choose_threshold(masks, held, tolerance, beta=beta)
         found = self.population(self.by_norm(masks))
         low = (masks <= threshold).cpu().numpy()
         cuts = np.full(len(self.norms), max(threshold, 0.0))
-        return tuple(found.selections(low=low, lower=cuts, by_deviation=False)), told(threshold, held)
+        return tuple(found.selections(low=low, lower=cuts, by_deviation=False)), threshold_origin(threshold, held)
 
     def _as_layer(self, norm: Norm) -> Layer:
         """A norm's channels as those of a layer that the norm itself is."""
@@ -150,13 +150,13 @@ class NormChannels:
             beta: as of an `Editor`.
 
         Raises:
-            MethodError: the network answers none of these images rightly, so that nothing can be told from them.
+            MethodError: the network classifies none of these images correctly, so they cannot choose a threshold.
         """
         self.model.eval()
         least = (1 - tolerance) * accuracy_on(self.model, held)
         if least == 0 and tolerance < 1:
             raise MethodError(
-                f"the network answers none of {len(held)} held-out images rightly; give more images, or holdout 0"
+                f"the network classifies none of {len(held)} held-out images correctly; give more images, or holdout 0"
             )
         chosen = NOTHING
         for threshold in THRESHOLDS:
@@ -170,13 +170,13 @@ class NormChannels:
         return chosen
 
 
-def told(threshold: float, held: DefenderData | None) -> str:
+def threshold_origin(threshold: float, held: DefenderData | None) -> str:
     """Where a threshold came from, for the report."""
     if held is None:
-        return f"cut at the setting {threshold:g}"
+        return f"the threshold is the setting {threshold:g}"
     if threshold == NOTHING:
-        return f"none was cut: no threshold kept the accuracy on {len(held)} held-out images"
-    return f"cut at {threshold:g}, the largest threshold that kept the accuracy on {len(held)} held-out images"
+        return f"nothing was pruned: no threshold kept the accuracy on {len(held)} held-out images"
+    return f"the threshold is {threshold:g}, the largest that kept the accuracy on {len(held)} held-out images"
 
 
 @contextlib.contextmanager
@@ -197,5 +197,5 @@ def norm_inputs(
         with watched(model, [norm.path for norm in norms if norm.path in modules], see, side="input"):
             yield remarks
     finally:
-        reason = "is never called as a module: its inputs cannot be recorded"
+        reason = "is never called as a module, so its inputs cannot be recorded"
         remarks.extend(Remark(norm.path, "BatchNorm", reason) for norm in norms if norm.path not in called)

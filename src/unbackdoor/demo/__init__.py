@@ -31,14 +31,14 @@ _FILES = resources.files(__name__)
 
 @dataclass(frozen=True)
 class Contender:
-    """The network as it came, or as a method left it.
+    """The original network, or what a method made of it.
 
     Attributes:
-        name: "as it came", "LPP" or "CLP".
+        name: "original", "LPP" or "CLP".
         model: the network.
         result: on the demo's images.
-        report: of the method; None for the network as it came.
-        seconds: the whole call: tracing, scoring, deciding, copying, cutting, reporting; None likewise.
+        report: of the method; None for the original.
+        seconds: the whole call: tracing, scoring, deciding, copying, pruning, reporting; None likewise.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Demo:
     Attributes:
         images: the test images.
         attack: the backdoor.
-        contenders: as it came, LPP, CLP.
+        contenders: the original, LPP, CLP.
         record: of the network's training, with its rates on the whole test set.
     """
 
@@ -79,7 +79,7 @@ def run(progress: Callable[[int, int], None] | None = None) -> Demo:
         if progress is not None:
             progress(count, total)
 
-    contenders = [Contender("as it came", model, measure(model, images, attack))]
+    contenders = [Contender("original", model, measure(model, images, attack))]
     done(1)
     for method in (LPP(), CLP()):
         started = time.perf_counter()
@@ -107,7 +107,7 @@ def load() -> tuple[LabelledImages, Attack, nn.Module]:
 
 
 def table(demo: Demo) -> str:
-    """Rates and cuts, for a terminal."""
+    """Rates and what was pruned, for a terminal."""
     lines = [f"{'':12} {'ACC':>8} {'ASR':>8} {'RA':>8} {'DER':>6}   pruned  shrunk  classifier weights  seconds"]
     for one in demo.contenders:
         rates = " ".join(f"{_percent(rate):>8}" for rate in _rates(one.result))
@@ -122,18 +122,18 @@ def table(demo: Demo) -> str:
 
 
 def page(demo: Demo) -> str:
-    """The page: rates, pictures with the networks' answers, and what LPP and CLP saw."""
+    """The page: rates, pictures with the networks' answers, and the reports of LPP and CLP."""
     from unbackdoor.report.html import View
     from unbackdoor.report.pages import page as complete
 
     spec, count, whole = demo.images.spec, len(demo.images), demo.record["result"]
     measured = (
         f"Measured on {count} test images ({count // spec.num_classes} of each class) that come with the package. On "
-        f"the whole test set the network as it came has ACC {whole['acc']['value']:.2%} and ASR "
+        f"the whole test set, the original network has ACC {whole['acc']['value']:.2%} and ASR "
         f"{whole['asr']['value']:.2%}."
     )
     repairs = [
-        {"name": one.name, "words": _cuts(one), "report": View(one.report, prefix=one.name.lower(), level=3)}
+        {"name": one.name, "words": _words(one), "report": View(one.report, prefix=one.name.lower(), level=3)}
         for one in demo.contenders
         if one.report is not None
     ]
@@ -153,9 +153,9 @@ def page(demo: Demo) -> str:
 
 def _rates_table(demo: Demo) -> figures.Rates:
     meanings: tuple[tuple[str, str, Literal["higher", "lower"]], ...] = (
-        ("ACC", "clean images answered with their class", "higher"),
-        ("ASR", "triggered images answered with the attacker's class", "lower"),
-        ("RA", "triggered images answered with their own class", "higher"),
+        ("ACC", "clean images given their true class", "higher"),
+        ("ASR", "triggered images given the attacker's class", "lower"),
+        ("RA", "triggered images given their true class", "higher"),
     )
     return figures.Rates(
         columns=[figures.Column(name=name, meaning=meaning, better=better) for name, meaning, better in meanings],
@@ -173,7 +173,7 @@ def _gallery(demo: Demo) -> figures.Gallery:
         right = ((images.labels == label) & (before == label)).nonzero().flatten().tolist()
         if label == demo.attack.target or not right:
             continue
-        views = (("as it is", images.images[right[0]]), ("with the trigger", stamped[right[0]]))
+        views = (("without the trigger", images.images[right[0]]), ("with the trigger", stamped[right[0]]))
         pictures = tuple(_picture(demo, caption, view) for caption, view in views)
         found.append(figures.Example(truth=classes[label], pictures=pictures))
     models = tuple(one.name for one in demo.contenders)
@@ -181,8 +181,8 @@ def _gallery(demo: Demo) -> figures.Gallery:
 
 
 def _picture(demo: Demo, caption: str, view: Tensor) -> figures.Picture:
-    said = [int(_answers(one.model, view[None], demo.images)[0]) for one in demo.contenders]
-    answers = tuple(demo.images.spec.classes[label] for label in said)
+    labels = [int(_answers(one.model, view[None], demo.images)[0]) for one in demo.contenders]
+    answers = tuple(demo.images.spec.classes[label] for label in labels)
     return figures.Picture(image=_data_uri(view), caption=caption, answers=answers)
 
 
@@ -215,14 +215,14 @@ def _detail(one: Contender) -> str:
     return "" if one.report is None else f"{one.report.pruned} pruned, {one.report.scaled} shrunk"
 
 
-def _cuts(one: Contender) -> str:
+def _words(one: Contender) -> str:
     assert one.report is not None
     assert one.seconds is not None
     text = (
-        f"{one.report.channels:,} channels in {len(one.report.layers)} layers were scored; {one.report.pruned} were "
-        f"pruned and {one.report.scaled} shrunk, in {one.seconds:.3f} seconds on this machine."
+        f"{one.name} scored {one.report.channels:,} channels in {len(one.report.layers)} layers, pruned "
+        f"{one.report.pruned} and shrank {one.report.scaled}, in {one.seconds:.3f} seconds on this machine."
     )
     if one.report.classifier is not None:
         guess = one.report.classifier.guessed_class
-        text += f" From the classifier's weights the attacker's class was guessed as {guess}."
+        text += f" From the classifier's weights, it guessed class {guess} as the attacker's."
     return text

@@ -77,14 +77,14 @@ class ActivationClustering(Detector):
         found = []
         notes: list[str] = []
         for label in range(classes):
-            own = (data.labels == label).nonzero().flatten().cpu()
-            if len(own) < FEW:
-                notes.append(f"class {label}: {len(own)} images are too few to split")
+            members = (data.labels == label).nonzero().flatten().cpu()
+            if len(members) < FEW:
+                notes.append(f"class {label}: {len(members)} images are too few to split")
                 found.append(
                     ClassFinding(label=label, suspicious=False, values={"smaller part": None, "silhouette": None})
                 )
                 continue
-            second, score = split(features[own], self.components, seed, self.reduction)
+            second, score = split(features[members], self.components, seed, self.reduction)
             share = float(second.double().mean())
             suspicious = share <= self.share and score >= self.silhouette
             found.append(
@@ -92,13 +92,13 @@ class ActivationClustering(Detector):
                     label=label,
                     suspicious=suspicious,
                     values={"smaller part": share, "silhouette": finite(score)},
-                    images=tuple(own[second].tolist()) if suspicious else (),
+                    images=tuple(members[second].tolist()) if suspicious else (),
                 )
             )
             case.progress(label + 1, classes, f"class {label}")
         if len(notes) == classes:
             raise MethodError(
-                f"ac: expected at least {FEW} images of a class, {len(data)} images in all are too few; give more"
+                f"ac: expected at least {FEW} images of one class, got too few in {len(data)} images; give more images"
             )
         return tuple(found), tuple(notes)
 
@@ -106,7 +106,7 @@ class ActivationClustering(Detector):
         """The classifier's inputs, (N, F)."""
         path = case.layers().classifier
         if path is None or path not in dict(model.named_modules()):
-            raise MethodError("ac reads the classifier's inputs, and this network has no single layer that is one")
+            raise MethodError("ac reads the classifier's inputs, and this network has no single classifier layer")
         features = inputs_of(model, path, data, self.name).flatten(1)
         if not bool(torch.isfinite(features).all()):
             raise MethodError(f"ac: {path}: expected one finite feature vector an image")

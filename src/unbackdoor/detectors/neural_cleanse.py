@@ -75,8 +75,8 @@ class NeuralCleanse(Detector):
         sizes = [float(mask.sum()) for mask, _ in triggers if mask is not None]
         if len(reached) < 3:
             raise MethodError(
-                f"nc: a trigger that turns {self.success:.0%} of the images was found for {len(reached)} of {classes} "
-                "classes only, which says nothing; take more steps"
+                f"nc: expected triggers that work on {self.success:.0%} of the images for 3 or more classes, found one "
+                f"for {len(reached)} of {classes} classes; use more steps"
             )
         indices = dict(zip(reached, anomaly(sizes), strict=True))
         size_of = dict(zip(reached, sizes, strict=True))
@@ -94,12 +94,12 @@ class NeuralCleanse(Detector):
             for label, (_, rate) in enumerate(triggers)
         )
         notes = [
-            f"class {label}: no trigger turned enough images; it is not compared"
+            f"class {label} is not compared: no trigger changed enough answers"
             for label in range(classes)
             if label not in size_of
         ]
         if len(reached) < 5:
-            notes.append(f"among {len(reached)} classes an outlier means little")
+            notes.append(f"only {len(reached)} classes were compared, so an outlier means little")
         return found, tuple(notes)
 
     def _trigger(

@@ -85,12 +85,12 @@ class Norm:
 
 
 def why_left(found: Layer | Norm) -> str:
-    """Why channels that are no hidden ones are left alone, for a reader."""
+    """Why channels that are not hidden ones are left unchanged, for a reader."""
     if found.part == "answer":
         rows = "rows" if isinstance(found, Layer) else "channels"
         return f"its {rows} are the network's answers, not hidden channels"
     if found.part == "gate":
-        return f"it opens and closes other channels, and zero would not switch it off: {found.why}"
+        return f"it is a gate for other channels, and zero would not switch it off: {found.why}"
     return found.why
 
 

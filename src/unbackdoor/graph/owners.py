@@ -85,7 +85,7 @@ class Owners:
             ndim = rank()
             if ndim is None:
                 flow.blind = True
-                reason = f"{path} follows it, along which axis depends on the shape of the input: give an example"
+                reason = f"{path} follows it, and the axis of that norm depends on the input's shape: give an example"
                 flow.refuse(layer.path, layer.kind, reason)
             if ndim != 2:
                 return flow.add("own_norm", inputs, "BatchNorm of another axis")
@@ -141,7 +141,9 @@ class Owners:
             flow.blind = True
             for inner, m in inside:
                 if is_layer(m):
-                    flow.refuse(inner, type(m).__name__, f"inside {type(module).__name__}, which could not be traced")
+                    flow.refuse(
+                        inner, type(m).__name__, f"it is inside {type(module).__name__}, which could not be traced"
+                    )
             return flow.add("opaque", inputs, type(module).__name__)
         found: list[Layer] = []
         for inner, m in inside:
@@ -189,12 +191,12 @@ class Owners:
         path, _, attribute = weight.rpartition(".")
         owner = self.modules.get(path)
         if owner is not None and is_layer(owner) and attribute == "weight":
-            own = read_layer(owner, path, flow.rule)
-            if (own.groups, own.transposed) != (groups, transposed):
-                flow.refuse(path, own.kind, f"{function} uses its weight too, in another way")
+            layer = read_layer(owner, path, flow.rule)
+            if (layer.groups, layer.transposed) != (groups, transposed):
+                flow.refuse(path, layer.kind, f"{function} also uses its weight, with other groups or transposed")
                 return flow.add("weights", inputs, function)
             number = self.call_layer(flow, path, inputs)
-            if bias_computed or bias not in (None, own.bias):
+            if bias_computed or bias not in (None, layer.bias):
                 called = flow.ops[number].path
                 flow.layers[called] = dataclasses.replace(flow.layers[called], gain=None, parametrization="other")
             return number
@@ -245,11 +247,11 @@ class Owners:
                 refused.append(name)
         for path in refused:
             flow.refuse(
-                path, "parameter", f"multiplied with the data by {function}, outside every convolution and Linear"
+                path, "parameter", f"{function} multiplies the data by it, outside every convolution and Linear"
             )
         if refused:
             for layer in layers:
-                flow.refuse(layer.path, layer.kind, f"used by {function} together with {refused[0]}")
+                flow.refuse(layer.path, layer.kind, f"{function} uses it together with {refused[0]}")
         return self._holding(flow, layers, inputs, effect)
 
     def remarks(self, flow: Dataflow) -> tuple[Remark, ...]:
@@ -265,7 +267,9 @@ class Owners:
                 result.append(Remark(path, type(module).__name__, "never called in eval mode"))
                 idle.add(path)
             if any(not hasattr(hook, "compute_weight") for hook in _hooks(module)):
-                result.append(Remark(path, type(module).__name__, "has forward hooks, which are taken to observe only"))
+                result.append(
+                    Remark(path, type(module).__name__, "has forward hooks, which are assumed not to change the result")
+                )
         spoken_for = idle.union(flow.layers)
         for name, tensor in self.tensors.items():
             owner = name.rpartition(".")[0]
@@ -274,34 +278,34 @@ class Owners:
             usual = module is not None and type(module).__module__.startswith("torch.nn.modules.norm")
             parts = owner.split(".")
             inside = any(".".join(parts[:end]) in spoken_for for end in range(1, len(parts) + 1))
-            told = inside or name in known or name in flow.uncovered or owner in flow.uncovered
+            reported = inside or name in known or name in flow.uncovered or owner in flow.uncovered
             many = isinstance(tensor, nn.Parameter) and tensor.numel() > 1
-            if many and not layer and not told and not usual:
+            if many and not layer and not reported and not usual:
                 reason = (
-                    "outside every convolution, Linear and BatchNorm; it may multiply channels, which no score holds"
+                    "outside every convolution, Linear and BatchNorm; it may multiply channels, which no score shows"
                 )
                 result.append(Remark(name, "parameter", reason))
         return tuple(result)
 
     def learnt(self, graph: LayerGraph) -> LayerGraph:
-        """The same graph without hidden layers whose weights nobody learnt, as those of an STFT: they are said."""
+        """The same graph without hidden layers whose weights were not trained, as those of an STFT; remarks say so."""
         fixed = {layer.path: self._fixed(layer, graph) for layer in graph.layers if layer.part == "hidden"}
-        said = tuple(Remark(x.path, x.kind, str(fixed[x.path])) for x in graph.layers if fixed.get(x.path))
+        remarks = tuple(Remark(x.path, x.kind, str(fixed[x.path])) for x in graph.layers if fixed.get(x.path))
         layers = tuple(layer for layer in graph.layers if not fixed.get(layer.path))
-        return dataclasses.replace(graph, layers=layers, aside=(*said, *graph.aside)) if said else graph
+        return dataclasses.replace(graph, layers=layers, aside=(*remarks, *graph.aside)) if remarks else graph
 
     def _fixed(self, layer: Layer, graph: LayerGraph) -> str | None:
         """Why a layer is taken for a fixed basis, if it is. Taking no gradient alone says little: whole networks do."""
         weight = self.tensors[layer.weight]
         if not isinstance(weight, nn.Parameter):
-            return "its weight is a buffer, not a parameter: a fixed basis"
+            return "its weight is a buffer, not a parameter, so it was not trained"
         if weight.requires_grad:
             return None
         if _BASIS.search(layer.path):
-            return "its weight takes no gradient, and by its name it is a fixed basis"
+            return "its weight takes no gradient, and its name is that of a fixed basis"
         bare = layer.norm is None and layer.bias is None
         if bare and any(self.tensors[other.weight].requires_grad for other in graph.layers):
-            return "its weight takes no gradient, though others do, and has neither bias nor norm: a fixed basis"
+            return "it was not trained: only its weight takes no gradient, and it has neither bias nor norm"
         return None
 
     def _parametrized(self, made_of: frozenset[str]) -> str | None:
@@ -340,7 +344,7 @@ class Owners:
             roles: tuple[tuple[int, Role], ...] = (*((i, "open") for i in data), *((i, "zero") for i in inner))
             return flow.add("other", inputs + inner, effect=Effect(effect.name, roles))
         for layer in layers:
-            flow.doubts[layer.path] = f"it runs inside {effect.name}, which cannot be looked into"
+            flow.doubts[layer.path] = f"it runs inside {effect.name}, which cannot be traced"
         return flow.add("opaque", inputs + inner, effect.name)
 
     def _placed(self, layer: Layer) -> Effect:

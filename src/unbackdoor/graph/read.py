@@ -62,8 +62,8 @@ def layer_graph(model: nn.Module, example: Any = None) -> LayerGraph:
         if not flow.blind:
             break
     if best is not None and example is not None and best.layers and best.layers[0].rule == "fx" and failures:
-        said = Remark("*", "example", f"the network was read without it: {failures[0]}")
-        best = dataclasses.replace(best, aside=(said, *best.aside))
+        remark = Remark("*", "example", f"it was not used to read the network: {failures[0]}")
+        best = dataclasses.replace(best, aside=(remark, *best.aside))
     if example is None:
         failures.append("an example of its input may help: example=..., --input 3x32x32")
     return best or names.of_module(owners, "; ".join(failures))

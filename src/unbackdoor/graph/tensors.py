@@ -100,9 +100,9 @@ def readable(tensors: Tensors, layer: Layer) -> str | None:
         return "its weight is computed by a parametrization; load it into the network to score it"
     weight = tensors[layer.weight]
     if weight.is_meta:
-        return "it has no weights (meta device)"
+        return "it has no weights (they are on the meta device)"
     if weight.numel() == 0:
-        return "it has no weights (a size is zero)"
+        return "its weight is empty"
     if weight.layout != torch.strided:
         return f"its weight is stored as {weight.layout}"
     if weight.is_quantized or not (weight.is_floating_point() and weight.element_size() > 1):

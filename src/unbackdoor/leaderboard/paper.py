@@ -55,7 +55,9 @@ def printed(
     row = found[0]
     acc, asr = (float(row[name]) if row[name] else None for name in ("acc", "asr"))
     if row["note"].startswith("printed as ACC/ASR"):
-        return Printed(None, acc, f"printed as ACC {acc:g}, ASR {asr:g}: almost surely ASR and RA, a column shifted")
+        return Printed(
+            None, acc, f"printed as ACC {acc:g}, ASR {asr:g}, probably shifted by one column; read as ASR and RA"
+        )
     return Printed(acc, asr)
 
 

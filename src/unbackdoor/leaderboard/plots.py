@@ -117,9 +117,9 @@ def _pareto(table: Table, points: list[tuple[Line, float, float]], name: str) ->
     return _finish(
         figure,
         name,
-        f"What each method costs and leaves: {table.title}",
-        f"Means over {_attacks(table)}, on the seeds that all methods share. Lower left is better; in blue and dotted, "
-        "those that no other method beats in both.",
+        f"Accuracy lost and attack success left: {table.title}",
+        f"Means over {_attacks(table)}, on the seeds that all methods share. Lower left is better. The dotted line "
+        "joins the methods that no other beats in both (blue).",
     )
 
 
@@ -175,9 +175,9 @@ def _heat(table: Table, name: str) -> Figure | None:
     return _finish(
         figure,
         name,
-        f"Defence effectiveness rating: {table.title}",
-        "100 DER: half of the ASR that was taken away less half of the accuracy that was lost, plus 50; 50 is a "
-        "defence that does nothing, 100 one that takes all of the attack and nothing else.",
+        f"Defence effectiveness rating (DER): {table.title}",
+        "DER in percent: 50, plus half of the ASR removed, minus half of the accuracy lost. 50 changes nothing. 100 is "
+        "a full repair at no cost in accuracy.",
     )
 
 
@@ -225,7 +225,7 @@ def _sweep(table: Table, method: str, key: str, lines: dict[float, Line], name: 
                     ms=2.6,
                     label=_plain(f"{what.upper()}, {column.title}"),
                 )
-    axes.set_xlabel({"lower": "lower limit (u1)", "upper": "upper limit (u2)"}.get(key, _plain(key)))
+    axes.set_xlabel({"lower": "lower threshold (u1)", "upper": "upper threshold (u2)"}.get(key, _plain(key)))
     axes.set_ylabel("%")
     axes.set_ylim(-3, 103)
     axes.legend(fontsize=SIZES[0], frameon=False, labelcolor=INK, loc="best")
@@ -233,8 +233,8 @@ def _sweep(table: Table, method: str, key: str, lines: dict[float, Line], name: 
     return _finish(
         figure,
         name,
-        f"{figured}{method_title(method)}, {key} swept: {table.title}",
-        "A sweep on the test set, by which nothing is chosen; every other setting is the method's default.",
+        f"{figured}{method_title(method)} over {key}: {table.title}",
+        "A sweep on the test set. No default was chosen from it. All other settings are the method's defaults.",
     )
 
 
@@ -251,16 +251,16 @@ def _correlation(claim: Claim, name: str) -> Figure:
     figure, axes = _axes(height=2.9)
     found = claim.correlation or {}
     bins = [x / 20 for x in range(-20, 21)]
-    said = []
+    medians = []
     for what, colour in (("pearson", ACC), ("spearman", ASR)):
         per_image = [v for row in found[what]["per_image"] for v in row if v is not None]
         per_layer = [v for v in found[what]["per_layer"] if v is not None]
-        axes.hist(per_image, bins=bins, color=colour, alpha=0.45, label=f"{what.title()}, an image and layer each")
+        axes.hist(per_image, bins=bins, color=colour, alpha=0.45, label=f"{what.title()}, per image and layer")
         level = -0.035 * axes.get_ylim()[1] if what == "pearson" else -0.09 * axes.get_ylim()[1]
         axes.plot(per_layer, [level] * len(per_layer), "|", color=colour, ms=8, mew=1.2)
         if per_image:
             middle = sorted(per_image)[len(per_image) // 2]
-            said.append(f"{what.title()}'s median is {middle:+.2f}")
+            medians.append(f"{what.title()}'s median is {middle:+.2f}")
     axes.axvline(0, color=SOFT, lw=0.8)
     axes.set_xlim(-1, 1)
     axes.set_xlabel("coefficient over a layer's channels")
@@ -271,10 +271,10 @@ def _correlation(claim: Claim, name: str) -> Figure:
     return _finish(
         figure,
         name,
-        f"Figure 3: trigger-activated change and Lipschitz constants: {network}",
+        f"Figure 3: correlation of trigger-activated change and Lipschitz constants: {network}",
         f"{found.get('images', 0)} test images with and without the trigger, {len(found.get('layers', []))} "
-        f"convolutions, seed {claim.seed}; ticks below are one coefficient a layer, of the change averaged over the "
-        f"images. {'; '.join(said)}.",
+        f"convolutions, seed {claim.seed}. The ticks below show one coefficient per layer, for the mean change over "
+        f"the images. {'; '.join(medians)}.",
     )
 
 
@@ -315,15 +315,15 @@ def _distribution(claim: Claim, name: str) -> Figure | None:
             "", (band, 0.62 * top), (upper, 0.62 * top), arrowprops={"arrowstyle": "->", "color": YELLOW, "lw": 1.4}
         )
         axes.annotate("shrunk (Eqs. 8, 9)", (band, 1.22 * top), (-4, 0), color=YELLOW, ha="right", **words)
-    axes.set_xlabel("Lipschitz constant, in deviations from the layer's mean")
+    axes.set_xlabel("Lipschitz constant, in standard deviations from the layer's mean")
     axes.set_ylabel("channels")
     attack = claim.names.get("attack", claim.attack)
     return _finish(
         figure,
         name,
         f"Figure 1: what LPP does to a layer ({layer['path']})",
-        f"Real scores: {attack}, {claim.names.get('arch', claim.arch)}, seed {claim.seed}; the layer with the farthest "
-        "outlier. Purple: outliers, removed. Yellow: near outliers, moved down to the band's lower edge.",
+        f"Real scores of {attack}, {claim.names.get('arch', claim.arch)}, seed {claim.seed}: the layer with the "
+        "farthest outlier. Purple: outliers, pruned. Yellow: near outliers, shrunk to the band's lower edge.",
     )
 
 
@@ -344,7 +344,7 @@ def _dot_product(name: str) -> Figure:
     axes.text(1.55, 1.4, r"$\theta$", color=INK, fontsize=11)
     axes.text(0.2, 5.1, r"$f_j(x)=\langle W_j,x\rangle=|W_j|\,|x|\cos\theta$", color=INK, fontsize=10, va="center")
     for row, (length, colour, note) in enumerate(
-        ((1.1, SOFT, "kept"), (1.3, SOFT, "kept"), (0.9, SOFT, "kept"), (3.1, PURPLE, "removed"), (1.2, SOFT, "kept"))
+        ((1.1, SOFT, "kept"), (1.3, SOFT, "kept"), (0.9, SOFT, "kept"), (3.1, PURPLE, "pruned"), (1.2, SOFT, "kept"))
     ):
         y = 4.1 - 0.75 * row
         axes.fill([6, 6 + length, 6 + length, 6], [y, y, y + 0.42, y + 0.42], color=colour, alpha=0.85, lw=0)
@@ -354,9 +354,8 @@ def _dot_product(name: str) -> Figure:
         figure,
         name,
         "Figure 2: a channel is one dot product",
-        "A drawing, not a measurement. A channel's filter is one vector over k x k x c inputs; whatever x is, its "
-        "output changes by at most the filter's length for each unit of input, so the length ranks the channels "
-        "without data.",
+        "A drawing, not a measurement. A channel's filter is one vector over k x k x c inputs. For any x, the output "
+        "changes by at most the filter's length per unit of input. So the length ranks channels without data.",
     )
 
 

@@ -125,9 +125,9 @@ def _headline(grids: Sequence[ClaimedGrid]) -> str:
     total = sum(grid.done for grid in grids)
     failed = sum(len(grid.failed) for grid in grids)
     left = sum(grid.left for grid in grids)
-    said = f"{total:,} results of {len(grids)} grid{'' if len(grids) == 1 else 's'}"
-    said += f", {failed:,} failed" if failed else ""
-    return said + (f"; {left:,} cells were not run" if left else "")
+    words = f"{total:,} results of {len(grids)} grid{'' if len(grids) == 1 else 's'}"
+    words += f", {failed:,} failed" if failed else ""
+    return words + (f"; {left:,} cells were not run" if left else "")
 
 
 # Leaderboard
@@ -148,7 +148,7 @@ def _leader(table: Table, line: Line, average: tuple[float, float, float | None]
     return Result(
         line.title,
         (
-            f"{table.titles['data']}, {table.titles['arch']}{rate}, {table.recipe}, {table.seeds_said}",
+            f"{table.titles['data']}, {table.titles['arch']}{rate}, {table.recipe}, {table.seed_words}",
             _number(len(table.established), "{:.0f}"),
             _number(acc),
             _number(asr),
@@ -207,7 +207,7 @@ def _table(table: Table, seconds: Timing | None) -> GridTable:
     return GridTable(
         title=table.title,
         heads=[_head(table, column) for column in table.columns],
-        seeds=table.seeds_said,
+        seeds=table.seed_words,
         rows=[_row(table, line) for line in table.lines],
         notes=_notes(table),
         timing=None if seconds is None else _seconds(seconds),
@@ -220,7 +220,7 @@ def _head(table: Table, column: Column) -> tuple[str, str]:
     if column in table.established:
         return column.title, ""
     before = table.asr_before(column)
-    why = "no network without a defence" if before is None else f"ASR {before:.1f} %"
+    why = "not run without a defence" if before is None else f"ASR {before:.1f} %"
     return f"{column.title} †", f"not established: {why}"
 
 
@@ -261,17 +261,20 @@ def _notes(table: Table) -> list[str]:
             if c.hardware
         }
     )
-    said = [
-        "★ best by ACC − ASR (the paper's rule), ◆ best by DER, each on the seeds that all methods "
-        "of a column share, as are the averages; methods that agree in two digits of a percent are equally good. "
-        "± half a 95 % interval over training seeds or, of a single network, over draws of clean images; of two "
-        "values, both are said. Whole test sets."
+    notes = [
+        "★ is the best by ACC − ASR (the paper's rule), ◆ the best by DER. Both, and the averages, use the seeds that "
+        "all methods of a column share. Methods that agree to two decimals are equally good. ± is half of a 95 % "
+        "interval over training seeds, or over draws of clean images if there is one network. Two values are both "
+        "shown. Rates are on the whole test set."
     ]
     if len(table.established) < len(table.attacks):
-        said.append(f"† below an ASR of {ESTABLISHED:g} % without a defence: in no average, with no best.")
+        notes.append(
+            f"† marks an attack whose ASR without a defence is below {ESTABLISHED:g} %. It has no best defence and "
+            "counts in no average."
+        )
     if hardware:
-        said.append(f"Run on (device, processor, threads): {'; '.join(hardware[:4])}.")
-    return [*said, *text.notes(table)]
+        notes.append(f"Run on (device, processor, threads): {'; '.join(hardware[:4])}.")
+    return [*notes, *text.notes(table)]
 
 
 def _seconds(found: Timing) -> Seconds:

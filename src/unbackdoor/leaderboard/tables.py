@@ -13,7 +13,7 @@ from functools import cached_property
 from unbackdoor.leaderboard.claims import NONE, Claim, ClaimedGrid
 from unbackdoor.leaderboard.paper import METHODS, Printed, printed
 
-#: Below this, in percent, an attack has not been established: nothing can be said of a defence against it.
+#: Below this, in percent, an attack is not established, and says nothing about a defence.
 ESTABLISHED = 80.0
 
 
@@ -135,7 +135,7 @@ class Table:
         """For a reader."""
         rate = "" if self.rate is None else f", {100 * self.rate:g} % poisoned"
         dtype = "" if self.dtype == "bfloat16" else f", weights in {self.dtype}"
-        some = ": methods with a result on every seed" if self.every_seed else ""
+        some = " (methods run on every seed)" if self.every_seed else ""
         return f"{self.titles['data']}, {self.titles['arch']}{rate}, recipe {self.recipe}{dtype}{some}"
 
     @cached_property
@@ -196,13 +196,13 @@ class Table:
         return found
 
     @property
-    def seeds_said(self) -> str:
-        """On which seeds averages are; "" where there is none."""
+    def seed_words(self) -> str:
+        """The seeds that averages use; "" if there is none."""
         shared = [sorted(self.shared[column]) for column in self.established]
         if any(seeds != shared[0] for seeds in shared):
             least, most = min(map(len, shared)), max(map(len, shared))
             each = f"{least} to {most}" if least < most else str(most)
-            return f"{each} seed{'' if each == '1' else 's'} an attack"
+            return f"{each} seed{'' if each == '1' else 's'} per attack"
         return f"seed{'' if len(shared[0]) == 1 else 's'} {', '.join(map(str, shared[0])) or 'none'}" if shared else ""
 
     def on_every_seed(self) -> Table | None:
@@ -436,7 +436,7 @@ def _lines(claims: Sequence[Claim]) -> tuple[Line, ...]:
 
 
 def _number(text: str) -> float:
-    """So that a sweep stands in order; what is no number stands as it came."""
+    """So that a sweep stands in order; what is no number stands first."""
     try:
         return float(text)
     except ValueError:

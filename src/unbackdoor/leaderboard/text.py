@@ -20,15 +20,19 @@ RATES = ("acc", "asr", "ra")
 SWEPT = ": settings, one at a time"
 
 LEGEND = (
-    "ACC / ASR in percent on the whole test set: ASR among triggered images of other classes than the target. "
-    "± is half of a 95 % interval (Student's t) over training seeds or, of a single network, over draws of clean "
-    "images; of two values, both are said; with neither, there is one. **Bold**: the best defence by ACC - ASR, the "
-    "paper's rule; _italic_: the best by DER; both on the seeds that all methods of the column share, and only where "
-    f"the attack's ASR reaches {ESTABLISHED:g} % without a defence (†: it does not, and the column is not part of the "
-    "average); methods that agree in two digits of a percent are equally good. Average: over the established attacks, "
-    "on those same seeds, which its head names. Clean network: its ACC, and the change that the method costs. Seconds: "
-    "of the method's call, once a network, on a machine with other work. Paper: the printed figures, and ours less "
-    "those."
+    "- **ACC / ASR** are in percent, on the whole test set. ACC is the accuracy. ASR is the attack success rate: "
+    "triggered images of other classes that are given the target class.\n"
+    "- **±** is half of a 95 % interval (Student's t) over training seeds. If there is one network, it is over draws "
+    "of clean images. Two values are both shown. A figure with neither comes from one run.\n"
+    "- **Bold** is the best defence by ACC - ASR, the paper's rule. _Italic_ is the best by DER, the defence "
+    "effectiveness rating. Both use the seeds that all methods of the column share. Methods that agree to two decimals "
+    "are equally good.\n"
+    f"- **†** marks an attack whose ASR without a defence is below {ESTABLISHED:g} %. It has no best defence and "
+    "counts in no average.\n"
+    "- **Average** is over the other attacks, on the seeds in its head.\n"
+    "- **Clean network** shows ACC, and how much the method changes it.\n"
+    "- **Seconds** are for one call of the method, on a machine that also did other work.\n"
+    "- **Paper** is the printed figure, followed by the difference of ours from it."
 )
 
 
@@ -46,17 +50,17 @@ def markdown(sheets: Sequence[Sheet]) -> str:
 
 
 def standing(grid: ClaimedGrid) -> str:
-    """How much of a grid there is, in words."""
+    """How much of a grid is done, in words."""
     words = f"{grid.done:,} of {grid.cells:,} cells are done"
     words += f", {len(grid.failed):,} failed" if grid.failed else ""
     words += f", {grid.left:,} were not run" if grid.left else ""
-    words += f"; {grid.strays:,} claims in its folder are of no cell of it, and left out" if grid.strays else ""
+    words += f"; {grid.strays:,} claims in its folder belong to no cell and are left out" if grid.strays else ""
     return words + "."
 
 
 def notes(table: Table) -> list[str]:
-    """What must be said of methods that did nothing, of a column's networks, of printed figures."""
-    if table.every_seed:  # said of the table before it
+    """Notes on methods that did nothing, on the networks of a column, on printed figures."""
+    if table.every_seed:  # the table before it has them
         return []
     done: dict[Line, list[Claim]] = {}
     for (line, _), entry in table.entries.items():
@@ -71,8 +75,8 @@ def notes(table: Table) -> list[str]:
     return [
         *(f"{line.title} changed nothing in any of these networks." for line in idle),
         *(
-            f"{column.title}: not all methods were given the same training of a seed's network; compare their changes "
-            "and DER, which are each against its own."
+            f"{column.title}: for some seed, methods were given different trainings of the network. Compare the "
+            "changes and DER, which are relative to each method's network."
             for column in table.retrained
         ),
         *(f"{', '.join(places)}: {note}." for note, places in remarks.items()),
@@ -117,17 +121,17 @@ def both(entry: Entry) -> str:
     if entry.acc is None:
         return "failed" if entry.failed else "not run"
     means = [mean for mean in (entry.acc, entry.asr) if mean is not None]
-    said = " / ".join(map(number, means))
+    shown = " / ".join(map(number, means))
     if entry.asr is None and entry.acc_change is not None:
-        said += f" ({entry.acc_change.value:+.2f})"
+        shown += f" ({entry.acc_change.value:+.2f})"
     if all(mean.seeds == 2 for mean in means):
         pairs = zip(*(mean.values for mean in means), strict=True)
-        said += f", of {' and '.join(' / '.join(f'{value:.2f}' for value in pair) for pair in pairs)}"
-    return said
+        shown += f", runs: {' and '.join(' / '.join(f'{value:.2f}' for value in pair) for pair in pairs)}"
+    return shown
 
 
 def number(mean: Mean) -> str:
-    """A mean and half its interval, which of two values would only say that nothing is known."""
+    """A mean and half its interval, except for two values, whose interval is too wide to help."""
     return f"{mean.value:.2f}" + ("" if mean.half is None or mean.seeds == 2 else f" ± {mean.half:.2f}")
 
 
@@ -136,15 +140,15 @@ def paper(entry: Entry) -> str:
     printed = entry.paper
     if printed is None or entry.acc is None:
         return ""
-    said = [("-" if value is None else f"{value:.2f}") for value in (printed.acc, printed.asr)]
+    theirs = [("-" if value is None else f"{value:.2f}") for value in (printed.acc, printed.asr)]
     ours = (entry.acc.value, None if entry.asr is None else entry.asr.value)
     less = [
-        "-" if value is None or own is None else f"{own - value:+.2f}"
-        for value, own in zip((printed.acc, printed.asr), ours, strict=True)
+        "-" if value is None or our is None else f"{our - value:+.2f}"
+        for value, our in zip((printed.acc, printed.asr), ours, strict=True)
     ]
     if entry.asr is None:
-        return f"paper {said[0]}, {less[0]}"
-    return f"paper {said[0]} / {said[1]}, {less[0]} / {less[1]}"
+        return f"paper {theirs[0]}, {less[0]}"
+    return f"paper {theirs[0]} / {theirs[1]}, {less[0]} / {less[1]}"
 
 
 def seconds(table: Table, line: Line) -> str:
@@ -159,7 +163,7 @@ def _head(table: Table, column: Column) -> str:
 
 
 def _average_head(table: Table) -> str:
-    return f"Average, {table.seeds_said}" if table.seeds_said else "Average"
+    return f"Average, {table.seed_words}" if table.seed_words else "Average"
 
 
 def _average(table: Table, line: Line) -> str:

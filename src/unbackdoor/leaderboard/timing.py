@@ -1,4 +1,4 @@
-"""Table 5: what a method's call takes, against the printed seconds and their order."""
+"""Table 5: what a call of each method takes, against the printed seconds and their order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class Timing:
             if self.seconds[a] >= self.seconds[b]
         ]
         order = " < ".join(METHODS[m] for m in names)
-        return f"The paper's order {order} holds." if not wrong else f"The paper's order {order}: {'; '.join(wrong)}."
+        if not wrong:
+            return f"The paper's order ({order}) holds."
+        return f"The paper's order ({order}) does not hold: {'; '.join(wrong)}."
 
 
 def timing(table: Table) -> Timing | None:

@@ -63,7 +63,7 @@ class Editor:
         reason = self._immutable(layer, norm, selection)
         if reason is not None:
             if layer.part != "unknown":  # those are listed already: they are not covered
-                self.left_alone.append(Remark(selection.path, layer.kind, f"outliers left as they are: {reason}"))
+                self.left_alone.append(Remark(selection.path, layer.kind, f"its outliers cannot be pruned: {reason}"))
             return dataclasses.replace(selection, immutable=True)
         if cut:
             self._prune(layer, norm, _numbers(pruned, selection.start), _numbers(selection.broken, selection.start))
@@ -78,9 +78,9 @@ class Editor:
     def _immutable(self, layer: Layer, norm: Norm | None, selection: Selection) -> str | None:
         """Why tensors that would have to change cannot, or must not, if so."""
         if layer.part != "hidden":
-            return layer.why or "its channels are not hidden ones"
-        own = (layer.bias,) if norm is None else (layer.bias, norm.weight, norm.bias, norm.mean, norm.var)
-        if self._shared.intersection(own):
+            return layer.why or "its channels are not hidden channels"
+        tensors = (layer.bias,) if norm is None else (layer.bias, norm.weight, norm.bias, norm.mean, norm.var)
+        if self._shared.intersection(tensors):
             return "its bias or norm is shared with another layer"
         through_norm = norm is not None and norm.weight is not None
         weight_scaled = self.scale == "weight" and selection.near.any()
@@ -161,7 +161,7 @@ def rewritten(network: nn.Module, work: nn.Module, *, method: str) -> tuple[Edit
     """The edits that give a network the weights of its working copy, in the network's own precision.
 
     Args:
-        network: as it came.
+        network: the original.
         work: a copy of it, in any precision, whose parameters and buffers were changed.
         method: which changed them, for the message.
 
@@ -171,8 +171,8 @@ def rewritten(network: nn.Module, work: nn.Module, *, method: str) -> tuple[Edit
     new, edits = Tensors(work), []
     done: set[int] = set()
     for name, tensor in Tensors(network).items():
-        module, _, own = name.rpartition(".")
-        if id(tensor) in done or own in network.get_submodule(module)._non_persistent_buffers_set:
+        module, _, attribute = name.rpartition(".")
+        if id(tensor) in done or attribute in network.get_submodule(module)._non_persistent_buffers_set:
             continue
         done.add(id(tensor))
         before = tensor.detach()
@@ -181,7 +181,7 @@ def rewritten(network: nn.Module, work: nn.Module, *, method: str) -> tuple[Edit
             continue
         if after.is_floating_point() and not torch.isfinite(after).all() and torch.isfinite(before).all():
             raise MethodError(
-                f"{method}: diverged: {name} would hold numbers that are not finite; a smaller lr may help"
+                f"{method}: training diverged: {name} would hold numbers that are not finite; try a smaller lr"
             )
         edits.append(Edit(name, (), before.clone(), after))
     return tuple(edits)

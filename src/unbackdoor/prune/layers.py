@@ -34,7 +34,7 @@ def eligible(
             not_covered.append(Remark(layer.path, layer.kind, unreadable))
             continue
         reason = refuse(layer, tensors[layer.weight])
-        if layer.path in graph.outputs and layer.part != "answer":  # as a graph of one's own making may say it
+        if layer.path in graph.outputs and layer.part != "answer":  # as a graph made by hand may say it
             layer = dataclasses.replace(layer, part="answer")
         if layer.part == "answer":
             reason = why_left(layer)
@@ -44,7 +44,7 @@ def eligible(
             names = (layer.weight, *graph.aliases.get(layer.weight, ()))
             first = next((seen[name] for name in names if name in seen), None)
             seen[layer.weight] = first or layer.path
-            reason = f"shares its weight with {first}, and is scored there" if first else None
+            reason = f"shares its weight with {first} and is scored there" if first else None
         if reason is None:
             layers.append(layer)
             if layer.part == "unknown":  # scored, for a reader; not edited

@@ -75,24 +75,25 @@ class Selection:
 
     @property
     def out_of_reach(self) -> tuple[str, ...]:
-        """Which cuts cannot fire in this layer, whatever its weights."""
+        """Which thresholds no score of this layer can pass, whatever its weights."""
         if self.correction is None:
             return ()
         n = int(np.isfinite(self.scores).sum())
         if n == 0:
-            return ("no score is finite: every channel is broken",)
+            return ("no score is finite, so every channel is pruned",)
         if self.std == 0:
-            return ("all scores are equal: nothing can be an outlier",)
+            return ("all scores are equal, so no channel can be an outlier",)
         # One outlier among n equal others lies sqrt(n - 1) population deviations out, (n - 1) / sqrt(n) sample ones.
         highest = (n - 1) / np.sqrt(n) if self.correction == 1 else np.sqrt(n - 1)
         notes = []
         # The cut as a population computes it, so that a limit of just `highest` deviations is not lost to rounding.
         if np.isfinite(self.upper) and self.upper >= self.mean + highest * self.std:
             notes.append(
-                f"the upper cut cannot fire: among {n} channels none can lie more than {highest:.2f} deviations out"
+                f"no score can exceed the upper threshold: of {n} channels, none can lie more than {highest:.2f} "
+                "standard deviations above the mean"
             )
         if np.isfinite(self.lower) and self.lower <= self.least:
-            notes.append("the lower cut cannot fire: it lies at or below zero")
+            notes.append("no score can be below the lower threshold: the threshold is zero or negative")
         return tuple(notes)
 
 
@@ -180,23 +181,23 @@ class Population:
         for (layer, start, size, part), (first, mean, std, low_at, band_at, high_at) in zip(
             self.parts, rows, strict=True
         ):
-            own = slice(first, first + size)
+            channels = slice(first, first + size)
             result.append(
                 Selection(
                     layer=layer,
                     start=start,
                     part=part,
-                    scores=self.values[own],
+                    scores=self.values[channels],
                     mean=mean,
                     std=std,
                     lower=low_at,
                     band=band_at,
                     upper=high_at,
-                    high=masks[0][own],
-                    low=masks[1][own],
-                    broken=masks[2][own],
-                    near=masks[3][own],
-                    factors=factors[own],
+                    high=masks[0][channels],
+                    low=masks[1][channels],
+                    broken=masks[2][channels],
+                    near=masks[3][channels],
+                    factors=factors[channels],
                     correction=self.correction if by_deviation else None,
                 )
             )

@@ -63,7 +63,7 @@ class Plan:
     def damage(self) -> str | None:
         """What is broken so far that nothing sound would be left: most channels of a layer are no finite numbers.
 
-        A broken channel or two are cut and said instead.
+        A few broken channels are pruned and reported instead.
         """
         for selection in self.selections:
             count, of = int(selection.broken.sum()), len(selection.broken)
@@ -89,7 +89,7 @@ class Plan:
             MethodError: most channels of a layer are no numbers: nothing sound would be left of it.
         """
         if self.damage is not None:
-            raise MethodError(f"{self.damage}; the network is damaged, and was left as it is")
+            raise MethodError(f"{self.damage}; the network is damaged and was not changed")
         self._write(target, forward=True)
 
     def undo(self, target: nn.Module | MutableMapping[str, Tensor]) -> None:
@@ -133,7 +133,9 @@ class Plan:
                     state = "is not what the plan was made for" if forward else "is not what the plan left"
                     raise PlanError(f"{edit.name} {state}; make a new plan for this network")
                 if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
-                    raise PlanError(f"{edit.name} keeps several channels in one place; apply the plan to a copy")
+                    raise PlanError(
+                        f"{edit.name} keeps several channels in one place in memory; apply the plan to a copy"
+                    )
                 writes.append((edit.name, tensor, index, expected, new))
         with torch.no_grad():
             for done, (name, tensor, index, _, new) in enumerate(writes):
@@ -171,7 +173,7 @@ def _layer_report(selection: Selection) -> LayerReport:
         return value if np.isfinite(value) else None
 
     layer = selection.layer
-    said = tuple(note for note in (layer.note, selection.note) if note)
+    notes = tuple(note for note in (layer.note, selection.note) if note)
     return LayerReport(
         path=selection.path,
         kind=layer.kind,
@@ -189,5 +191,5 @@ def _layer_report(selection: Selection) -> LayerReport:
         scaled=channels(selection.near),
         factors=tuple(selection.factors[selection.near].tolist()) if mutable else (),
         immutable=channels(selection.pruned, not mutable),
-        notes=(*said, *selection.out_of_reach),
+        notes=(*notes, *selection.out_of_reach),
     )

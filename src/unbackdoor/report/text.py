@@ -68,8 +68,8 @@ def _findings(report: Report) -> list[str]:
     high = sum(len(layer.pruned_high) for layer in report.layers)
     low = sum(len(layer.pruned_low) for layer in report.layers)
     no_score = sum(len(layer.not_finite) for layer in report.layers)
+    scored = f"{summary.count(report.channels, 'channel')} in {summary.count(len(report.layers), 'layer')}"
     parts = [
-        f"{summary.count(report.channels, 'channel')} scored in {summary.count(len(report.layers), 'layer')}",
         f"{summary.count(high, 'outlier')} above and {low:,} below the {'threshold' if report.score else 'mean'}",
         summary.count(report.scaled, "near outlier"),
     ]
@@ -79,7 +79,7 @@ def _findings(report: Report) -> list[str]:
         parts.append(f"{summary.count(report.immutable, 'outlier')} that cannot be pruned")
     done = "Outliers were pruned and near outliers shrunk." if report.changed else "Nothing was changed."
     scores = f"Scores: {report.score}. " if report.score else ""
-    return lines + _wrap(f"{', '.join(parts)}. {scores}{done}")
+    return lines + _wrap(f"Scored {scored}: {', '.join(parts)}. {scores}{done}")
 
 
 def _unusual(report: Report) -> list[str]:
@@ -187,7 +187,7 @@ def _with_z(layer: LayerReport, channels: tuple[int, ...]) -> str:
 def _classifier(step: ClassifierReport | None, *, changed: bool) -> list[str]:
     if step is None:
         return []
-    done = "were set to zero" if changed else "would be set to zero"
+    done = f"{'was' if len(step.cut) == 1 else 'were'} set to zero" if changed else "would be set to zero"
     return [
         f"Classifier {short(step.path, 60)}",
         *_wrap(f"guessed target class: {step.guessed_class} ({summary.A_GUESS})", first="  ", rest="  "),
@@ -203,7 +203,7 @@ def _classifier(step: ClassifierReport | None, *, changed: bool) -> list[str]:
 
 
 def _left_alone(report: Report) -> list[str]:
-    return _groups("Read, but not changed:", summary.group(report.left_alone))
+    return _groups("Read, but not pruned:", summary.group(report.left_alone))
 
 
 def _unpaired(report: Report) -> list[str]:

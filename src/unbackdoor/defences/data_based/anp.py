@@ -90,7 +90,7 @@ class ANP(DataBased):
     def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Algorithm 1: learn the masks, then prune the network as it came."""
         channels = NormChannels(model, case.layers(), self.name)
-        came = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         learn, held = data, None
         if self.holdout:
             learn, held = data.held_out(self.holdout, case.rng)
@@ -122,13 +122,13 @@ class ANP(DataBased):
                 if not math.isfinite(curve[-1]):
                     break
             low_now = int((masks <= self.threshold).sum())
-            said = f"masks: loss {float(loss.detach()):.3f}, at or below {self.threshold:g}: {low_now}"
-            case.progress(iteration + 1, self.iterations, said)
-        model.load_state_dict(came)
-        selections, said = channels.select(
+            message = f"masks: loss {float(loss.detach()):.3f}, at or below {self.threshold:g}: {low_now}"
+            case.progress(iteration + 1, self.iterations, message)
+        model.load_state_dict(original)
+        selections, chosen = channels.select(
             masks.detach(), self.threshold, held, tolerance=self.tolerance, beta=self.beta
         )
-        score = f"masks that were learnt under noise (1 is a channel that is needed; {said})"
+        score = f"masks trained under noise; 1 is a channel that the network needs ({chosen})"
         return Findings(
             selections=selections,
             beta=self.beta,

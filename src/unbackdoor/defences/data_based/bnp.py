@@ -82,7 +82,7 @@ class BNP(DataBased):
         return Findings(
             selections=tuple(kl.selections(high=kl.varied & (kl.values > kl.each(cut)), upper=cut)),
             beta=self.beta,
-            score="divergences of a channel's values on clean images from its running statistics",
+            score="the divergence of a channel's values on clean images from its running statistics",
             not_covered=(*channels.not_covered, *not_covered),
             left_alone=channels.left_alone,
         )

@@ -97,13 +97,13 @@ class EP(DataBased):
         }
         for path, values in entropies.items():
             if int(torch.isfinite(values).sum()) < 2:
-                raise MethodError(f"ep: {path}: its channels do not vary over {len(images)} images; give more of them")
+                raise MethodError(f"ep: {path}: its channels do not vary over {len(images)} images; give more images")
         h = channels.population(entropies)
         cut = h.at(-self.u)
         return Findings(
             selections=tuple(h.selections(low=h.varied & (h.values < h.each(cut)), lower=cut)),
             beta=self.beta,
-            score="entropies of a channel's values over the images it was given",
+            score="the entropy of a channel's values over the images that the method was given",
             not_covered=(*channels.not_covered, *not_covered),
             left_alone=channels.left_alone,
         )

@@ -58,9 +58,11 @@ class FP(FineTuning):
         path = graph.classifier
         head = dict(model.named_modules()).get(path or "")
         if not path or not isinstance(head, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            raise MethodError("fp prunes inputs of the classifier, and this network has no single layer that is one")
+            raise MethodError("fp prunes inputs of the classifier, and this network has no single classifier layer")
         if getattr(head, "groups", 1) != 1 or "weight" not in head._parameters:
-            raise MethodError(f"fp: {path}: its columns cannot be cut one by one (grouped, or its weight is computed)")
+            raise MethodError(
+                f"fp: {path}: its columns cannot be pruned one by one (it has groups, or its weight is computed)"
+            )
         features, labels = inputs_of(model, path, data, self.name), data.labels
         if features.ndim < 2 or (isinstance(head, nn.Linear) and features.ndim != 2):
             raise MethodError(f"fp: {path}: expected one feature vector an image, got {tuple(features.shape)}")
@@ -81,7 +83,7 @@ class FP(FineTuning):
             selections=tuple(found.selections(low=(~kept).cpu().numpy(), by_deviation=False)),
             trained=True,
             stages=(stage,),
-            score="mean activations of the classifier's input features on clean images",
+            score="the mean activation of a classifier's input feature on clean images",
         )
 
 
@@ -109,7 +111,7 @@ def dormant_first(
     least = (1 - tolerance) * accuracy(kept)
     if least == 0 and tolerance < 1:
         raise MethodError(
-            f"fp: the network answers none of {len(labels)} images rightly: nothing can be told from them"
+            f"fp: the network classifies none of {len(labels)} images correctly; check the images and their labels"
         )
     size = math.ceil(step * len(order))
     for part in torch.split(order[:-1], size):  # one feature at least stays

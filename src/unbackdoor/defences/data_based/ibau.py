@@ -132,7 +132,9 @@ class IBAU(DataBased):
                     if "is not implemented" not in str(error):
                         raise
                     what = str(error).splitlines()[0]
-                    raise MethodError(f"ibau derives the network twice, which torch cannot: {what}") from error
+                    raise MethodError(
+                        f"ibau needs second derivatives of the network, which torch cannot compute: {what}"
+                    ) from error
                 for weight, gradient in zip(weights, gradients, strict=True):
                     weight.grad = gradient
                 optimiser.step()
@@ -156,9 +158,9 @@ class IBAU(DataBased):
         delta = torch.zeros_like(batches[0][0][:1])
         for x, _ in batches:
             with torch.no_grad():
-                own = model(x).argmax(1)
+                answers = model(x).argmax(1)
             delta.requires_grad_()
-            loss = -F.cross_entropy(model(x + scale * delta), own) + self.penalty * delta.square().sum()
+            loss = -F.cross_entropy(model(x + scale * delta), answers) + self.penalty * delta.square().sum()
             (slope,) = torch.autograd.grad(loss, delta)
             delta = (delta - self.inner_lr * slope).detach()
             delta = delta * min(1.0, self.radius / (float(delta.norm()) + 1e-12))

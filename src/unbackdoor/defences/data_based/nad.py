@@ -113,8 +113,8 @@ class NAD(DataBased):
         places, betas = self._places(student, data.inputs(data.images[:2]))
         if len(places) < 2:
             raise MethodError(
-                f"nad compares feature maps (N, C, H, W) of several resolutions, and {len(places)} were found in this "
-                "network; use ft or ibau"
+                f"nad compares feature maps (N, C, H, W) of several resolutions, and this network has "
+                f"{len(places)}; use ft or ibau"
             )
         betas = betas[-len(places) :]
         teacher = copy.deepcopy(student).train()
@@ -130,13 +130,13 @@ class NAD(DataBased):
         )
         teacher.eval().requires_grad_(False)
         student.train()
-        with recorded(teacher, places) as wanted, recorded(student, places) as own:
+        with recorded(teacher, places) as wanted, recorded(student, places) as given:
 
             def loss(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
                 with torch.no_grad():
                     teacher(x)
                 value, logits = cross_entropy(student)(x, y)
-                for beta, mine, theirs in zip(betas, own.tensors, wanted.tensors, strict=True):
+                for beta, mine, theirs in zip(betas, given.tensors, wanted.tensors, strict=True):
                     value = value + beta * attention_loss(mine, theirs, self.power)
                 return value, logits
 
@@ -150,8 +150,8 @@ class NAD(DataBased):
                 progress=case.progress,
                 cutout_size=self.cutout,
             )
-        said = ", ".join(f"{place.path} ({place.size[0]}x{place.size[1]})" for place in places)
-        remark = Remark(said, "feature maps", "their attention was distilled")
+        names = ", ".join(f"{place.path} ({place.size[0]}x{place.size[1]})" for place in places)
+        remark = Remark(names, "feature maps", "the attention of these was distilled")
         return Findings(trained=True, stages=(taught, distilled), left_alone=(remark,))
 
     def _places(self, model: nn.Module, example: Tensor) -> tuple[tuple[Place, ...], tuple[float, ...]]:

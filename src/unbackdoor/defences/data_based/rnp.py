@@ -3,7 +3,7 @@
 Three phases:
     unlearn  (Eq. 2) raise the loss on the clean images until the network answers a share of `clean_threshold` of them
     recover  (Eq. 3) with those weights frozen, learn a mask in [0, 1] a BatchNorm channel that lowers it again
-    prune    channels of the network *as it came* whose mask ends at or below a threshold
+    prune    channels of the *original* network whose mask ends at or below a threshold
 
 Departures:
     - The published code clips gradients before it has computed them, which does nothing. By default they are clipped
@@ -90,7 +90,7 @@ class RNP(DataBased):
     def repair(self, case: Case, model: nn.Module, data: DefenderData) -> Findings:
         """Algorithm 1."""
         channels = NormChannels(model, case.layers(), self.name)
-        came = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         learn, held = data, None
         if self.holdout:
             learn, held = data.held_out(self.holdout, case.rng)
@@ -127,11 +127,11 @@ class RNP(DataBased):
             precise=True,
             behind=keep_range,
         )
-        model.load_state_dict(came)
-        selections, said = channels.select(
+        model.load_state_dict(original)
+        selections, chosen = channels.select(
             masks.detach(), self.threshold, held, tolerance=self.tolerance, beta=self.beta
         )
-        score = f"masks that were learnt on the unlearned network (1 is a channel that comes back; {said})"
+        score = f"masks trained on the unlearned network; 1 is a channel that recovers ({chosen})"
         return Findings(
             selections=selections,
             beta=self.beta,

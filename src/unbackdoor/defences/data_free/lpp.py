@@ -79,14 +79,14 @@ class LPP(Defence):
     )
     band: float = setting(
         1.5,
-        "near outliers begin this many standard deviations below the upper cut (Eq. 8); 0 switches it off",
+        "near outliers begin this many standard deviations below the upper threshold (Eq. 8); 0 switches it off",
         least=0,
         most=1e6,
     )
     fc_weights: float = setting(
         0.01,
-        "classifier weights to cut: a share of its input features below 1, else a whole number of at most all "
-        "of them; 0 cuts none",
+        "classifier weights to set to zero: a share of its input features below 1, else a whole number of at most all "
+        "of them; 0 is none",
         least=0,
         most=1e9,
         own=True,
@@ -195,23 +195,23 @@ class LPP(Defence):
         if self.fc_weights == 0:
             return None
         if graph.classifier is None:
-            heads = ", ".join(graph.outputs) or "no single layer is known to make the answers"
+            heads = ", ".join(graph.outputs) or "no single layer makes the answers"
             if graph.no_classes:
                 layer = graph[heads]
                 why = _no_classifier(layer, tensors[layer.weight].detach()) or graph.no_classes
-                editor.left_alone.append(Remark(heads, layer.kind, f"the classifier step was left out: {why}"))
+                editor.left_alone.append(Remark(heads, layer.kind, f"the classifier step was skipped: {why}"))
                 return None
             if any(layer.path == heads and layer.norm is not None for layer in graph.layers):
-                heads = f"{heads} makes the output, through a norm"
-            editor.left_alone.append(Remark("*", "classifier", f"the classifier step was left out: {heads}"))
+                heads = f"{heads} makes the output through a norm"
+            editor.left_alone.append(Remark("*", "classifier", f"the classifier step was skipped: {heads}"))
             return None
         layer = graph[graph.classifier]
         weight = tensors[layer.weight].detach()
         reason = readable(tensors, layer) or _no_classifier(layer, weight)
         if reason is None and tensors.module is not None and not isinstance(tensors[layer.weight], nn.Parameter):
-            reason = "its weight is a buffer, not a parameter: a fixed basis"
+            reason = "its weight is a buffer, not a parameter, so it was not trained"
         if reason is not None:
-            editor.left_alone.append(Remark(layer.path, layer.kind, f"the classifier step was left out: {reason}"))
+            editor.left_alone.append(Remark(layer.path, layer.kind, f"the classifier step was skipped: {reason}"))
             return None
         matrix = weight.flatten(1).to("cpu", torch.float64)
         features = matrix.shape[1]
@@ -287,13 +287,13 @@ def _no_classifier(layer: Layer, weight: Tensor) -> str | None:
     if layer.tied:
         return "its weight is shared with another layer"
     if layer.transposed or layer.groups > 1:
-        return "its rows do not all weigh the same features"
+        return "its rows do not all read the same features"
     if weight.ndim > 2 and max(weight.shape[2:]) > 1:
-        return "its output is a map, not one number a class"
+        return "its output is a map, not one number per class"
     if len(weight) < 2:
-        return "it has a single row, so that no class can stand out"
+        return "it has a single row, so no class can stand out"
     if not bool(torch.isfinite(weight).all()):
-        return "its weights are not all finite numbers"
+        return "its weights contain NaN or infinity"
     return None
 
 

@@ -49,7 +49,7 @@ _MASK, _NOISE = "neuron_mask", ("neuron_noise", "neuron_noise_bias")
 #: What is added to channels makes none of them larger.
 _ADDED = re.compile(r"(?:^|[._])bias(?:_[a-z0-9]+)*$")
 _ASK = "give the architecture with --arch (arch=...)"
-_MAY_MULTIPLY = "its part in the network is not known; it may multiply channels"
+_MAY_MULTIPLY = "its role is not known; it may multiply channels"
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ def of_module(owners: Owners, failure: str) -> LayerGraph:
         paths.setdefault(module, path)
     for module, path in paths.items():
         if is_layer(module):
-            refusal = "" if runs_torch_forward(module) else "its forward pass is its own and could not be traced"
+            refusal = "" if runs_torch_forward(module) else "it has a custom forward pass that could not be traced"
             entries.append(_Entry(path, layer=read_layer(module, path, "names"), refusal=refusal))
         elif is_batch_norm(module):
             norm = read_norm(module, path)
             if norm is not None and not (is_frozen(module) or runs_torch_forward(module)):
-                entries.append(_Entry(path, refusal="its forward pass is its own and could not be traced"))
+                entries.append(_Entry(path, refusal="it has a custom forward pass that could not be traced"))
             elif norm is not None and any(x is not None and x not in owners.tensors for x in (norm.weight, norm.bias)):
                 entries.append(_Entry(path, refusal="its weight or bias is computed by a parametrization"))
             elif norm is not None:
@@ -91,11 +91,11 @@ def of_module(owners: Owners, failure: str) -> LayerGraph:
         parts = name.split(".")[:-1]
         inside = any(".".join(parts[:end]) in known for end in range(1, len(parts) + 1))
         kind = type(owners.modules.get(".".join(parts)))
-        own = kind is nn.Module or not kind.__module__.startswith("torch.nn.modules.")
-        if isinstance(tensor, nn.Parameter) and tensor.numel() > 1 and own and not inside:
+        custom = kind is nn.Module or not kind.__module__.startswith("torch.nn.modules.")
+        if isinstance(tensor, nn.Parameter) and tensor.numel() > 1 and custom and not inside:
             refused.append(Remark(name, "parameter", f"{_MAY_MULTIPLY}: it could not be traced"))
     reason = f"the network could not be traced ({failure})"
-    aside = (Remark("*", "network", f"read by names and order alone: {reason}"),)
+    aside = (Remark("*", "network", f"read by names and order only: {reason}"),)
     return _graph(entries, refused, owners.tensors, owners.aliases, ordered=True, reason=reason, aside=aside)
 
 
@@ -116,21 +116,27 @@ def of_tensors(tensors: Mapping[str, Tensor], *, ordered: bool) -> LayerGraph:
             if attribute in ("weight", "bias", "running_mean", "running_var", _MASK, *_NOISE):
                 known.add(name)
         elif tensor.ndim >= 2 and _FIXED.search(path):
-            refused.append(Remark(name, "tensor", f"by its name an embedding or a fixed basis, and no layer; {_ASK}"))
+            refused.append(
+                Remark(name, "tensor", f"its name is that of an embedding or a fixed basis, not of a layer; {_ASK}")
+            )
         elif attribute == "weight" and tensor.ndim in _KINDS:
             entries.append(_layer_entry(path, tensors))
             known |= {name, join(path, "bias")}
         elif tensor.ndim >= 2:
-            refused.append(Remark(name, "tensor", f"its part in the network is not known; {_ASK}"))
+            refused.append(Remark(name, "tensor", f"its role is not known; {_ASK}"))
     for name, tensor in tensors.items():
         if name not in known and tensor.ndim == 1 and tensor.numel() > 1 and not _ADDED.search(name):
             refused.append(Remark(name, "tensor", f"{_MAY_MULTIPLY}; {_ASK}"))
     aside = []
     if any(entry.norm for entry in entries):
-        aside.append(Remark("*", "BatchNorm", f"a state dict does not hold eps: {_EPS} is assumed"))
+        aside.append(Remark("*", "BatchNorm", f"a state dict does not store eps, so {_EPS} is assumed"))
     if any(entry.layer and entry.layer.kind != "Linear" for entry in entries):
         aside.append(
-            Remark("*", "convolution", "a state dict does not say which are transposed: none is assumed to be")
+            Remark(
+                "*",
+                "convolution",
+                "a state dict does not say which convolutions are transposed, so none is assumed to be",
+            )
         )
     return _graph(entries, refused, tensors, {}, ordered=ordered, reason=_ASK, aside=tuple(aside))
 
@@ -141,9 +147,9 @@ def _norm_entry(path: str, tensors: Mapping[str, Tensor]) -> _Entry:
     weight, bias, gain = (x if x in tensors else None for x in (join(path, "weight"), join(path, "bias"), mask))
     others = [tensors[name] for name in (var, weight, bias, gain) if name is not None]
     if tensors[mean].ndim != 1 or any(x.shape != tensors[mean].shape for x in others):
-        return _Entry(path, refusal="its tensors are not all of one length")
+        return _Entry(path, refusal="its tensors have different lengths")
     if gain is not None and (weight is None or not _is_finite(tensors[gain])):
-        return _Entry(path, refusal=f"its {_MASK} has nothing to multiply, or is not finite")
+        return _Entry(path, refusal=f"its {_MASK} has no weight to multiply, or is not finite")
     norm = Norm(
         path=path,
         channels=len(tensors[mean]),
@@ -174,7 +180,7 @@ def _layer_entry(path: str, tensors: Mapping[str, Tensor]) -> _Entry:
         weight=join(path, "weight"),
         bias=bias if bias in tensors else None,
     )
-    refusal = f"probably transposed, of how many groups is not known; {_ASK}" if upwards else ""
+    refusal = f"it is probably transposed, and its number of groups is not known; {_ASK}" if upwards else ""
     return _Entry(path, layer=layer, refusal=refusal)
 
 
@@ -245,17 +251,21 @@ def _graph(
             paired = dataclasses.replace(layer, norm=norm)
             layers.append(_with_part(paired, verdicts[entry.path], reason, last=entry.path == last))
         elif entry.path in proposed:
-            why = "names and order give it a norm whose running means are not what its weights produce"
+            why = "the norm that names and order give it has running means that do not fit its weights"
             uncovered.append(Remark(layer.path, layer.kind, f"{why}; {reason}"))
         elif layer.path == classifier:
             layers.append(dataclasses.replace(layer, part="answer"))
         elif norm is None and certain:
-            why = f"it is not known whether it makes the answers, a gate, or hidden channels; {reason}"
+            why = f"its role is not known: answers, a gate, or hidden channels; {reason}"
             layers.append(dataclasses.replace(layer, part="unknown", why=why))
         else:
-            why = "names and order do not agree on its norm" if ordered else "a file that keeps no order of layers"
+            why = (
+                "its name and its place give it different norms"
+                if ordered
+                else "the file does not keep the order of layers"
+            )
             if norm is not None:
-                why = f"{norm} does not fit it"
+                why = f"its norm {norm} does not fit it"
             uncovered.append(Remark(layer.path, layer.kind, f"{why}; {reason}"))
     return LayerGraph(
         layers=tuple(layers),
@@ -273,11 +283,11 @@ def _with_part(layer: Layer, verdict: Verdict, reason: str, *, last: bool) -> La
     """A layer with its norm, hidden where nothing speaks against it."""
     why = ""
     if verdict == "silent":
-        why = "names and order give it a norm, but no statistics bear that out"
+        why = "its norm is known by names and order only; the statistics do not confirm it"
     elif last:
-        why = "the last layer registered: it may make the answers"
+        why = "it is the last layer registered, so it may make the answers"
     elif _GATE.search(layer.path):
-        why = "by its name it may make a gate, which zero would not switch off"
+        why = "its name is that of a gate, which zero would not switch off"
     return dataclasses.replace(layer, part="unknown", why=f"{why}; {reason}") if why else layer
 
 
