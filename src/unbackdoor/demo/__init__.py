@@ -218,11 +218,12 @@ def _detail(one: Contender) -> str:
 def _words(one: Contender) -> str:
     assert one.report is not None
     assert one.seconds is not None
+    shrunk = f" and shrank {one.report.scaled}" if one.report.scaled else ""
     text = (
         f"{one.name} scored {one.report.channels:,} channels in {len(one.report.layers)} layers, pruned "
-        f"{one.report.pruned} and shrank {one.report.scaled}, in {one.seconds:.3f} seconds on this machine."
+        f"{one.report.pruned}{shrunk}, in {one.seconds:.3f} seconds on this machine."
     )
     if one.report.classifier is not None:
         guess = one.report.classifier.guessed_class
-        text += f" From the classifier's weights, it guessed class {guess} as the attacker's."
+        text += f" It guessed from the classifier's weights that the attacker's class is {guess}."
     return text

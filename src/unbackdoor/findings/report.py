@@ -29,12 +29,12 @@ class LayerReport:
         scores: one a channel; None where the score is not a finite number.
         mean, std: of the finite scores.
         lower, band, upper: scores below `lower` or above `upper` are outliers, those between `band` and `upper` near
-            outliers; None where that cut is switched off.
+            outliers; None where that threshold is switched off.
         pruned_high, pruned_low: outlier channels above and below.
         not_finite: channels whose score is NaN or infinite; they are pruned.
         scaled: near outliers, and `factors` what they are multiplied with.
-        immutable: outlier channels that are left as they are, because the layer's tensors cannot carry the cut.
-        notes: what a reader should know, for example that a cut cannot fire here.
+        immutable: outlier channels that are not pruned, because the layer's tensors do not allow it.
+        notes: what a reader should know, for example that no score can pass a threshold.
     """
 
     path: str
@@ -65,7 +65,7 @@ class LayerReport:
         return self.distance(self.scores[channel])
 
     def distance(self, score: float | None) -> float | None:
-        """How far a score, or a cut, lies from the mean, in standard deviations; None where there is no spread."""
+        """How far a score or threshold lies from the mean, in standard deviations; None where there is no spread."""
         if score is None or self.mean is None or not self.std:
             return None
         z = (score - self.mean) / self.std
@@ -132,7 +132,7 @@ class DataReport:
 
 @dataclass(frozen=True)
 class Remark:
-    """A layer or norm that something is to be said of."""
+    """A layer or norm, and what a reader should know of it."""
 
     path: str
     kind: str
@@ -141,7 +141,7 @@ class Remark:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was read, scored, pruned, scaled, left alone, and why.
+    """What was read, scored, pruned, shrunk, left unchanged, and why.
 
     Attributes:
         action: "plan" (a model in memory), "scan", "repair", or "defend" (a method that was given images).
@@ -237,7 +237,7 @@ class Report:
 
     @property
     def immutable(self) -> int:
-        """How many outlier channels cannot be cut."""
+        """How many outlier channels cannot be pruned."""
         return sum(len(layer.immutable) for layer in self.layers)
 
     @property

@@ -55,8 +55,8 @@ class Editor:
     def layer(self, selection: Selection) -> Selection:
         """Prune and shrink the channels of one layer; where its tensors cannot carry that, say so in the selection."""
         pruned, near = selection.pruned, selection.near
-        cut, shrunk = bool(pruned.any()), bool(near.any())
-        if not cut and not shrunk:
+        prunes, shrinks = bool(pruned.any()), bool(near.any())
+        if not prunes and not shrinks:
             return selection
         layer = selection.layer
         norm = self.graph.norms[layer.norm] if layer.norm is not None else None
@@ -65,9 +65,9 @@ class Editor:
             if layer.part != "unknown":  # those are listed already: they are not covered
                 self.left_alone.append(Remark(selection.path, layer.kind, f"its outliers cannot be pruned: {reason}"))
             return dataclasses.replace(selection, immutable=True)
-        if cut:
+        if prunes:
             self._prune(layer, norm, _numbers(pruned, selection.start), _numbers(selection.broken, selection.start))
-        if shrunk:
+        if shrinks:
             self._shrink(layer, norm, _numbers(near, selection.start), torch.from_numpy(selection.factors[near]))
         return selection
 

@@ -31,7 +31,7 @@ class Plan:
     Attributes:
         method, settings: which method, and all its hyper-parameters.
         graph: the layers it was made from.
-        selections: per layer, what is cut and why; empty for a method that scores no channels.
+        selections: per layer, what is pruned and why; empty for a method that scores no channels.
         classifier: the classifier step, or None.
         edits: the changes, tensor by tensor.
         not_covered, left_alone: what could not be read, and what was left as it is.

@@ -81,7 +81,7 @@ class Card(NamedTuple):
     rule: str
     scores: str
     largest: str
-    cuts: Sequence[str]
+    thresholds: Sequence[str]
     listings: Sequence[Listing]
 
 
@@ -207,10 +207,10 @@ class View:
                 rule=summary.RULES.get(layer.rule, layer.rule),
                 scores=f"{summary.number(layer.mean)}, {summary.number(layer.std, digits=3)}",
                 largest=summary.signed(summary.top_z(layer)),
-                cuts=[
-                    f"{name} {summary.number(cut)} (z {summary.signed(layer.distance(cut))})"
-                    for name, cut in (("lower", layer.lower), ("band", layer.band), ("upper", layer.upper))
-                    if cut is not None
+                thresholds=[
+                    f"{name} {summary.number(limit)} (z {summary.signed(layer.distance(limit))})"
+                    for name, limit in (("lower", layer.lower), ("band", layer.band), ("upper", layer.upper))
+                    if limit is not None
                 ],
                 listings=_listings(layer),
             )

@@ -23,7 +23,7 @@ from unbackdoor.report.escape import short
 
 FARTHEST_LOW, FARTHEST_HIGH = -8.0, 12.0
 UNITS = 2000  # of the dots' own x coordinate
-TOP, PLOT, BOTTOM = 18, 84, 22  # pixels: words on the cuts, dots, axis
+TOP, PLOT, BOTTOM = 18, 84, 22  # pixels: words on the thresholds, dots, axis
 ROW = 26
 ROW_DOTS, ROW_MARKS = 100, 20
 
@@ -90,7 +90,7 @@ class Strip:
         height: of the picture, in pixels; `top` and `plot` where its dots begin and how high they spread.
         zone_top, zone_height: likewise of the tinted zones.
         zones: kind, place and width each.
-        cuts: name, place, distance of the word from its line, and where the word is anchored.
+        thresholds: name, place, distance of the word from its line, and where the word is anchored.
         units: of the dots' own x coordinate, and `dots` their path.
         marks: a kind and its marks, each a place, a height and a title or "".
         above, below: words on what lies off the axis, none or one.
@@ -105,7 +105,7 @@ class Strip:
     zone_top: int = TOP
     zone_height: int = PLOT
     zones: Sequence[tuple[str, str, str]] = ()
-    cuts: Sequence[tuple[str, str, int, str]] = ()
+    thresholds: Sequence[tuple[str, str, int, str]] = ()
     units: int = UNITS
     dots: str = ""
     marks: Sequence[tuple[str, Sequence[tuple[str, int, str]]]] = ()
@@ -126,18 +126,20 @@ class ClassMeans:
 
 
 def common_axis(layers: Iterable[LayerReport]) -> Axis:
-    """An axis that holds every cut and score, as far as -8 and +12."""
+    """An axis that holds every threshold and score, as far as -8 and +12."""
     low, high = -4.0, 4.0
     for layer in layers:
         finite = [score for score in layer.scores if score is not None]
-        ends = [layer.distance(x) for x in (*((min(finite), max(finite)) if finite else ()), *_cuts(layer).values())]
+        ends = [
+            layer.distance(x) for x in (*((min(finite), max(finite)) if finite else ()), *_thresholds(layer).values())
+        ]
         low = min([low, *(math.floor(z) for z in ends if z is not None)])
         high = max([high, *(math.ceil(z) for z in ends if z is not None)])
     return Axis(max(low, FARTHEST_LOW), min(high, FARTHEST_HIGH))
 
 
 def detail(layer: LayerReport, axis: Axis, budget: Budget) -> Strip:
-    """The full strip of one layer, with its cuts and a sentence on whatever is not drawn."""
+    """The full strip of one layer, with its thresholds and a sentence on whatever is not drawn."""
     found = _by_kind(layer)
     if not found:
         return Strip(empty=_why_empty(layer))
@@ -155,7 +157,7 @@ def detail(layer: LayerReport, axis: Axis, budget: Budget) -> Strip:
         f"{len(found['low']):,} below, {len(found['near']):,} near outliers; "
         f"z from {least:+.1f} to {most:+.1f}",
         zones=_zones(layer, axis),
-        cuts=_cut_lines(layer, axis),
+        thresholds=_threshold_lines(layer, axis),
         dots=_dots(drawn["plain"], axis, crowd, height=PLOT),
         marks=marks[::-1],
         above=[f"{above:,} off the axis, up to {most:+.1f}"] if above else (),
@@ -295,14 +297,14 @@ def _marks(
     return [(kind, marks)]
 
 
-def _cuts(layer: LayerReport) -> dict[str, float]:
-    cuts = {"lower": layer.lower, "band": layer.band, "upper": layer.upper}
-    return {name: cut for name, cut in cuts.items() if cut is not None}
+def _thresholds(layer: LayerReport) -> dict[str, float]:
+    thresholds = {"lower": layer.lower, "band": layer.band, "upper": layer.upper}
+    return {name: threshold for name, threshold in thresholds.items() if threshold is not None}
 
 
 def _zones(layer: LayerReport, axis: Axis) -> list[tuple[str, str, str]]:
-    """What lies beyond the cuts is tinted, and so is the band."""
-    z = {name: layer.distance(cut) for name, cut in _cuts(layer).items()}
+    """What lies beyond the thresholds is tinted, and so is the band."""
+    z = {name: layer.distance(threshold) for name, threshold in _thresholds(layer).items()}
     lower, band, upper = z.get("lower"), z.get("band"), z.get("upper")
     zones = []
     if lower is not None:
@@ -315,11 +317,11 @@ def _zones(layer: LayerReport, axis: Axis) -> list[tuple[str, str, str]]:
     return [(name, _percent(left), _percent(right - left)) for name, left, right in ends if right > left]
 
 
-def _cut_lines(layer: LayerReport, axis: Axis) -> list[tuple[str, str, int, str]]:
+def _threshold_lines(layer: LayerReport, axis: Axis) -> list[tuple[str, str, int, str]]:
     anchors = {"lower": "end", "band": "end", "upper": "start"}
     lines = []
-    for name, cut in _cuts(layer).items():
-        z = layer.distance(cut)
+    for name, threshold in _thresholds(layer).items():
+        z = layer.distance(threshold)
         if z is None or not axis.holds(z):
             continue
         at = axis.at(z)
@@ -329,7 +331,7 @@ def _cut_lines(layer: LayerReport, axis: Axis) -> list[tuple[str, str, int, str]
 
 
 def _left_out(found: dict[str, list[_Dot]], drawn: dict[str, list[_Dot]]) -> str:
-    """What the strip does not show must be said."""
+    """A sentence on what the strip does not show."""
     names = {"plain": "untouched channels", "near": "near outliers", "low": "outliers below", "high": "outliers above"}
     parts = [
         f"{len(drawn[kind]):,} of {len(dots):,} {names[kind]}" + (" (the farthest)" if kind in ("high", "low") else "")

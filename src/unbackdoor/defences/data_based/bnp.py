@@ -78,9 +78,9 @@ class BNP(DataBased):
             if norm.path in seen
         }
         kl = channels.population(divergences)
-        cut = kl.at(self.u)
+        threshold = kl.at(self.u)
         return Findings(
-            selections=tuple(kl.selections(high=kl.varied & (kl.values > kl.each(cut)), upper=cut)),
+            selections=tuple(kl.selections(high=kl.varied & (kl.values > kl.each(threshold)), upper=threshold)),
             beta=self.beta,
             score="the divergence of a channel's values on clean images from its running statistics",
             not_covered=(*channels.not_covered, *not_covered),

@@ -99,9 +99,9 @@ class EP(DataBased):
             if int(torch.isfinite(values).sum()) < 2:
                 raise MethodError(f"ep: {path}: its channels do not vary over {len(images)} images; give more images")
         h = channels.population(entropies)
-        cut = h.at(-self.u)
+        threshold = h.at(-self.u)
         return Findings(
-            selections=tuple(h.selections(low=h.varied & (h.values < h.each(cut)), lower=cut)),
+            selections=tuple(h.selections(low=h.varied & (h.values < h.each(threshold)), lower=threshold)),
             beta=self.beta,
             score="the entropy of a channel's values over the images that the method was given",
             not_covered=(*channels.not_covered, *not_covered),

@@ -62,15 +62,15 @@ class CLP(Defence):
         return cls(norm_factor="no_eps", only_with_norm=True)
 
     def plan_for(self, case: Case) -> Plan:
-        """Score by sigma, prune above the cut."""
+        """Score by sigma, prune above the threshold."""
         tensors, graph = case.tensors()
         editor = Editor(tensors, graph)
         layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
         scores = scores_of(tensors, layers, graph, norm="spectral", factor=self.norm_factor)
         uclc = Population(layers, scores, correction=self.correction)
-        cut = uclc.at(self.u)
-        high = uclc.varied & (uclc.values > uclc.each(cut))
-        selections = [editor.layer(one) for one in uclc.selections(high=high, broken=~uclc.finite, upper=cut)]
+        threshold = uclc.at(self.u)
+        high = uclc.varied & (uclc.values > uclc.each(threshold))
+        selections = [editor.layer(one) for one in uclc.selections(high=high, broken=~uclc.finite, upper=threshold)]
         return Plan(
             method=self.name,
             settings=self.settings(),
