@@ -61,7 +61,7 @@ def scheduled(engine: Callable[[], Engine], count: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         found = run_grid(
-            grid, Store(folder), engine(), told=lambda e, *_: e == "done" and came.append(time.perf_counter())
+            grid, Store(folder), engine(), on_event=lambda e, *_: e == "done" and came.append(time.perf_counter())
         )
     if sum(found.done.values()) != count:
         sys.exit(f"expected {count} cells, got {found.done}")

@@ -29,7 +29,7 @@ from unbackdoor.experiments import (
     standing,
 )
 from unbackdoor.experiments.compact import row_names, rows
-from unbackdoor.experiments.data_sets import meet_data
+from unbackdoor.experiments.data_sets import check_data
 from unbackdoor.experiments.engine import attempt
 from unbackdoor.experiments.perform import Failed
 
@@ -47,7 +47,7 @@ def test_a_grid_from_start_to_table(cache: Path) -> None:
     before = standing(grid, store)
     assert (before.total, before.done, len(before.left), before.estimate) == (12, {}, 12, None)
     events = []
-    found = run_grid(grid, store, Local(), told=lambda event, cell, text: events.append((event, cell.title, text)))
+    found = run_grid(grid, store, Local(), on_event=lambda event, cell, text: events.append((event, cell.title, text)))
     assert found.done == {"training": 2, "repair": 10}
     assert (found.failed, found.left, found.estimate) == ({}, [], 0.0)
     assert [event for event, _, _ in events].count("done") == 12
@@ -68,7 +68,7 @@ def test_a_grid_from_start_to_table(cache: Path) -> None:
         assert (one["asr"] is None) == (one["attack"] == "none")
         assert one["asr_total"] == (None if one["attack"] == "none" else 16)
     assert by_method["ft:epochs=1"]["changed"] is True
-    again = run_grid(grid, store, Local(), told=lambda *_: pytest.fail("something was run again"))
+    again = run_grid(grid, store, Local(), on_event=lambda *_: pytest.fail("something was run again"))
     assert again.done == found.done
 
 
@@ -131,7 +131,7 @@ def test_a_fault_of_the_machine_is_no_failure_of_the_cell(cache: Path, monkeypat
     told = []
     with monkeypatch.context() as patch:
         patch.setattr(engine, "perform", full)
-        found = run_grid(grid, store, Local(), told=lambda event, _cell, text: told.append((event, text)))
+        found = run_grid(grid, store, Local(), on_event=lambda event, _cell, text: told.append((event, text)))
     assert (found.failed, len(found.left)) == ({}, 3)
     assert ("failed", "/tmp/x: No space left on device") in told
     assert run_grid(grid, store, Local()).done == {"probe": 3}  # the same command goes on
@@ -170,15 +170,15 @@ def test_what_is_known_from_elsewhere_is_not_done_again(cache: Path) -> None:
     known = set(keys.values()) - {keys[missing]}
     ran: list[str] = []
     store = Store(cache / "other")
-    meet_data(grid, store, None)
+    check_data(grid, store, None)
     before = standing(grid, store, known=known)
     assert before.left == [missing, missing.removesuffix(": lpp")]  # the network that it needs is not here
     found = run_grid(
-        grid, store, Local(), known=known, told=lambda e, c, _t: ran.append(c.title) if e == "done" else None
+        grid, store, Local(), known=known, on_event=lambda e, c, _t: ran.append(c.title) if e == "done" else None
     )
     assert ran == [missing.removesuffix(": lpp"), missing]
     assert (found.done, found.left) == ({"training": 2, "repair": 10}, [])
-    again = run_grid(grid, store, Local(), known=set(keys.values()), told=lambda *_: pytest.fail("run again"))
+    again = run_grid(grid, store, Local(), known=set(keys.values()), on_event=lambda *_: pytest.fail("run again"))
     assert again.done == found.done
 
 
@@ -207,7 +207,7 @@ def test_one_cell_under_two_names_is_done_once(cache: Path, slots: int) -> None:
     grid, store, engine, seen = of_two_names(cache), Store(cache / "store"), Local(), []
     assert standing(grid, store).total == 2
     engine.slots = slots
-    found = run_grid(grid, store, engine, told=lambda event, cell, _: event == "done" and seen.append(cell))
+    found = run_grid(grid, store, engine, on_event=lambda event, cell, _: event == "done" and seen.append(cell))
     assert len(grid.cells) == 6
     assert [cell.title for cell in seen] == [grid.cells[0].title, grid.cells[1].title]
     assert (found.total, found.done, found.left) == (2, {"training": 1, "repair": 1}, [])
@@ -218,7 +218,7 @@ def test_one_cell_under_two_names_is_done_once(cache: Path, slots: int) -> None:
 
 def test_known_trainings_that_failed_here_are_said_and_not_begun_for_nothing(cache: Path) -> None:
     grid, store = toy(cache), Store(cache / "store")
-    keys = {cell: cell.key(meet_data(grid, store, None)) for cell in grid.cells}
+    keys = {cell: cell.key(check_data(grid, store, None)) for cell in grid.cells}
     training, repair = grid.cells[0], grid.cells[1]
     others = {key for cell, key in keys.items() if cell is not repair}
     store.fail(training, keys[training], "ran out of memory")
@@ -228,7 +228,7 @@ def test_known_trainings_that_failed_here_are_said_and_not_begun_for_nothing(cac
     store.forget_failure(keys[training])
     store.fail(repair, keys[repair], "ran out of memory")
     begun: list[Cell] = []
-    found = run_grid(grid, store, Local(), known=others, told=lambda event, cell, _: begun.append(cell))
+    found = run_grid(grid, store, Local(), known=others, on_event=lambda event, cell, _: begun.append(cell))
     assert (begun, found.left, len(found.failed)) == ([], [], 1)
 
 
@@ -312,7 +312,7 @@ def test_runs_that_were_trained_before_are_adopted(cache: Path) -> None:
     grid, store = read_grid(root / "grids" / "small" / "cifar10.toml"), Store(cache / "store")
     digests = dict.fromkeys(grid.data_sets, "d" * 64)
     for name, digest in digests.items():
-        store.meet(name, digest)
+        store.check_data(name, digest)
     folders = sorted(path.parent for path in (root / "zoo").glob("*/record.json"))
     found = adopt(grid, store, folders, digests)
     assert [cell.attack for cell in found] == ["badnet", "bpp", None, "inputaware", "wanet"]

@@ -67,11 +67,11 @@ def test_files_beside_a_record_are_checked(tmp_path: Path) -> None:
 
 def test_results_on_other_data_do_not_mix(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.meet("cifar10", "a" * 64)
-    store.meet("cifar10", "a" * 64)
+    store.check_data("cifar10", "a" * 64)
+    store.check_data("cifar10", "a" * 64)
     assert store.digests() == {"cifar10": "a" * 64}
     with pytest.raises(DataError, match="holds results on another version of 'cifar10'"):
-        store.meet("cifar10", "b" * 64)
+        store.check_data("cifar10", "b" * 64)
 
 
 def test_two_drivers_never_work_on_the_same_cell(tmp_path: Path) -> None:

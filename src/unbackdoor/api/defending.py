@@ -103,9 +103,9 @@ def defend(
     before = after = None
     test = None
     if data is not None and measured:
-        test = _load(data, "test", data_dir, download=download, progress=noted("reading test images", progress))
+        test = _load(data, "test", data_dir, download=download, progress=with_note("reading test images", progress))
         check_answer(model, test.spec, name=str(file.checkpoint.path), output=answer)
-        before = measure(model, test, attack, output=answer, progress=noted("measuring before", progress))
+        before = measure(model, test, attack, output=answer, progress=with_note("measuring before", progress))
     generator = torch.Generator().manual_seed(seed)
     case = Case(network=model, graph=file.graph, example=example, generator=generator, output=answer, progress=progress)
     if wants:
@@ -117,9 +117,9 @@ def defend(
     outcome, seconds = timed(lambda: method.run(case))
     report = with_source(outcome.report, file)
     if report.data is not None:
-        report = dataclasses.replace(report, data=_drawn(report.data, clean, seed))
+        report = dataclasses.replace(report, data=_with_draw(report.data, clean, seed))
     if test is not None:
-        after = measure(outcome.model, test, attack, output=answer, progress=noted("measuring after", progress))
+        after = measure(outcome.model, test, attack, output=answer, progress=with_note("measuring after", progress))
     if output is not None:
         if report.gap is not None and not (partial and report.editable):
             rest = "--partial (partial=True) writes what was repaired"
@@ -161,7 +161,7 @@ def method_images(
     """The method's images, and how many of them carry a trigger."""
     from unbackdoor.data import clean_subset
 
-    train = _load(data, "train", data_dir, download=download, progress=noted("reading training images", progress))
+    train = _load(data, "train", data_dir, download=download, progress=with_note("reading training images", progress))
     if not math.isfinite(clean) or (clean > 1 and clean != int(clean)):
         raise SettingError(f"clean: expected a share up to 1, or a whole number of images, got {clean}")
     subset = (
@@ -192,11 +192,11 @@ def mixture(images: LabelledImages, attack: Attack, share: float, seed: int) -> 
     return dataclasses.replace(images, images=poisoned.images, labels=poisoned.labels), int(poisoned.mask.sum())
 
 
-def _drawn(report: DataReport, clean: float, seed: int) -> DataReport:
+def _with_draw(report: DataReport, clean: float, seed: int) -> DataReport:
     return dataclasses.replace(report, share=clean if clean <= 1 else None, seed=seed)
 
 
-def noted(note: str, progress: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
+def with_note(note: str, progress: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
     """The same, of a step that says nothing itself beside its numbers."""
     return lambda done, total: progress(done, total, note)
 

@@ -124,9 +124,9 @@ def network_of(file: ModelFile) -> nn.Module:
         ArchitectureError: it was read without naming its network.
     """
     if file.arch is None:
-        said = next((f": its {hint.path} {hint.reason}" for hint in file.graph.aside if hint.kind == _NAME), "")
+        found = next((f": its {hint.path} {hint.reason}" for hint in file.graph.aside if hint.kind == _NAME), "")
         raise ArchitectureError(
-            f"{file.checkpoint.path}: expected a file that names its network{said}; give --arch (arch=...)"
+            f"{file.checkpoint.path}: expected a file that names its network{found}; give --arch (arch=...)"
         )
     return load_weights(file.arch.build(), file.checkpoint, file.arch)
 

@@ -99,12 +99,12 @@ def train_run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(locked(folder))
         check_folder(folder, overwrite=overwrite)
-        stack.enter_context(_advice())
+        stack.enter_context(_with_resume_hint())
         started = time.perf_counter()
         arch = run.arch.for_classes(train.spec.num_classes)
         prepared = _prepare(run, train, classifier, on_prepare)
         session, attack = prepared.session, prepared.attack
-        model = _fresh(arch, run.seed).to(run.device)
+        model = _new_network(arch, run.seed).to(run.device)
         penalty = None
         if attack is not None and attack.flat_norms:
             penalty = Flatness(model, layer_graph(model), weight=attack.flat_norms)
@@ -182,23 +182,23 @@ def _prepare(
     if run.attack is None:
         return _Prepared(None, train.images, train.labels)
     attack = run.attack.prepare(train, seed=run.seed, classifier=classifier, progress=progress)
-    some = train.images[torch.linspace(0, len(train) - 1, 100).long()]
+    sample = train.images[torch.linspace(0, len(train) - 1, 100).long()]
     if isinstance(attack, TrainingControl):
         device, epochs = torch.device(run.device), run.recipe.epochs
         session = attack.session(rate=run.rate, spec=train.spec, seed=run.seed, epochs=epochs, device=device)
         prepared = _Prepared(attack, train.images, train.labels, session)
-        stamped = session.result().stamp(some)
+        stamped = session.result().stamp(sample)
     else:
         assert isinstance(attack, DataPoisoning)
         generator = torch.Generator().manual_seed(run.seed)
-        spoilt = attack.poison(
+        poisoned_set = attack.poison(
             train.images, train.labels, rate=run.rate, num_classes=train.spec.num_classes, generator=generator
         )
-        poisoned = int(spoilt.mask.sum())
-        prepared = _Prepared(attack, spoilt.images, spoilt.labels, None, poisoned, spoilt.note)
-        stamped = attack.stamp(some)
-    if torch.equal(stamped, some):
-        raise SettingError(f"{attack}: its trigger changes no pixel of {len(some)} training images; make it stronger")
+        poisoned = int(poisoned_set.mask.sum())
+        prepared = _Prepared(attack, poisoned_set.images, poisoned_set.labels, None, poisoned, poisoned_set.note)
+        stamped = attack.stamp(sample)
+    if torch.equal(stamped, sample):
+        raise SettingError(f"{attack}: its trigger changes no pixel of {len(sample)} training images; make it stronger")
     return prepared
 
 
@@ -267,7 +267,7 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
                 f"attack {run.attack.name} needs a clean network of {spec.title} first: train one without --attack, "
                 "and give it with --surrogate"
             )
-    model = _fresh(run.arch.for_classes(spec.num_classes), run.seed)
+    model = _new_network(run.arch.for_classes(spec.num_classes), run.seed)
     for training in (False, True):
         check_answer(model, spec, training=training, name=f"--arch {run.arch}")
     if run.attack is not None and run.attack.flat_norms:
@@ -275,7 +275,7 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
     check_folder(folder, overwrite=overwrite)
 
 
-def _fresh(arch: Arch, seed: int) -> nn.Module:
+def _new_network(arch: Arch, seed: int) -> nn.Module:
     """New weights from the seed; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -283,7 +283,7 @@ def _fresh(arch: Arch, seed: int) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _advice() -> Iterator[None]:
+def _with_resume_hint() -> Iterator[None]:
     """A result that cannot be written is no reason to train again."""
     try:
         yield

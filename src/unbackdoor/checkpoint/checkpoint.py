@@ -150,7 +150,7 @@ def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def around(like: Checkpoint) -> tuple[str, ...]:
+def entries_around(like: Checkpoint) -> tuple[str, ...]:
     """The entries beside a state dict and beside what holds it."""
     container, found = like.container, []
     for number, step in enumerate(like.place):
@@ -206,9 +206,9 @@ def strip_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]
     prefix = ""
     names = dict(tensors)
     while names:
-        sure = next((p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in names)), None)
-        if sure is None:
+        common = next((p for p in WRAPPER_PREFIXES if all(name.startswith(p) for name in names)), None)
+        if common is None:
             break
-        names = {name.removeprefix(sure): tensor for name, tensor in names.items()}
-        prefix += sure
+        names = {name.removeprefix(common): tensor for name, tensor in names.items()}
+        prefix += common
     return names, prefix

@@ -99,7 +99,7 @@ def run(
         announce(arch, quiet=quiet)
     store = Store(store_path)
 
-    def told(event: str, cell: Cell, text: str) -> None:
+    def on_event(event: str, cell: Cell, text: str) -> None:
         if not quiet and event != "start":
             click.echo(f"{event:<6} {cell.title}" + (f": {text}" if text else ""), err=True)
 
@@ -119,7 +119,7 @@ def run(
             threads=threads,
             retry_failed=retry_failed,
             known=known,
-            told=told,
+            on_event=on_event,
         )
     click.echo(_line(done))
     return 0 if sum(done.done.values()) == done.total else 1

@@ -51,14 +51,14 @@ def bar(title: str, *, quiet: bool, clock: Callable[[], float] = time.monotonic)
 
 def plain_lines(title: str, clock: Callable[[], float]) -> Callable[..., None]:
     """A line at most every ten seconds, such as "ft: 40 of 200 (20 %), loss 0.3; 1 min 20 s so far"."""
-    started = said = clock()
+    started = last = clock()
 
     def update(done: int, total: int, note: str = "") -> None:
-        nonlocal said
+        nonlocal last
         now = clock()
-        if now - said < EVERY:
+        if now - last < EVERY:
             return
-        said = now
+        last = now
         share = f" ({done / total:.0%})" if total else ""
         minutes, seconds = divmod(round(now - started), 60)
         spent = f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

@@ -17,7 +17,7 @@ from unbackdoor.settings import build
 from unbackdoor.train import Recipe
 
 #: What a training's result says beside its rates.
-BESIDE = ("note", "poisoned_images", "attacked_per_batch", "parameters")
+EXTRAS = ("note", "poisoned_images", "attacked_per_batch", "parameters")
 
 
 def adopt(grid: Grid, store: Store, folders: Iterable[str | Path], digests: Mapping[str, str]) -> list[Training]:
@@ -27,7 +27,7 @@ def adopt(grid: Grid, store: Store, folders: Iterable[str | Path], digests: Mapp
         grid: whose trainings are looked for.
         store: what is there already stays.
         folders: of `unbackdoor train`; those that are no cell of the grid are passed over.
-        digests: of the data sets (`meet_data`).
+        digests: of the data sets (`check_data`).
 
     Raises:
         DataError: a folder holds no finished run.
@@ -48,7 +48,7 @@ def adopt(grid: Grid, store: Store, folders: Iterable[str | Path], digests: Mapp
                 "config": cell.config,
                 "epoch": VERSIONS[cell.kind],
                 "data_digest": digests[cell.data],
-                "result": {"rates": record["result"], **{name: record.get(name) for name in BESIDE}},
+                "result": {"rates": record["result"], **{name: record.get(name) for name in EXTRAS}},
                 "seconds": record["seconds"],
                 "commit": None,
                 "adopted": True,

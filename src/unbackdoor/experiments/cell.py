@@ -166,7 +166,7 @@ class Training(Cell):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Behind(Cell):
+class _AfterTraining(Cell):
     """A cell that works on a trained network."""
 
     training: Training
@@ -185,7 +185,7 @@ class _Behind(Cell):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repair(_Behind):
+class Repair(_AfterTraining):
     """A trained network, repaired by a method and measured.
 
     Attributes:
@@ -252,7 +252,7 @@ class Repair(_Behind):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correlation(_Behind):
+class Correlation(_AfterTraining):
     """How far channels that a trigger activates are those with a large Lipschitz constant (Figure 3).
 
     Attributes:

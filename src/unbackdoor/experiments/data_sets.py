@@ -10,14 +10,14 @@ from unbackdoor.experiments.grid import Grid
 from unbackdoor.experiments.store import Store
 
 
-def meet_data(grid: Grid, store: Store, data_dir: str | None) -> dict[str, str]:
+def check_data(grid: Grid, store: Store, data_dir: str | None) -> dict[str, str]:
     """The digests of the grid's data sets, held against what the store was begun with.
 
     Raises:
         DataError: a data set was not found, or is another than the store's.
     """
     for name in grid.data_sets:
-        store.meet(name, data_digest(name, data_dir))
+        store.check_data(name, data_digest(name, data_dir))
     return store.digests()
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from unbackdoor.experiments.adopt import adopt_networks
 from unbackdoor.experiments.cell import Cell
-from unbackdoor.experiments.data_sets import meet_data
+from unbackdoor.experiments.data_sets import check_data
 from unbackdoor.experiments.engine import Engine
 from unbackdoor.experiments.grid import Grid
 from unbackdoor.experiments.queue import Queue
@@ -25,7 +25,7 @@ def run_grid(
     threads: int = 0,
     retry_failed: bool = False,
     known: Container[str] = frozenset(),
-    told: Callable[[str, Cell, str], None] = lambda _event, _cell, _text: None,
+    on_event: Callable[[str, Cell, str], None] = lambda _event, _cell, _text: None,
 ) -> Standing:
     """Run what is left of a grid.
 
@@ -39,23 +39,23 @@ def run_grid(
         retry_failed: whether cells that failed are tried again.
         known: keys of cells whose results are kept elsewhere, which are not done again; a training is, where a cell
             that is left needs its network.
-        told: called with ("start", "done", "failed", "taken"), a cell, and what to say of it.
+        on_event: called with ("start", "done", "failed", "taken"), a cell, and what to say of it.
 
     Raises:
         DataError: a data set was not found, or is another than the store's; a network that the grid names is not there.
         OutputError: the store cannot be written.
     """
-    digests = meet_data(grid, store, data_dir)
+    digests = check_data(grid, store, data_dir)
     adopt_networks(grid, store, digests)
     queue = Queue(grid, store, digests, known, retry_failed=retry_failed)
     try:
         while queue:
             for key, cell, work in queue.take(engine.slots):
-                told("taken" if work is None else "start", cell, "")
+                on_event("taken" if work is None else "start", cell, "")
                 if work is not None:
                     engine.submit(key, replace(work, data_dir=data_dir, device=device, threads=threads))
             for key, outcome in engine.finished():
-                told(*queue.settle(key, outcome))
+                on_event(*queue.settle(key, outcome))
     finally:
         queue.close()
         engine.close()

@@ -165,10 +165,10 @@ def _cells(run: Run) -> Iterator[Cell]:
             )
             training.check()
             yield training
-            yield from _behind(training, run)
+            yield from _after_training(training, run)
 
 
-def _behind(training: Training, run: Run) -> Iterator[Cell]:
+def _after_training(training: Training, run: Run) -> Iterator[Cell]:
     """What is done with a trained network; with "none" nothing, as the training's own record holds its rates."""
     for (images,) in run.product("correlation"):
         if images and training.attack is not None:

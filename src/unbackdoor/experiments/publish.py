@@ -119,6 +119,6 @@ def _names(data: str, arch: str, attack: str | None) -> dict[str, str]:
     found = {"data": dataset_spec(data).title, "arch": network + (f" ({options})" if options else "")}
     if attack is not None:
         head, _, settings = attack.partition(":")
-        said = ", ".join(filter(None, (head.partition("@")[2], settings)))
-        found["attack"] = parse_attack(attack).title + (f" ({said})" if said else "")
+        details = ", ".join(filter(None, (head.partition("@")[2], settings)))
+        found["attack"] = parse_attack(attack).title + (f" ({details})" if details else "")
     return found

@@ -40,7 +40,7 @@ class Queue:
         self._retry_failed = retry_failed
         self._keys = keys = {cell: cell.key(digests) for cell in grid.cells}
         self._ready: deque[Cell] = deque()
-        self._behind: dict[str, deque[Cell]] = {}  # last first
+        self._waiting: dict[str, deque[Cell]] = {}  # last first
         self._taken: dict[str, tuple[Cell, contextlib.ExitStack]] = {}
         cells: dict[str, Cell] = {}
         for cell, key in keys.items():
@@ -57,7 +57,7 @@ class Queue:
             if cell.needs is None or keys[cell.needs] in finished:
                 self._ready.append(cell)
             else:
-                self._behind.setdefault(keys[cell.needs], deque()).appendleft(cell)
+                self._waiting.setdefault(keys[cell.needs], deque()).appendleft(cell)
 
     def __bool__(self) -> bool:
         """Whether anything is left that can be run, or is at work."""
@@ -81,7 +81,7 @@ class Queue:
                 continue
             stack.close()
             if state == "done":
-                self._ready.extendleft(self._behind.pop(key, []))
+                self._ready.extendleft(self._waiting.pop(key, []))
                 yield key, cell, None
 
     def settle(self, key: str, outcome: Produced | Failed) -> tuple[str, Cell, str]:
@@ -95,11 +95,11 @@ class Queue:
                 if outcome.cause == "cell":  # else it is no fault of the cell's, which stays left
                     self._store.fail(cell, key, outcome.reason)
                 return "failed", cell, outcome.reason
-            said = _said(outcome.record)
+            message = _summary(outcome.record)
             self._store.put(cell, key, outcome.record, outcome.files)
             self._store.clear_work(key)
-        self._ready.extendleft(self._behind.pop(key, []))
-        return "done", cell, said
+        self._ready.extendleft(self._waiting.pop(key, []))
+        return "done", cell, message
 
     def close(self) -> None:
         """Let go of what is at work."""
@@ -108,7 +108,7 @@ class Queue:
         self._taken.clear()
 
 
-def _said(record: Record) -> str:
+def _summary(record: Record) -> str:
     """A finished cell's rates in a few words."""
     rates = record["result"].get("rates")
     parts = []

@@ -138,7 +138,7 @@ class Store:
 
     # What comes in
 
-    def meet(self, name: str, digest: str) -> None:
+    def check_data(self, name: str, digest: str) -> None:
         """Note a data set's content, or hold it against what was used here before.
 
         Raises:

@@ -93,10 +93,10 @@ def evaluate_model(
         ArchitectureError: the network does not answer with one logit a class.
     """
     labels = labels.cpu()
-    goals = labels
+    targets = labels
     if attack is not None:
-        goals = attack.target_labels(labels, num_classes or (int(labels.max()) + 1 if len(labels) else 1))
-    others = labels != goals
+        targets = attack.target_labels(labels, num_classes or (int(labels.max()) + 1 if len(labels) else 1))
+    others = labels != targets
     total, done = len(labels) + int(others.sum()), 0
 
     def advance(count: int) -> None:
@@ -112,4 +112,4 @@ def evaluate_model(
     parts = torch.split(images[others.to(images.device)], batch_size)  # a trigger may take ten times an image's memory
     stamped = torch.cat([attack.stamp(part) for part in parts])
     hit = predict(model, stamped, prepare=prepare, output=output, batch_size=batch_size, progress=advance)
-    return Evaluation(acc, *attack_success(hit, labels[others], goals[others]))
+    return Evaluation(acc, *attack_success(hit, labels[others], targets[others]))

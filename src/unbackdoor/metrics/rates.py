@@ -17,17 +17,17 @@ def accuracy(predictions: Tensor, labels: Tensor) -> Rate:
     return Rate(int((predictions == labels).sum()), len(labels))
 
 
-def attack_success(predictions: Tensor, labels: Tensor, goals: Tensor | int) -> tuple[Rate, Rate]:
+def attack_success(predictions: Tensor, labels: Tensor, targets: Tensor | int) -> tuple[Rate, Rate]:
     """ASR and RA.
 
     Args:
         predictions: (N,) classes predicted for triggered images.
         labels: (N,) their true classes.
-        goals: the attacker's class, or (N,) the class that is asked for each image; rows whose true class it is are
+        targets: the attacker's class, or (N,) the class that is asked for each image; rows whose true class it is are
             left out here.
     """
-    others = labels != goals
+    others = labels != targets
     total = int(others.sum())
-    asr = int(((predictions == goals) & others).sum())
+    asr = int(((predictions == targets) & others).sum())
     ra = int((predictions[others] == labels[others]).sum())
     return Rate(asr, total), Rate(ra, total)

@@ -198,13 +198,13 @@ def fit(
                 f"training diverged in epoch {epoch + 1}: the loss is {float(loss_sum + penalty_sum) / n:.3g}, or a "
                 f"weight is infinite; use another --recipe (paper has the smallest learning rate){less}"
             )
-        told = Epoch(epoch + 1, float(loss_sum) / n, float(hits) / n, n / seconds, seconds)
+        entry = Epoch(epoch + 1, float(loss_sum) / n, float(hits) / n, n / seconds, seconds)
         if watch is not None:
-            told = dataclasses.replace(told, watched=watch())
-        log.append(told)
+            entry = dataclasses.replace(entry, watched=watch())
+        log.append(entry)
         if resume is not None:
             keep(resume, parts, [dataclasses.asdict(past) for past in log], identity)
-        yield told
+        yield entry
 
 
 def all_finite(model: nn.Module) -> bool:

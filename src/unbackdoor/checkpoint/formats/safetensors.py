@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unbackdoor.atomic import atomic_write
 from unbackdoor.checkpoint import foreign
-from unbackdoor.checkpoint.checkpoint import Checkpoint, Contents, around, tensors_of
+from unbackdoor.checkpoint.checkpoint import Checkpoint, Contents, entries_around, tensors_of
 from unbackdoor.checkpoint.format import FORMATS
 from unbackdoor.errors import CheckpointError, OutputError
 
@@ -128,7 +128,7 @@ class Safetensors:
 
     def lost(self, like: Checkpoint) -> tuple[str, ...]:
         """Everything else."""
-        return (*around(like), *(name for name, value in like.state.items() if not isinstance(value, Tensor)))
+        return (*entries_around(like), *(name for name, value in like.state.items() if not isinstance(value, Tensor)))
 
 
 FORMATS.add("safetensors", Safetensors())

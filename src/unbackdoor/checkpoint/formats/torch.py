@@ -17,7 +17,7 @@ import torch
 
 from unbackdoor.atomic import atomic_write
 from unbackdoor.checkpoint import foreign
-from unbackdoor.checkpoint.checkpoint import Checkpoint, Contents, around, follow
+from unbackdoor.checkpoint.checkpoint import Checkpoint, Contents, entries_around, follow
 from unbackdoor.checkpoint.format import FORMATS
 from unbackdoor.checkpoint.formats.backdoorbench import network_part
 from unbackdoor.checkpoint.places import describe, replaced, state_dicts
@@ -32,8 +32,8 @@ _NUMPY = re.compile(r"_codecs\.encode|(numpy|ndarray)\..*")
 #: Never how to open it elsewhere: whoever made it can, a reader who does not trust it must not.
 _ASK_AUTHOR = "ask whoever made it for a file of model.state_dict() alone"
 
-#: As they stand in a pickle; torch's reader knows no other way to name them.
-_HUNGRY = (b"\nbytearray\n", b"\n_rebuild_device_tensor_from_")
+#: Functions that may allocate any amount of memory, spelled as a pickle names them.
+_ALLOCATORS = (b"\nbytearray\n", b"\n_rebuild_device_tensor_from_")
 
 #: MS-DOS's mark of a folder among a zip entry's attributes; torch's reader returns memory it never filled for one.
 _FOLDER = 0x10
@@ -46,7 +46,7 @@ def read(path: Path) -> Contents:
         CheckpointError: it is damaged, is another kind of file, holds no state dict, or pickled objects in one.
     """
     _check_archive(path)
-    _check_hunger(path)
+    _check_memory(path)
     content, objects = _content(path)
     network = network_part(content)
     passed_over = () if network is None else tuple(str(name) for name in content if name not in network)
@@ -175,15 +175,15 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError(f"{path}: damaged: the checksum of its entry {damaged!r} is wrong")
 
 
-def _check_hunger(path: Path) -> None:
-    """Refuse what torch's reader would call, and what then takes any amount of memory, named in the pickle."""
+def _check_memory(path: Path) -> None:
+    """Refuse a pickle that calls a function which may allocate any amount of memory."""
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [archive.read(entry) for entry in archive.namelist() if entry.endswith(".pkl")]
-            found = next((name for name in _HUNGRY for content in pickles if name in content), None)
+            found = next((name for name in _ALLOCATORS for content in pickles if name in content), None)
     except (zipfile.BadZipFile, NotImplementedError):
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found = next((name for name in _HUNGRY if content.find(name) >= 0), None)
+            found = next((name for name in _ALLOCATORS if content.find(name) >= 0), None)
     if found is not None:
         raise CheckpointError(
             f"{path}: refused: its pickle calls {found.decode().strip()}, which may take any amount of memory; "
@@ -223,7 +223,7 @@ class Torch:
 
     def kept(self, like: Checkpoint) -> tuple[str, ...]:
         """What stands around the state dict, and what it holds."""
-        return around(like)
+        return entries_around(like)
 
     def lost(self, like: Checkpoint) -> tuple[str, ...]:
         """Nothing."""
