@@ -1,4 +1,4 @@
-"""One way to write a file: it appears whole under its name, or not at all."""
+"""Write a file atomically: it appears complete under its name, or not at all."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def atomic_write(path: str | Path, *, overwrite: bool, durable: bool = True) -> 
     Args:
         path: the final name.
         overwrite: whether a file of that name may be replaced.
-        durable: whether to wait until the disk has it. Without that a killed process still leaves the whole file or
-            none, but a power cut may leave an empty one: for files whose reader checks them.
+        durable: whether to wait until the disk has it. Without, a killed process still leaves the complete file or
+            none, but a power failure may leave an empty one; only for files whose reader checks them.
 
     Raises:
         OutputError: the file exists and may not be replaced, is no regular file, or cannot be written.
@@ -62,15 +62,15 @@ def atomic_write(path: str | Path, *, overwrite: bool, durable: bool = True) -> 
 
 
 def check_target(path: str | Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> Path:
-    """The file that a name stands for, links followed.
+    """Check that a file can be written; returns its path with symbolic links resolved.
 
     Args:
         path: the name.
         overwrite: whether a file of that name may be replaced.
-        inputs: files that it must not be, under whatever name.
+        inputs: files that must not be overwritten, whatever name they are given by.
 
     Raises:
-        OutputError: it is there and may not be replaced, is no regular file, is an input, or its folder is missing.
+        OutputError: the file exists and may not be replaced, is an input or not a regular file, or has no folder.
     """
     final = Path(os.path.realpath(path))
     there = os.path.exists(final)  # unlike Path.exists, never an OSError
@@ -78,20 +78,20 @@ def check_target(path: str | Path, *, overwrite: bool, inputs: Iterable[str | Pa
         raise OutputError(f"{path}: is the input file, which is never modified; choose another name")
     if there and not final.is_file():
         what = "folder" if final.is_dir() else "device or a pipe"
-        raise OutputError(f"{path}: expected a file name, this is a {what}")
+        raise OutputError(f"{path}: expected a file name, got a {what}")
     if there and not overwrite:
-        raise OutputError(f"{path}: exists already and is left as it is; use --force (overwrite=True) to replace it")
+        raise OutputError(f"{path}: already exists and was not changed; use --force (overwrite=True) to replace it")
     if not final.parent.is_dir():
         raise OutputError(f"{path}: cannot be written: there is no folder {final.parent}")
     return final
 
 
 def _rename_new(temporary: Path, final: Path) -> None:
-    """Rename, but never onto a file that appeared in the meantime."""
+    """Rename, but never replace a file that another program created in the meantime."""
     try:
         os.link(temporary, final)
     except FileExistsError as error:
-        raise OutputError(f"{final}: appeared while it was being written; left as it is") from error
+        raise OutputError(f"{final}: was created by another program in the meantime, and was not replaced") from error
     except OSError:  # a file system without hard links
         os.replace(temporary, final)
 

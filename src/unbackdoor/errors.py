@@ -1,7 +1,7 @@
 """Every exception that unbackdoor raises on purpose.
 
 UnbackdoorError
-├── InputError              what the caller gave cannot be used
+├── InputError              an input that cannot be used
 │   ├── CheckpointError     a model file: unreadable, refused, or not what it should be
 │   ├── ArchitectureError   an architecture: unknown, or not the one in the file
 │   ├── DataError           a data set: missing, corrupt, or of the wrong shape
@@ -12,7 +12,7 @@ UnbackdoorError
 ├── IncompleteError         part of a model could not be read or paired, and nothing was written
 └── OutputError             a file that could not be written, or must not be overwritten
 
-A message says what was expected, what came, where, and what to do, in one line.
+A message is one line: where, what was expected, what was found, and what to do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class UnbackdoorError(Exception):
 
 
 class InputError(UnbackdoorError):
-    """What the caller gave cannot be used."""
+    """An input cannot be used."""
 
 
 class CheckpointError(InputError):
@@ -59,7 +59,8 @@ class PlanError(UnbackdoorError):
 class IncompleteError(UnbackdoorError):
     """Part of a model could not be read or paired, and nothing was written.
 
-    `report` (an unbackdoor.findings.Report) says which part, and what would have been done with the rest.
+    Attributes:
+        report: an `unbackdoor.findings.Report` of that part, and of what would have been done with the rest.
     """
 
     def __init__(self, message: str, report: Any) -> None:
@@ -68,4 +69,4 @@ class IncompleteError(UnbackdoorError):
 
 
 class OutputError(UnbackdoorError):
-    """A file could not be written, or exists already and must not be overwritten."""
+    """A file could not be written, or already exists and must not be overwritten."""

@@ -1,4 +1,4 @@
-"""One process at a time: a lock that the system lets go of when its process ends, however it ends."""
+"""Locks between processes; the system releases a lock when its process ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from unbackdoor.errors import OutputError
 #: The file in a folder that `locked` holds.
 LOCK = ".lock"
 
-#: Seconds between two looks at a lock that another holds.
+#: Seconds between two attempts to take a lock that another process holds.
 _POLL = 0.01
 
-#: What a file system without locks answers.
+#: Error codes of a file system without locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
 def claimed(file: Path, *, patience: float = 0.0) -> Iterator[bool]:
-    """Whether this process alone holds a lock file until the end of the block; the file is gone behind it.
+    """Try to hold a lock file until the end of the block, and yield whether that worked; the file is then removed.
 
-    Where the file system knows no locks, everybody is alone.
+    On a file system without locks it always works.
 
     Args:
-        file: of no other use; made here, in a folder that exists.
-        patience: seconds to wait for another that holds it. Whoever only looks (`is_claimed`) holds it for a moment.
+        file: used for nothing else; it is made here, in a folder that exists.
+        patience: seconds to wait for a process that holds it. `is_claimed` holds it for a moment, too.
 
     Raises:
         OSError: the file cannot be made.
     """
-    if not file.parent.is_dir():  # the library would make it
+    if not file.parent.is_dir():  # filelock would create it
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file.parent))
     lock = FileLock(file, thread_local=False)
     try:
@@ -43,7 +43,7 @@ def claimed(file: Path, *, patience: float = 0.0) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    except NotImplementedError:  # what older versions of the library say of a file system without locks
+    except NotImplementedError:  # older versions of filelock, on a file system without locks
         pass
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -57,22 +57,22 @@ def claimed(file: Path, *, patience: float = 0.0) -> Iterator[bool]:
 
 
 def is_claimed(file: Path) -> bool:
-    """Whether a process holds a lock file; one that was killed holds none, and the file that it left is removed."""
+    """Whether a process holds a lock file. A file that a killed process left is removed."""
     if not file.exists():
         return False
     try:
         with claimed(file) as mine:
             return not mine
-    except OSError:  # not to be written: whose it is cannot be known
+    except OSError:  # the file cannot be opened, so its holder is unknown
         return False
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a folder.
+    """Hold a folder's lock until the end of the block.
 
     Raises:
-        OutputError: another run is at work there, or the folder cannot be written.
+        OutputError: another run holds it, or the folder cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -80,5 +80,7 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
         if not mine:
-            raise OutputError(f"{folder}: another run is at work there; wait for it, or choose another folder")
+            raise OutputError(
+                f"{folder}: another run is using this folder; wait until it ends, or choose another folder"
+            )
         yield

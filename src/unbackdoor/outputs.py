@@ -1,4 +1,4 @@
-"""Which part of what a network returns is its logits: said once, for every command and method."""
+"""Find the logits in a network's output, which may be a tensor, a dict, a tuple or a dataclass."""
 
 from __future__ import annotations
 
@@ -10,44 +10,46 @@ from torch import Tensor, nn
 
 from unbackdoor.errors import ArchitectureError
 
-#: Parts of an answer that a message lists.
+#: How many parts of an output a message lists.
 _LISTED = 12
 
 
 def logits_of(answer: object) -> Tensor:
-    """What a network returned, if that is one logit a class: a tensor (N, classes).
+    """A network's output as logits of shape (N, classes).
 
     Raises:
-        ArchitectureError: it is something else; the message says what, and how to name a part of it.
+        ArchitectureError: it is not such a tensor; the message describes it, and how to name a part of it.
     """
     if not isinstance(answer, Tensor) or answer.ndim != 2:
-        raise ArchitectureError(f"expected a network that answers (N, classes) logits, got {described(answer)}")
+        raise ArchitectureError(
+            f"expected a network that returns logits of shape (N, classes), got {described(answer)}"
+        )
     return answer
 
 
 def part_of(answer: object, output: str) -> object:
-    """One part of what a network returned.
+    """One part of a network's output.
 
     Args:
         answer: a mapping, a tuple, a list or a dataclass.
         output: a key, a number from 0, or a field's name.
 
     Raises:
-        ArchitectureError: it has no such part.
+        ArchitectureError: the output has no such part.
     """
     parts = parts_of(answer)
     if output in parts:
         return parts[output]
     if isinstance(answer, Tensor):
         raise ArchitectureError(f"--output {output}: the network returns one tensor; leave --output (output=...) out")
-    raise ArchitectureError(f"--output {output}: the network returns no such part, but {described(answer)}")
+    raise ArchitectureError(f"--output {output}: the output has no such part; the network returns {described(answer)}")
 
 
 @contextlib.contextmanager
 def answering(model: nn.Module, output: str | None) -> Iterator[None]:
-    """Within, a network returns the part of its answer that the user named; None changes nothing.
+    """Inside the block, a network returns only the named part of its output; None changes nothing.
 
-    It is a hook, so that the network's modules, tensors and class stay what they are.
+    It is done by a hook, so that the network's modules, tensors and class stay unchanged.
     """
     if output is None:
         yield
@@ -60,7 +62,7 @@ def answering(model: nn.Module, output: str | None) -> Iterator[None]:
 
 
 def parts_of(answer: object) -> dict[str, object]:
-    """The parts that a user can name; those of a named tuple by number too."""
+    """The parts of an output by name; those of a named tuple by number too."""
     if isinstance(answer, Mapping):
         return {str(key): value for key, value in answer.items()}
     if isinstance(answer, tuple | list):
@@ -72,9 +74,9 @@ def parts_of(answer: object) -> dict[str, object]:
 
 
 def described(answer: object) -> str:
-    """What a network returned, and what to do where it is no logits, for the end of a message."""
+    """A network's output in words, and what to do if it is not logits, for the end of a message."""
     if isinstance(answer, Tensor):
-        why = ", a map or a sequence: only classifiers can be used here" if answer.ndim > 2 else ""
+        why = ", a map or a sequence; only classifiers are supported" if answer.ndim > 2 else ""
         return f"a tensor {tuple(answer.shape)}{why}"
     parts, names = parts_of(answer), getattr(answer, "_fields", None)
     shown = [f"{key} {_short(value)}" for key, value in parts.items() if names is None or key in names]
@@ -82,7 +84,7 @@ def described(answer: object) -> str:
     kind = "nothing" if answer is None else f"a {type(answer).__name__}"
     if not shown:
         return kind
-    return f"{kind} of {', '.join(shown[:_LISTED])}{more}: say which part is the logits with --output (output=...)"
+    return f"{kind} of {', '.join(shown[:_LISTED])}{more}; name the part that is the logits with --output (output=...)"
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Name -> thing, in the order of registration; an unknown name is answered with the known ones."""
+"""Tables of named things, in the order of registration: attacks, defences, networks, ..."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """A table of named things of one kind.
 
-    `kind` is the noun used in messages ("attack", "data set", "network").
+    Args:
+        kind: the noun used in messages: "attack", "data set", "network".
     """
 
     def __init__(self, kind: str) -> None:
@@ -22,18 +23,26 @@ class Registry(Generic[T]):
         self._entries: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Enter `entry` under `name`; a name that is taken is a programming error (ValueError)."""
+        """Register `entry` under `name`, and return it.
+
+        Raises:
+            ValueError: the name is already registered.
+        """
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._entries[name] = entry
         return entry
 
     def __getitem__(self, name: str) -> T:
-        """The entry called `name`; SettingError names the alternatives."""
+        """The entry called `name`.
+
+        Raises:
+            SettingError: there is none; the message lists the known names.
+        """
         if name not in self._entries:
             close = get_close_matches(name, self._entries, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise SettingError(f"unknown {self.kind} {name!r}: {hint}known are {', '.join(self._entries)}")
+            hint = f"did you mean {close[0]!r}? Expected" if close else "expected"
+            raise SettingError(f"unknown {self.kind} {name!r}: {hint} one of {', '.join(self._entries)}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

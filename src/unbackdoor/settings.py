@@ -1,7 +1,7 @@
-"""A hyper-parameter is said once, at its dataclass's field: default, meaning, range or choices, and whose choice it is.
+"""Each hyper-parameter is described once, at its dataclass field: default, meaning, range, and who chose the default.
 
-From there come the check, the option on a command line, the key in a grid and the row in the docs. Settings as text are
-`name:key=value,key=value`, and back; an unknown key is an error.
+The check, the command-line option, the key in a grid and the row in the docs are all made from it. Settings are written
+as text in the form `name:key=value,key=value`; an unknown key is an error.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from unbackdoor.errors import SettingError
 T = TypeVar("T")
 
 _SETTING = "setting"
-#: Metadata of a dataclass's field that a user may not set.
+#: Metadata of a dataclass field that a user may not set.
 INTERNAL: Mapping[str, Any] = MappingProxyType({_SETTING: None})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is said of a hyper-parameter beside its name and its default.
+    """The description of a hyper-parameter, without its name and default.
 
     Attributes:
-        meaning: a phrase without a full stop at its end.
-        least, most: the range, ends included.
-        above, below: the range, ends excluded; `below=math.inf` asks for a finite number.
-        choices: the values that are allowed; those of the field's type where that is `Literal` or `bool`.
-        kind: the field's type where it is one that can be checked: int, float, or bool or str for choices.
-        own: whether the default is this package's choice, as the source prints none or another.
-        added: whether older results do not know it: at its default it is left out of their keys.
+        meaning: a phrase without a full stop at the end.
+        least, most: the range, including its ends.
+        above, below: the range, excluding its ends; `below=math.inf` means any finite number.
+        choices: the allowed values; by default those of the field's type, if it is `Literal` or `bool`.
+        kind: the field's type, if it can be checked: int, float, or bool or str with choices.
+        own: whether the default is this package's choice, because the source gives none or another.
+        added: whether it is newer than some results; at its default it is then left out of a cell's key.
     """
 
     meaning: str
@@ -51,7 +51,7 @@ class Setting:
 
     @property
     def expected(self) -> str:
-        """What a value must be, for messages."""
+        """What a value must be, in words, for messages."""
         if self.choices:
             return f"one of {', '.join(map(str, self.choices))}"
         bounds = f" of {self.bounds}" if self.bounds.startswith("at") else f" {self.bounds}".rstrip()
@@ -60,12 +60,12 @@ class Setting:
         if self.below == math.inf:
             return f"a finite number{bounds}"
         if self.above is None and self.below is None:
-            bounds = f" from {_brief(self.least)} to {_brief(self.most)}"  # an infinite one counts
+            bounds = f" from {_brief(self.least)} to {_brief(self.most)}"  # infinity is allowed
         return f"a number{bounds}"
 
     @property
     def bounds(self) -> str:
-        """The range in words; nothing where there is none."""
+        """The range in words; "" if there is none."""
         if math.isfinite(self.least) and math.isfinite(self.most):
             return f"from {_brief(self.least)} to {_brief(self.most)}"
         words = [f"at least {_brief(self.least)}"] if math.isfinite(self.least) else []
@@ -75,7 +75,7 @@ class Setting:
         return " and ".join(words)
 
     def allows(self, value: object) -> bool:
-        """Whether a field may have this value."""
+        """Whether the field may have this value."""
         if self.choices:  # True is not 1 here
             return any(type(value) is type(choice) and value == choice for choice in self.choices)
         if self.kind is int:
@@ -104,7 +104,7 @@ def setting(
     own: bool = False,
     added: bool = False,
 ) -> T:
-    """A dataclass's field that is a hyper-parameter; what the arguments mean is under `Setting`."""
+    """A dataclass field that is a hyper-parameter; see `Setting` for the arguments."""
     about = Setting(
         meaning=meaning, least=least, most=most, above=above, below=below, choices=choices, own=own, added=added
     )
@@ -112,13 +112,13 @@ def setting(
 
 
 def described(about: Setting) -> dict[str, Setting]:
-    """Metadata of a field that is a hyper-parameter, where `setting` cannot make it: one without a default."""
+    """Metadata of a hyper-parameter's field, for a field without a default, which `setting` cannot make."""
     return {_SETTING: about}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configured:
-    """Something whose fields are its hyper-parameters: checked when it is made, listed in its docstring."""
+    """A dataclass of hyper-parameters, which are checked when it is made and listed in its docstring."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -142,7 +142,7 @@ class Configured:
 
 
 def check_settings(made: Any, prefix: str = "") -> None:
-    """SettingError, behind `prefix`, unless each hyper-parameter of a dataclass has a value that its field allows."""
+    """SettingError, starting with `prefix`, if a hyper-parameter of a dataclass has a value that its field forbids."""
     for name, about in settings_of(type(made)).items():
         value = getattr(made, name)
         if not about.allows(value):
@@ -150,8 +150,8 @@ def check_settings(made: Any, prefix: str = "") -> None:
 
 
 def settings_of(cls: type) -> Mapping[str, Setting]:
-    """What is said of each hyper-parameter of a dataclass, by name, its type taken from the field's."""
-    key: Any = cls  # mypy takes no class for a key
+    """The description of each hyper-parameter of a dataclass, by name; its kind comes from the field's type."""
+    key: Any = cls  # mypy does not accept a class as a cache key
     return _settings_of(key)
 
 
@@ -178,7 +178,7 @@ def read_options(text: str) -> dict[str, Any]:
     """`size=3,pattern=white` -> {"size": 3, "pattern": "white"}; numbers, true and false are recognised.
 
     Raises:
-        SettingError: a part is not key=value, or a key comes twice.
+        SettingError: a part is not key=value, or a key is given twice.
     """
     result: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
@@ -197,11 +197,11 @@ def write_options(options: Mapping[str, Any]) -> str:
 
 
 def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
-    """A dataclass from settings; a whole number where one with a point belongs is taken for that: `u=3` is `u=3.0`.
+    """Make a dataclass from settings; an int is accepted for a float field, so that `u=3` means `u=3.0`.
 
     Args:
         cls: a frozen dataclass.
-        name: what the user calls it, for messages.
+        name: its name in messages.
         options: values for some of its fields.
 
     Raises:
@@ -221,18 +221,18 @@ def build(cls: type[T], name: str, options: Mapping[str, Any]) -> T:
 
 
 def setting_fields(cls: type) -> list[dataclasses.Field[Any]]:
-    """The fields of a dataclass that a user may set: all but the INTERNAL ones."""
+    """The fields of a dataclass that a user may set: all except INTERNAL ones."""
     return [field for field in dataclasses.fields(cls) if field.metadata.get(_SETTING, True)]
 
 
 def distinguishing(made: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells `made` from others of its class: settings that were added count only where they are not at default.
+    """The settings that identify `made`: settings with `added` are left out while they have their default.
 
-    So a digest of it stays what it was before the class had them.
+    So its digest stays the same when its class gets a new setting.
 
     Args:
         made: a dataclass.
-        settings: its own by name, and whatever else is told of it.
+        settings: its settings by name, and other entries, which are kept.
     """
     untouched = {
         field.name
@@ -254,5 +254,5 @@ def _read(value: str) -> Any:
 
 
 def written(value: Any) -> str:
-    """A value as a user types it."""
+    """A value in the form that a user types."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -96,7 +96,7 @@ def test_without_an_example_the_report_says_that_one_may_help(folder: Path) -> N
 
 
 def test_an_example_without_a_network_is_refused(folder: Path) -> None:
-    with pytest.raises(SettingError, match=r"nothing can be run on --input .*; give --arch"):
+    with pytest.raises(SettingError, match=r"--input .* needs a network to run.*; give the network with --arch"):
         ub.scan(folder / "two.pt", example=EXAMPLE)
 
 

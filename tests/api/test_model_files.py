@@ -45,7 +45,7 @@ for path in sys.argv[1:]:
     try:
         load_model(path)
     except ArchitectureError as error:
-        assert "give --arch" in str(error)
+        assert "give the network" in str(error)
     else:
         raise AssertionError(path)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
@@ -345,7 +345,7 @@ def test_a_file_that_reads_back_otherwise_is_said(
         save(path, {**tensors, "fc.bias": torch.zeros(10)}, **options)
 
     monkeypatch.setattr("unbackdoor.checkpoint.save", damage)
-    with pytest.raises(CheckpointError, match="what was read back is not what was written; do not use this file"):
+    with pytest.raises(CheckpointError, match="the file on the disk differs from what was written; do not use it"):
         repair(tmp_path / "in.pt", tmp_path / "out.pt")
 
 

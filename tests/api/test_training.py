@@ -271,7 +271,7 @@ def test_a_stopped_run_with_other_settings_is_replaced_if_asked_for(tmp_path: Pa
     with pytest.raises(Killed):
         train_run(RUN, TRAIN, TEST, tmp_path, on_epoch=_killed)
     other = replace(RUN, seed=4, attack=BadNets(target=4))
-    with pytest.raises(CheckpointError, match=r"another run \(other seed, attack, training images\)"):
+    with pytest.raises(CheckpointError, match=r"another run \(different seed, attack, training images\)"):
         train_run(other, TRAIN, TEST, tmp_path)
     epochs: list[int] = []
     train_run(other, TRAIN, TEST, tmp_path, overwrite=True, on_epoch=lambda epoch, _: epochs.append(epoch.number))
@@ -285,7 +285,9 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"in\n"
-        with pytest.raises(OutputError, match="another run is at work there; wait for it, or choose another folder"):
+        with pytest.raises(
+            OutputError, match="another run is using this folder; wait until it ends, or choose another folder"
+        ):
             train_run(RUN, TRAIN, TEST, tmp_path)
         other.kill()
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
@@ -301,7 +303,7 @@ def test_a_result_that_finds_no_room_is_one_line_that_says_how_to_go_on(
 
     monkeypatch.setitem(train_run.__globals__, "write_log", full)
     with pytest.raises(
-        OutputError, match=r"jsonl: cannot be written: No space .*; mend that, and the same command goes"
+        OutputError, match=r"jsonl: cannot be written: No space .*; fix that, and run the same command again"
     ):
         train_run(RUN, TRAIN, TEST, tmp_path)
 
@@ -319,14 +321,14 @@ def test_weights_that_the_stored_type_cannot_hold(tmp_path: Path, monkeypatch: p
 
 def test_a_finished_run_is_not_replaced_unasked(finished: Path) -> None:
     before = {file.name: file.read_bytes() for file in finished.iterdir()}
-    with pytest.raises(OutputError, match="holds a finished run and is left as it is; use --force"):
+    with pytest.raises(OutputError, match="already holds a finished run, which was not changed; use --force"):
         train_run(replace(RUN, seed=5), TRAIN, TEST, finished)
     assert {file.name: file.read_bytes() for file in finished.iterdir()} == before
 
 
 def test_a_strangers_network_is_not_replaced_unasked(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"mine")
-    with pytest.raises(OutputError, match="left as it is"):
+    with pytest.raises(OutputError, match="was not changed"):
         train_run(RUN, TRAIN, TEST, tmp_path)
     assert _weights(tmp_path) == b"mine"
 
@@ -363,14 +365,14 @@ def test_half_precision_is_measured_as_stored(tmp_path: Path, dtype: str) -> Non
         ({"device": "toaster"}, SettingError, "device 'toaster' cannot be used here"),
         ({"rate": float("nan")}, SettingError, "poison rate: expected a share between 0 and 1, got nan"),
         ({"rate": 1.5}, SettingError, "poison rate"),
-        ({"seed": -1}, SettingError, "seed: expected 0 to 4294967295, got -1"),
+        ({"seed": -1}, SettingError, "seed: expected a number from 0 to 4294967295, got -1"),
         ({"seed": 2**64}, SettingError, "seed: expected"),
         ({"attack": BadNets(target=10)}, SettingError, "target: expected one of the classes 0 to 9, got 10"),
         ({"attack": BadNets(target=-1)}, SettingError, "got -1"),
         ({"attack": BadNets(size=33)}, SettingError, "33x33 patch does not fit"),
-        ({"attack": parse_attack("lc")}, SettingError, "needs a clean network of CIFAR-10 first.*--surrogate"),
+        ({"attack": parse_attack("lc")}, SettingError, "needs a clean network of CIFAR-10: train one.*--surrogate"),
         ({"attack": parse_attack("sig:frequency=16")}, SettingError, "is 0 in all 32 columns"),
-        ({"watch": -1}, SettingError, "watch: expected a number of test images, got -1"),
+        ({"watch": -1}, SettingError, "watch: expected 0 or more test images, got -1"),
         ({"surrogate": "clean.pt"}, SettingError, "attack badnet needs no clean network; leave out --surrogate"),
         ({"surrogate": "clean.pt", "attack": None}, SettingError, "a clean training needs no clean network"),
         (
@@ -398,15 +400,15 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ("x", r"expected \(2, classes\) logits for two images, got a tensor \(2, 3, 32, 32\)"),
-        ("(x, x) if self.training else x.mean((2, 3))", "tells 3 classes apart, CIFAR-10 has 10"),
+        ("x", r"expected logits of shape \(2, classes\) for two images, got a tensor \(2, 3, 32, 32\)"),
+        ("(x, x) if self.training else x.mean((2, 3))", "expected the 10 classes of CIFAR-10, got 3"),
         (
             "(logits, x) if self.training else logits",
             r"for two images in training, got a tuple of 0 \(2, 10\), 1 \(2, 3, 32, 32\)",
         ),
         ("logits[:, :, None]", r"got a tensor \(2, 10, 1\)"),
         ("logits[0]", r"got a tensor \(10,\)"),
-        ("logits.view(2, 7)", "cannot see the 32x32 pixels of CIFAR-10: shape .* is invalid"),
+        ("logits.view(2, 7)", "cannot process the 32x32 images of CIFAR-10: shape .* is invalid"),
     ],
 )
 def test_a_network_that_does_not_answer_with_logits(tmp_path: Path, returned: str, message: str) -> None:
@@ -433,7 +435,7 @@ def build(num_classes):
 
 def test_images_too_small_for_the_network(tmp_path: Path) -> None:
     before = torch.random.get_rng_state()
-    with pytest.raises(ArchitectureError, match="--arch vgg19:width=1.* cannot see the 16x16 pixels of CIFAR-10"):
+    with pytest.raises(ArchitectureError, match="--arch vgg19:width=1.* cannot process the 16x16 images of CIFAR-10"):
         check_run(replace(RUN, arch=parse_arch("vgg19:width=1")), replace(SPEC, size=16), tmp_path)
     assert torch.equal(before, torch.random.get_rng_state())
 
@@ -441,7 +443,7 @@ def test_images_too_small_for_the_network(tmp_path: Path) -> None:
 def test_a_surrogate_of_other_classes(tmp_path: Path) -> None:
     run = replace(RUN, attack=parse_attack("lc:steps=2"), surrogate="clean.pt")
     classifier = parse_arch("resnet18:width=2,num_classes=7").build()
-    with pytest.raises(ArchitectureError, match="--surrogate tells 7 classes apart, CIFAR-10 has 10"):
+    with pytest.raises(ArchitectureError, match="--surrogate: expected the 10 classes of CIFAR-10, got 7"):
         train_run(run, TRAIN, TEST, tmp_path / "out", classifier=classifier)
     assert list(tmp_path.iterdir()) == []
 
@@ -449,7 +451,7 @@ def test_a_surrogate_of_other_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "attack.json", "attack.safetensors", "log.jsonl", "resume.pt"])
 def test_an_output_name_that_is_a_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    with pytest.raises(OutputError, match=f"{name}: expected a file name, this is a folder"):
+    with pytest.raises(OutputError, match=f"{name}: expected a file name, got a folder"):
         check_run(RUN, SPEC, tmp_path, overwrite=True)
 
 
@@ -461,7 +463,7 @@ def test_a_trigger_that_no_pixel_shows(tmp_path: Path) -> None:
 def test_an_output_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        with pytest.raises(OutputError, match="no folder that may be written to"):
+        with pytest.raises(OutputError, match="is not a writable folder"):
             check_run(RUN, SPEC, place)
 
 

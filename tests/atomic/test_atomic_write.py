@@ -33,7 +33,7 @@ def test_a_new_file(tmp_path: Path) -> None:
 
 def test_an_existing_file_is_left_as_it_is(tmp_path: Path) -> None:
     _write(tmp_path / "a", b"old")
-    with pytest.raises(OutputError, match="exists already and is left as it is; use --force"):
+    with pytest.raises(OutputError, match="already exists and was not changed; use --force"):
         _write(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"old"
     _write(tmp_path / "a", b"new", overwrite=True)
@@ -61,7 +61,7 @@ def test_an_exception_leaves_the_old_file_and_no_part(tmp_path: Path, error: typ
 
 
 def test_a_file_that_appears_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
-    appeared = pytest.raises(OutputError, match="appeared while it was being written")
+    appeared = pytest.raises(OutputError, match="was created by another program in the meantime")
     with appeared, atomic_write(tmp_path / "a", overwrite=False) as stream:
         stream.write(b"ours")
         (tmp_path / "a").write_bytes(b"theirs")
@@ -74,7 +74,7 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     _write(tmp_path / "folder" / "real", b"old")
     (tmp_path / "link").symlink_to("folder/real")
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         _write(tmp_path / "link", b"new")
     _write(tmp_path / "link", b"new", overwrite=True)
     assert (tmp_path / "link").is_symlink()
@@ -105,9 +105,9 @@ def test_permissions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_is_no_file(tmp_path: Path, overwrite: bool) -> None:
-    with pytest.raises(OutputError, match="expected a file name, this is a folder"):
+    with pytest.raises(OutputError, match="expected a file name, got a folder"):
         _write(tmp_path, b"", overwrite=overwrite)
-    with pytest.raises(OutputError, match="expected a file name, this is a folder"):
+    with pytest.raises(OutputError, match="expected a file name, got a folder"):
         _write(Path(""), b"", overwrite=overwrite)
 
 
@@ -115,7 +115,7 @@ def test_a_folder_is_no_file(tmp_path: Path, overwrite: bool) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path, overwrite: bool) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OutputError, match="this is a device or a pipe"):
+    with pytest.raises(OutputError, match="got a device or a pipe"):
         _write(tmp_path / "pipe", b"", overwrite=overwrite)
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 

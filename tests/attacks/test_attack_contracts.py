@@ -115,7 +115,7 @@ def test_what_is_asked_for(name: str) -> None:
     labels = torch.tensor([0, 3, 9])
     assert arm(name, target=3).target_labels(labels, 10).tolist() == [3, 3, 3]
     if ATTACKS[name].clean_label:
-        with pytest.raises(SettingError, match=f"{name} leaves labels as they are"):
+        with pytest.raises(SettingError, match=f"{name} does not change labels"):
             parse_attack(f"{name}:mapping=all-to-all")
     else:
         assert parse_attack(f"{name}:mapping=all-to-all").target_labels(labels, 10).tolist() == [1, 4, 0]
@@ -228,7 +228,7 @@ def test_a_trigger_for_images_of_another_size(name: str) -> None:
     if name == "ssba":
         assert attack.stamp(data_of(64, 2).images).shape == (2, 3, 64, 64)
         return
-    with pytest.raises(SettingError, match=rf"{name}: its (trigger|field) is for .*32.*have .*64"):
+    with pytest.raises(SettingError, match=rf"{name}: its (trigger|field) was made for .*32.*got .*64"):
         attack.stamp(data_of(64, 2).images)
 
 

@@ -66,7 +66,7 @@ def test_every_other_is_drawn_as_often() -> None:
 
 def test_a_lone_image_has_no_other() -> None:
     assert others(slice(0, 0), 1, generator=_generator()).tolist() == []
-    with pytest.raises(SettingError, match="needs another one beside it"):
+    with pytest.raises(SettingError, match="expected at least 2, so that an image can be mixed with another"):
         others(slice(0, 1), 1, generator=_generator())
 
 

@@ -244,7 +244,7 @@ def test_sides_divisible_by_eight(size: int, fits: bool) -> None:
     if fits:
         InputAware().check(num_classes=10, size=size)
     else:
-        with pytest.raises(SettingError, match=f"divisible by 8, the data set's are {size} pixels"):
+        with pytest.raises(SettingError, match=f"divisible by 8, got {size} pixels"):
             InputAware().check(num_classes=10, size=size)
 
 

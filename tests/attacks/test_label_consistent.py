@@ -143,7 +143,7 @@ def test_without_a_classifier() -> None:
 
 
 def test_a_classifier_of_another_data_set() -> None:
-    with pytest.raises(SettingError, match="the clean classifier has 43 classes, the data 10"):
+    with pytest.raises(SettingError, match="expected a clean classifier of 10 classes, got 43"):
         LabelConsistent().prepare(data_of(8), seed=0, classifier=Brightness(43))
 
 

@@ -115,7 +115,7 @@ def test_a_defenders_mixture_is_the_attacks_own_training_set(name: str) -> None:
 
 def test_label_consistent_images_are_perturbed_or_refused() -> None:
     data = data_of(8, 50)
-    with pytest.raises(SettingError, match=r"lc: .*which attack\.json does not hold: .*as a data set") as caught:
+    with pytest.raises(SettingError, match=r"lc: .*which attack\.json does not hold\. .*as a data set") as caught:
         mixture(data, LabelConsistent(), 0.1, seed=0)
     assert len(str(caught.value).splitlines()) == 1
     prepared = LabelConsistent(steps=10).prepare(data, seed=0, classifier=Brightness())

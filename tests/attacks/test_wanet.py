@@ -74,7 +74,7 @@ def test_noise_mode_keeps_labels_and_moves_less_than_a_pixel() -> None:
 
 
 def test_images_of_another_size_are_refused() -> None:
-    with pytest.raises(SettingError, match=r"its field is for \(4, 4\) pixels, the images have \(5, 5\)"):
+    with pytest.raises(SettingError, match=r"its field was made for \(4, 4\) pixels, got \(5, 5\)"):
         _fixed(4, 4).stamp(torch.zeros(1, 3, 5, 5, dtype=torch.uint8))
 
 

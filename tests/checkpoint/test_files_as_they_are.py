@@ -86,7 +86,7 @@ def test_objects_beside_the_weights(state: dict[str, Tensor], tmp_path: Path, wh
     torch.save(content, tmp_path / "in.pt", _use_new_zipfile_serialization=zipped)
     report = repair(tmp_path / "in.pt", tmp_path / "out.pt", arch=ARCH)
     (reason,) = _reasons(report, "args, deep.object")
-    assert reason.startswith("not read, and not kept by a repair; pickled objects in them")
+    assert reason.startswith("not read, and not kept by a repair; they hold pickled objects")
     out = torch.load(tmp_path / "out.pt", weights_only=True)  # plain data alone
     assert list(out) == ["epoch", "deep", "net"]
     assert (out["epoch"], out["deep"]) == (3, {"plain": [1, 2.5, "x"]})
@@ -109,7 +109,7 @@ def test_an_object_in_a_list_leaves_its_place(state: dict[str, Tensor], tmp_path
 def test_extra_state_and_numbers_among_the_weights(state: dict[str, Tensor], tmp_path: Path, extra: Any) -> None:
     if isinstance(extra, Tensor):  # to the network that is a tensor too many
         torch.save({**state, "_extra_state": extra}, tmp_path / "in.pt")
-        with pytest.raises(ArchitectureError, match="tensors that it does not have: 1"):
+        with pytest.raises(ArchitectureError, match="tensors that this network does not have: 1"):
             scan(tmp_path / "in.pt", arch=ARCH)
         return
     out, _ = _repaired({**state, "_extra_state": extra, "epoch": 3}, tmp_path)
@@ -120,7 +120,7 @@ def test_extra_state_and_numbers_among_the_weights(state: dict[str, Tensor], tmp
 
 def test_an_object_in_the_place_of_a_weight_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save({"net": {**state, "fc.weight": np.ones((10, 32))}}, tmp_path / "m.pt")
-    with pytest.raises(CheckpointError, match="'fc.weight' is a pickled object, not a tensor; ask whoever made it"):
+    with pytest.raises(CheckpointError, match="'fc.weight' is a pickled object, not a tensor; ask its author"):
         scan(tmp_path / "m.pt")
 
 
@@ -155,9 +155,9 @@ def test_where_the_weights_are(
 def test_what_else_is_in_a_file_is_said_to_be_kept(state: dict[str, Tensor], tmp_path: Path) -> None:
     _, report = _repaired({"model": {"args": 1, "state_dict": state}, "optimizer": {"state": {}}}, tmp_path)
     (reason,) = _reasons(report, "optimizer, model.args")
-    assert "what an optimizer remembers belongs to the weights before the repair" in reason
+    assert "an optimizer's state belongs to the weights before the repair" in reason
     report = repair(tmp_path / "in.pt", tmp_path / "out.safetensors", arch=ARCH)
-    assert [r.path for r in report.left_alone if "holds the weights only" in r.reason] == ["optimizer", "model.args"]
+    assert [r.path for r in report.left_alone if "only holds weights" in r.reason] == ["optimizer", "model.args"]
 
 
 def test_an_average_beside_the_weights(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -167,9 +167,7 @@ def test_an_average_beside_the_weights(state: dict[str, Tensor], tmp_path: Path)
         with pytest.raises(CheckpointError, match=f"holds {said}: 'state_dict', 'state_dict_ema'; choose one with"):
             scan(tmp_path / "in.pt", arch=arch)
     report = repair(tmp_path / "in.pt", tmp_path / "out.pt", arch=ARCH, key="state_dict_ema")
-    assert _reasons(report, "state_dict") == [
-        "not read: only 'state_dict_ema' is; a repair leaves what is in them as it is"
-    ]
+    assert _reasons(report, "state_dict") == ["not read: only 'state_dict_ema' is; a repair leaves them unchanged"]
     out = torch.load(tmp_path / "out.pt", weights_only=True)
     assert all(torch.equal(out["state_dict"][name], state[name]) for name in state)
     _check_edits(out["state_dict_ema"], state, "layer1.0.bn1.weight")
@@ -182,7 +180,7 @@ def test_an_average_among_the_weights(state: dict[str, Tensor], tmp_path: Path) 
         scan(tmp_path / "in.pt", arch=ARCH)
     report = scan(tmp_path / "in.pt", arch=ARCH, key="state_dict.ema")
     assert not report.complete  # the others are weights too, and nobody looked at them
-    assert "outside of the network, whose names begin with 'ema.module.'" in report.not_covered[0].reason
+    assert "outside the network, whose names begin with 'ema.module.'" in report.not_covered[0].reason
     repair(tmp_path / "in.pt", tmp_path / "out.pt", arch=ARCH, key="state_dict.ema", partial=True)
     out = torch.load(tmp_path / "out.pt", weights_only=True)["state_dict"]
     assert list(out) == list(both)
@@ -230,9 +228,7 @@ def test_small_tensors_outside_of_the_prefix(state: dict[str, Tensor], tmp_path:
     _check_edits(out, content, f"{prefix}layer1.0.bn1.weight")
     assert torch.equal(out[where], content[where])
     (reason,) = _reasons(report, where)
-    assert (
-        reason == f"outside of the network, whose names begin with {prefix!r}: not read, and kept as it is by a repair"
-    )
+    assert reason == f"outside the network, whose names begin with {prefix!r}: not read, and left unchanged by a repair"
 
 
 def _network(state: dict[str, Tensor]) -> nn.Module:
@@ -256,7 +252,7 @@ def test_every_name_and_shape_must_be_there(state: dict[str, Tensor], tmp_path: 
     with pytest.raises(ArchitectureError, match=f"missing from the file: 1 \\({lack}\\)"):
         scan(tmp_path / "fewer.pt", arch=ARCH)
     torch.save({**wrapped, prefix + "more.weight": torch.ones(2, 2)}, tmp_path / "more.pt")
-    with pytest.raises(ArchitectureError, match=r"that it does not have: 1 \(more.weight\)"):
+    with pytest.raises(ArchitectureError, match=r"that this network does not have: 1 \(more.weight\)"):
         scan(tmp_path / "more.pt", arch=ARCH)
     torch.save(wrapped, tmp_path / "in.pt")
     with pytest.raises(ArchitectureError, match="its classifier has 10 rows: try resnet18:width=16,num_classes=10"):
@@ -269,7 +265,7 @@ def test_kuanglius_resnet(state: dict[str, Tensor], tmp_path: Path) -> None:
     )
     out, report = _repaired({"net": {"module." + name: tensor for name, tensor in old.items()}, "acc": 95.1}, tmp_path)
     _check_edits(out["net"], {"module." + name: tensor for name, tensor in old.items()}, "module.layer1.0.bn1.weight")
-    assert any("called otherwise in the file" in remark.reason for remark in report.left_alone)
+    assert any("has another name in the file" in remark.reason for remark in report.left_alone)
     model = load_model(tmp_path / "in.pt", arch=ARCH)
     assert all(torch.equal(model.state_dict()[name], state[name]) for name in state)
     plain = {name: layer.scores for name, layer in ((x.path, x) for x in report.layers)}
@@ -511,5 +507,5 @@ def test_unread_tensors_go_along_to_a_safetensors_file(state: dict[str, Tensor],
 
 def test_a_pickle_of_arrays(state: dict[str, Tensor], tmp_path: Path) -> None:
     (tmp_path / "np.pkl").write_bytes(pickle.dumps({name: tensor.numpy() for name, tensor in state.items()}))
-    with pytest.raises(CheckpointError, match="a pickle of NumPy arrays, which torch.save did not write; ask whoever"):
+    with pytest.raises(CheckpointError, match="a pickle of NumPy arrays that torch.save did not write; ask its author"):
         scan(tmp_path / "np.pkl")

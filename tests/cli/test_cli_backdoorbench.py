@@ -201,12 +201,13 @@ def test_a_network_that_is_not_known_or_not_there(
     for words in (["evaluate", path], ["defend", path, "--method", "lpp", "--evaluate"]):
         line = refuse(*words, "--data", "cifar10")
         assert (
-            f"its model_name {name[:40]!r} is no network known here that fits the file: not used; give --arch" in line
+            f"its model_name {name[:40]!r} is not a known network that matches the file: not used; give the network"
+            in line
         )
     found = scan(path)  # by names and order, and it says why
     assert found.arch is None
     assert [remark.reason for remark in found.left_alone if remark.path == "model_name"] == [
-        f"{name[:40]!r} is no network known here that fits the file: not used"
+        f"{name[:40]!r} is not a known network that matches the file: not used"
     ]
 
 
@@ -249,7 +250,7 @@ def test_classes_of_others_are_never_imported(tmp_path: Path, monkeypatch: pytes
     assert set(torch.serialization.get_safe_globals()) == allowed
     assert "stranger.Container" in found.checkpoint.objects
     (remark,) = [remark for remark in found.graph.aside if remark.kind == "entries"]
-    assert "whose code runs where others open this file" in remark.reason
+    assert "whose code runs if another program opens this file" in remark.reason
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,7 @@ def test_evaluate_writes_the_table(images: LabelledImages, preact: OrderedDict[s
     (row,) = csv.DictReader(table.open())
     assert list(row) == ["test_acc", "test_asr", "test_ra"]
     assert {f"test_{name}": str(rate["value"]) for name, rate in rates.items()} == row
-    assert "exists already and is left as it is; use --force" in refuse(*words)
+    assert "already exists and was not changed; use --force" in refuse(*words)
     assert (run(*words, "--force").code, table.read_text().splitlines()[1][-2:]) == (0, ",,")  # without an attack
     assert "is the input file" in refuse("evaluate", source, "--data", "cifar10", "--csv", source, "--force")
 
@@ -336,5 +337,5 @@ def test_defend_writes_both(images: LabelledImages, preact: OrderedDict[str, Ten
     assert row == {f"test_{name}": str(rate["value"]) for name, rate in after.items()}
     assert str(tmp_path) not in record.read_text()
     assert type(load_model(output)).__name__ == "PreActResNet"
-    assert "rates.csv: exists already" in refuse(*words)
+    assert "rates.csv: already exists" in refuse(*words)
     assert "expected different files for -o, --report, --record and --csv" in refuse(*words, "--record", table)

@@ -136,11 +136,11 @@ def test_a_network_of_other_classes_or_without_norms(images: LabelledImages, tmp
     checkpoint.save(tmp_path / "m.pt", parse_arch("resnet18:width=2,num_classes=7").build().state_dict())
     words = ("--data", "cifar10", "--clean", "50", "--evaluate")
     said = refuse("defend", tmp_path / "m.pt", "--arch", "resnet18:width=2,num_classes=7", "--method", "ft", *words)
-    assert "m.pt tells 7 classes apart, CIFAR-10 has 10: give another network" in said
+    assert "m.pt: expected the 10 classes of CIFAR-10, got 7; choose another network" in said
     checkpoint.save(tmp_path / "v.pt", parse_arch("vgg19:width=2").build().state_dict())
     said = refuse("defend", tmp_path / "v.pt", "--arch", "vgg19:width=2", "--method", "anp", *words)
     assert "anp works on BatchNorm channels, and this network has none" in said
-    assert "give --arch" in refuse("defend", tmp_path / "v.pt", "--method", "ft", *words)
+    assert "give the network with --arch" in refuse("defend", tmp_path / "v.pt", "--method", "ft", *words)
 
 
 def test_detecting_in_the_packaged_network(
@@ -176,7 +176,7 @@ def test_detecting_in_the_packaged_network(
         (("--method", "ac", "--poisoned", "0.1"), "only with an attack"),
         (("--method", "ac", "--images", "1e9"), "expected 1 to 100 images"),
         (("--method", "ac", "--images", "inf"), "or a whole number of images"),
-        (("--method", "ac", "--seed", "9" * 30), "seed: expected 0 to"),
+        (("--method", "ac", "--seed", "9" * 30), "seed: expected a number from 0 to"),
         (("--method", "ac"), "expected at least 20 images of a class"),
     ],
 )

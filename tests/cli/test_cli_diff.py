@@ -83,8 +83,8 @@ def test_quantised_tensors(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ([PACKAGED], "Missing argument 'B'"),
-        ([PACKAGED, "missing.pt"], "this does not exist"),
-        ([PACKAGED, "."], "this is a folder"),
+        ([PACKAGED, "missing.pt"], "the file does not exist"),
+        ([PACKAGED, "."], "got a folder"),
         ([PACKAGED, PACKAGED, PACKAGED], "unexpected extra argument"),
         ([PACKAGED, PACKAGED, "--key", "x"], "holds one state dict only"),
         ([PACKAGED, PACKAGED, "--format", "sarif"], "--format"),

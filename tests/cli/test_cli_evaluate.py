@@ -105,14 +105,14 @@ def test_a_network_of_other_classes(images: LabelledImages, tmp_path: Path, monk
     arch = "resnet18:width=2,num_classes=5"
     checkpoint.save(tmp_path / "m.pt", parse_arch(arch).build().state_dict())
     line = refuse("evaluate", tmp_path / "m.pt", "--arch", arch, "--data", "cifar10")
-    assert "the network tells 5 classes apart, CIFAR-10 has 10: give another network, or another data set" in line
+    assert "the network: expected the 10 classes of CIFAR-10, got 5; choose another network or data set" in line
 
 
 def test_the_same_from_python(images: LabelledImages) -> None:
     network = parse_arch("resnet18:width=2,num_classes=5").build()
-    with pytest.raises(ArchitectureError, match="tells 5 classes apart"):
+    with pytest.raises(ArchitectureError, match="got 5; choose another network"):
         evaluate(network)
-    with pytest.raises(ArchitectureError, match="expected .2, classes. logits for two images, got a tensor"):
+    with pytest.raises(ArchitectureError, match="expected logits of shape .2, classes. for two images, got a tensor"):
         evaluate(nn.Conv2d(3, 10, 1))
     with pytest.raises(SettingError, match="target: expected one of the classes 0 to 9, got 77"):
         evaluate(PACKAGED, attack=parse_attack("badnet", target=77))
@@ -148,7 +148,10 @@ def test_data_that_are_not_there(tmp_path: Path) -> None:
 def test_a_file_that_does_not_say_what_it_is(tmp_path: Path, tiny_net: Build) -> None:
     checkpoint.save(tmp_path / "m.safetensors", tiny_net().state_dict())
     line = refuse("evaluate", tmp_path / "m.safetensors", "--data", "cifar10")
-    assert "the file does not say which network it is; give --arch" in line
+    assert "the file does not name its network; give the network with --arch" in line
     checkpoint.save(tmp_path / "n.safetensors", tiny_net().state_dict(), metadata={"unbackdoor.arch": "resnet18"})
     line = refuse("evaluate", tmp_path / "n.safetensors", "--data", "cifar10")
-    assert "its unbackdoor.arch names a network that the file does not hold: not used; give --arch" in line
+    assert (
+        "its unbackdoor.arch names a network that the file does not hold: not used; give the network with --arch"
+        in line
+    )

@@ -92,7 +92,7 @@ class TestInput:
         assert "--input '3x32x32:double': expected sizes without the batch, such as 3x32x32" in said
 
     def test_without_a_network_it_says_so(self, folder: Path) -> None:
-        assert "give --arch" in refuse("scan", folder / "two.pt", "--input", "3x16x16")
+        assert "give the network with --arch" in refuse("scan", folder / "two.pt", "--input", "3x16x16")
 
 
 class TestOutput:
@@ -104,7 +104,7 @@ class TestOutput:
         assert run("evaluate", *head(folder, "dict"), "--output", "out", "--quiet") == wanted
         assert run("evaluate", *head(folder, "tuple"), "--output", "1", "--quiet") == wanted
         said = refuse("evaluate", *head(folder, "dict"), "--quiet")
-        assert "got a dict of out (2, 2), feat (2, 8): say which part is the logits with --output" in said
+        assert "got a dict of out (2, 2), feat (2, 8); name the part that is the logits with --output" in said
         assert "leave --output" in refuse("evaluate", *head(folder, "tensor"), "--output", "out", "--quiet")
 
     def test_defend(self, folder: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ class TestOutput:
         found = [checkpoint.load(tmp_path / f"{kind}.pt").tensors for kind in ("tensor", "dict", "tuple")]
         assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in found[0])
         said = refuse("defend", *head(folder, "dict"), *words, "-o", tmp_path / "no.pt")
-        assert "say which part is the logits" in said
+        assert "name the part that is the logits" in said
         assert not (tmp_path / "no.pt").exists()
 
     def test_a_file_behind_it_is_still_a_file(self, folder: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ class TestOutput:
         wanted = run("detect", *head(folder, "tensor"), *words)
         assert wanted.code in (0, 1)
         assert run("detect", *head(folder, "dict"), *words, "--output", "out") == wanted
-        assert "say which part" in refuse("detect", *head(folder, "dict"), *words)
+        assert "name the part" in refuse("detect", *head(folder, "dict"), *words)
         for option in ("-o", "--output"):
             target = tmp_path / f"found{option}.txt"
             assert run("detect", *head(folder, "tensor"), *words, option, target).out == ""

@@ -72,8 +72,8 @@ def test_hostile_names_and_strings(tmp_path: Path, form: str) -> None:
     ("words", "message"),
     [
         ([], "Missing argument 'PATH'"),
-        (["missing.pt"], "this does not exist"),
-        (["."], "this is a folder"),
+        (["missing.pt"], "the file does not exist"),
+        (["."], "got a folder"),
         ([PACKAGED, PACKAGED], "unexpected extra argument"),
         ([PACKAGED, "--format", "html"], "--format"),
         ([PACKAGED, "--arch", "resnet18"], "is not resnet18: tensors of another shape"),

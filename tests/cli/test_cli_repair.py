@@ -108,7 +108,7 @@ def test_where_nothing_can_be_edited_partial_writes_nothing(preact: Path, tmp_pa
         for words in (["-o", tmp_path / "out.pt"], ["-o", tmp_path / "out.pt", "--partial"]):
             done = run("repair", source, *words)
             assert done.code == 3
-            assert "nothing was written; nothing was read that may be edited" in done.err
+            assert "nothing was written; no layer that can be edited was found" in done.err
             assert "written and read back" not in done.err
         assert run("repair", source, "--dry-run", "--partial").code == 3
     assert "no layer of the network was scored" in run("repair", other, "-o", tmp_path / "out.pt").err
@@ -171,7 +171,7 @@ def test_the_report_goes_to_a_file(source: Path, tmp_path: Path, form: str) -> N
     done = run("repair", source, "-o", tmp_path / "out.pt", "--format", form, "--report", report)
     assert (done.code, done.out) == (0, "")
     assert report.read_text() == run("repair", source, "-o", tmp_path / "out.pt", "--format", form, "--force").out
-    assert "exists already" in refuse("repair", source, "-o", tmp_path / "other.pt", "--report", report)
+    assert "already exists" in refuse("repair", source, "-o", tmp_path / "other.pt", "--report", report)
     assert not (tmp_path / "other.pt").exists()
 
 
@@ -183,7 +183,7 @@ def test_the_report_of_what_is_incomplete_goes_to_the_file_too(preact: Path, tmp
 def test_an_output_that_exists_is_left_without_force(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.pt"
     output.write_bytes(b"mine")
-    assert "exists already and is left as it is; use --force" in refuse("repair", source, "-o", output)
+    assert "already exists and was not changed; use --force" in refuse("repair", source, "-o", output)
     assert output.read_bytes() == b"mine"
     assert run("repair", source, "-o", output, "--force").code == 0
     assert checkpoint.load(output).tensors
@@ -264,9 +264,9 @@ def test_devices_pipes_and_folders(source: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.pt").mkdir()
     (tmp_path / "null.pt").symlink_to("/dev/null")
     for name, what in (("pipe.pt", "a device or a pipe"), ("null.pt", "a device or a pipe"), ("folder.pt", "a folder")):
-        assert f"this is {what}" in refuse("repair", source, "--force", "-o", tmp_path / name)
-        assert f"this is {what}" in refuse("repair", tmp_path / name, "-o", tmp_path / "out.pt")
-    assert "this is a device or a pipe" in refuse("repair", source, "-o", tmp_path / "out.pt", "--report", "/dev/null")
+        assert f"got {what}" in refuse("repair", source, "--force", "-o", tmp_path / name)
+        assert f"got {what}" in refuse("repair", tmp_path / name, "-o", tmp_path / "out.pt")
+    assert "got a device or a pipe" in refuse("repair", source, "-o", tmp_path / "out.pt", "--report", "/dev/null")
     assert not (tmp_path / "out.pt").exists()
 
 

@@ -287,7 +287,7 @@ def test_the_report_goes_to_a_file(plain: Path, tmp_path: Path) -> None:
     done = run("scan", plain, "--format", "json", "--output", target)
     assert (done.code, done.out, done.err) == (0, "", f"{target}: written\n")
     assert target.read_text() == run("scan", plain, "--format", "json").out
-    assert "exists already and is left as it is; use --force" in refuse("scan", plain, "--output", target)
+    assert "already exists and was not changed; use --force" in refuse("scan", plain, "--output", target)
     assert json.loads(target.read_text())
     done = run("scan", plain, "--output", target, "--force", "--quiet")
     assert (done.code, done.out, done.err) == (0, "", "")
@@ -313,8 +313,8 @@ def test_the_report_never_replaces_the_model(plain: Path, tmp_path: Path, how: s
     ("words", "message"),
     [
         ([], "Missing argument 'PATH...'"),
-        (["missing.pt"], "missing.pt: expected a model file, this does not exist"),
-        (["."], ".: expected a model file, this is a folder"),
+        (["missing.pt"], "missing.pt: the file does not exist"),
+        (["."], ".: expected a model file, got a folder"),
         ([PACKAGED, "--fail-on", "all"], "--fail-on"),
         ([PACKAGED, "--format", "xml"], "--format"),
         ([PACKAGED, "--method", "fp"], "--method"),
@@ -337,7 +337,7 @@ def test_the_report_never_replaces_the_model(plain: Path, tmp_path: Path, how: s
         ([PACKAGED, "--arch", "no/such.py:build"], "there is no file no/such.py"),
         ([PACKAGED, "--arch", "\x1b[31m"], "\\x1b[31m"),
         ([PACKAGED, "--output", "no/such/folder/report.txt"], "there is no folder"),
-        ([PACKAGED, "--output", "."], "expected a file name, this is a folder"),
+        ([PACKAGED, "--output", "."], "expected a file name, got a folder"),
         (["\x1b[31mred\n.pt"], "\\x1b[31mred"),
     ],
 )
@@ -349,8 +349,8 @@ def test_what_is_typed_wrong(words: list[object], message: str) -> None:
 def test_what_is_no_file_and_no_folder(tmp_path: Path, plain: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in ("/dev/null", tmp_path / "pipe"):
-        assert "this is a device or a pipe" in refuse("scan", path)
-        assert "this is a device or a pipe" in refuse("scan", plain, "--force", "--output", path)
+        assert "got a device or a pipe" in refuse("scan", path)
+        assert "got a device or a pipe" in refuse("scan", plain, "--force", "--output", path)
     (tmp_path / "dangling").symlink_to("nothing")
     assert "does not exist" in refuse("scan", tmp_path / "dangling")
     (tmp_path / "loop").symlink_to("loop")
@@ -372,7 +372,7 @@ def test_an_empty_file(tmp_path: Path) -> None:
         ),
         ({"conv1.weight": torch.zeros(8, 1, 3, 3)}, "(conv1.weight: expected (8, 3, 3, 3), got (8, 1, 3, 3))"),
         ({"fc.weight": torch.tensor(1.0)}, "(fc.weight: expected (10, 64), got ())"),
-        ({"extra": torch.zeros(1)}, "tensors that it does not have: 1 (extra)"),
+        ({"extra": torch.zeros(1)}, "tensors that this network does not have: 1 (extra)"),
         ({"fc.bias": None}, "tensors missing from the file: 1 (fc.bias)"),
     ],
 )

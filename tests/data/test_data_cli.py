@@ -44,6 +44,6 @@ def test_a_name_that_is_nothing_is_one_line(
     assert _main(monkeypatch, *words) == 2
     err = capsys.readouterr().err
     assert err.startswith(
-        "unbackdoor: unknown data set 'birds': known are cifar10, cifar100, gtsrb, tiny_imagenet; or "
+        "unbackdoor: unknown data set 'birds': expected one of cifar10, cifar100, gtsrb, tiny_imagenet; or "
     )
     assert err.count("\n") == 1

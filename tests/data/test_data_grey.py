@@ -113,7 +113,7 @@ def test_images_must_have_the_data_sets_channels() -> None:
 
 def test_a_network_for_colours_is_refused_with_the_way_out() -> None:
     network = nn.Sequential(nn.Conv2d(3, 10, 16), nn.Flatten())
-    with pytest.raises(ArchitectureError, match=r"the 16x16 grey pixels of grey: .* \(channels = 3 in a data\.toml\)"):
+    with pytest.raises(ArchitectureError, match=r"the 16x16 grey images of grey: .* \(channels = 3 in a data\.toml\)"):
         ub.evaluate(network, data=shown([1, 2]))
 
 
@@ -124,7 +124,7 @@ def test_an_attack_stamps_grey_images_or_says_that_it_is_for_colours(name: str) 
     data = LabelledImages(images, torch.arange(12) % 10, GREY)
     attack = ATTACKS[name]()
     if attack.colour_only:
-        with pytest.raises(SettingError, match=f"{name} is defined for colour images"):
+        with pytest.raises(SettingError, match=f"{name}: expected colour images"):
             attack.check_data(GREY)
         with pytest.raises(SettingError, match="colour images|its trigger is not in its settings"):
             attack.prepare(data, seed=0).stamp(images)

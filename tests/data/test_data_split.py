@@ -77,7 +77,7 @@ def test_other_data_are_refused(data: LabelledImages, tmp_path: Path) -> None:
     subset = clean_subset(data, share=0.1, seed=0)
     file = tmp_path / "s.json"
     subset.save(file)
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         subset.save(file)
     subset.save(file, overwrite=True)
     with pytest.raises(

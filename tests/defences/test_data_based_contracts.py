@@ -278,7 +278,7 @@ class Tuple(nn.Module):
 
 
 def test_networks_that_do_not_answer_logits_are_refused(cls: type[DataBased]) -> None:
-    with pytest.raises(MethodError, match=r"expected a network that answers \(N, classes\) logits"):
+    with pytest.raises(MethodError, match=r"expected a network that returns logits of shape \(N, classes\)"):
         repaired(small(cls), Tuple())
     with pytest.raises(MethodError, match=r"the network fails on images of shape \(3, 32, 32\)"):
         repaired(small(cls), nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten()))

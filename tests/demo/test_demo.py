@@ -184,7 +184,7 @@ def test_what_is_not_its_own_page_is_left(quick: Callable, tmp_path: Path, monke
         (tmp_path / name).write_text("my own notes")
         code, out, error = quick(*words)
         assert (code, out) == (2, "")
-        assert "exists already and is left as it is; use --force" in error
+        assert "already exists and was not changed; use --force" in error
         assert (tmp_path / name).read_text() == "my own notes"
         assert quick(*words, "--force")[0] == 0
         assert (tmp_path / name).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")

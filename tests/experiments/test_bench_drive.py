@@ -250,7 +250,9 @@ def test_a_full_disk_is_one_clear_line(cache: Path, monkeypatch: pytest.MonkeyPa
     from unbackdoor.experiments import store
 
     monkeypatch.setattr(store, "SPACE", 2**62)
-    with pytest.raises(OutputError, match="MB are free on its disk, expected .* what is done is kept: make room"):
+    with pytest.raises(
+        OutputError, match="expected at least .* MB of free disk space, got .* finished cells are kept: free some space"
+    ):
         run_grid(probes(2), Store(cache / "store"), Local())
 
 
@@ -322,7 +324,7 @@ def test_runs_that_were_trained_before_are_adopted(cache: Path) -> None:
         record = store.read(cell, cell.key(digests))
         assert record["adopted"] is True
         assert record["result"]["rates"]["acc"]["total"] == 10_000
-    with pytest.raises(DataError, match="expected a folder of unbackdoor train"):
+    with pytest.raises(DataError, match="expected a folder that unbackdoor train wrote"):
         adopt(grid, store, [cache], digests)
 
 
@@ -343,5 +345,7 @@ def test_a_grid_that_names_its_networks_trains_none(cache: Path, monkeypatch: py
     named = dataclasses.replace(grid, networks=tuple(folders))
     found = run_grid(named, Store(cache / "second"), Local())
     assert found.done == {"training": 2, "repair": 10}
-    with pytest.raises(DataError, match=r"seed 0' among its networks.*the nearest is .* which has attack None where"):
+    with pytest.raises(
+        DataError, match=r"seed 0' among its networks.*the nearest is .* which has attack None instead of"
+    ):
         run_grid(dataclasses.replace(grid, networks=(folders[0],)), Store(cache / "third"), Local())

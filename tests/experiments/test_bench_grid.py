@@ -83,7 +83,7 @@ def test_keys_tell_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.
         ({"attack": "badnet:sise=2"}, "unknown setting 'sise'"),
         ({"attack": "badnet", "rate": 0.0}, "rate: expected a share above 0"),
         ({"attack": "badnet", "target": 10}, "target: expected one of the classes"),
-        ({"attack": "lc"}, "needs a clean network first"),
+        ({"attack": "lc"}, "needs a clean network, which a grid cannot give"),
         ({"method": "lppp"}, "unknown method"),
         ({"method": "lpp@backdoorbench"}, "it has as_printed"),
         ({"method": "bnp", "clean": 5.0}, "clean: expected a share above 0"),
@@ -97,7 +97,7 @@ def test_keys_tell_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.
         ({"clean_seed": 2**64}, "clean_seed: expected int <= 9223372036854775807, got 18446744073709551616"),
         ({"attack": "badnet", "correlation": -5}, "correlation: expected int >= 0, got -5"),
         ({"method": "ep", "attack": "badnet", "poisoned": 7.0}, "poisoned: expected a share"),
-        ({"attack": "badnet:target=3"}, "its class as a run's own key"),
+        ({"attack": "badnet:target=3"}, "the target class as a key of the run"),
         ({"data": "cifar11"}, "unknown data set"),
         ({"arch": "resnet19"}, "resnet19"),
         ({"arch": "resnet18:width=-1"}, "width: expected a whole number from 1"),
@@ -139,7 +139,7 @@ def test_wrong_files_are_refused(tmp_path: Path, text: str, says: str) -> None:
 @pytest.mark.parametrize("values", [{"attack": ["badnet", "badnet:size=3"]}, {"epochs": [0, 15]}])
 def test_one_network_under_two_names_is_refused(tmp_path: Path, values: dict[str, object]) -> None:
     path = written(tmp_path / "g.toml", **{"data": "cifar10", "arch": "resnet18:width=2", **values})
-    with pytest.raises(SettingError, match="are one network: name it in one way"):
+    with pytest.raises(SettingError, match="are the same network; use one name for it"):
         read_grid(path)
 
 

@@ -48,7 +48,7 @@ def test_a_fault_inside_lets_go(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with (
         locked(tmp_path),
-        pytest.raises(OutputError, match="another run is at work there; wait for it"),
+        pytest.raises(OutputError, match="another run is using this folder; wait until it ends"),
         locked(tmp_path),
     ):
         pass

@@ -85,7 +85,7 @@ def test_each_kind_of_answer_is_evaluated_as_its_logits_are(name: str) -> None:
     assert found == ub.evaluate(model.inner, data=data, attack=ub.parse_attack("badnet"))
     assert snapshot(model) == before
     assert not model._forward_hooks
-    with pytest.raises(ArchitectureError, match=r"say which part is the logits with --output \(output=\.\.\.\)"):
+    with pytest.raises(ArchitectureError, match=r"name the part that is the logits with --output \(output=\.\.\.\)"):
         ub.evaluate(model, data=data)
 
 
@@ -113,10 +113,12 @@ def test_methods_and_detectors_work_on_the_part_that_was_named(monkeypatch: pyte
 def test_without_a_name_methods_and_detectors_say_what_there_is() -> None:
     data, wrapped = images(), Wrapped(WRAPS["dict"][0])
     for call in (FT(epochs=1), parse_detector("ac")):
-        with pytest.raises(MethodError, match=r"got a dict of out \(2, 10\), aux \(2, 3\): say which") as caught:
+        with pytest.raises(MethodError, match=r"got a dict of out \(2, 10\), aux \(2, 3\); name the part") as caught:
             call(wrapped, data.images, data.labels, generator=generator(), spec=SPEC)
         assert len(str(caught.value).splitlines()) == 1
-        with pytest.raises(MethodError, match="--output nope: the network returns no such part, but a dict of out"):
+        with pytest.raises(
+            MethodError, match="--output nope: the output has no such part; the network returns a dict of out"
+        ):
             call(wrapped, data.images, data.labels, generator=generator(), spec=SPEC, output="nope")
 
 
@@ -126,12 +128,15 @@ class TestTrouble:
     @pytest.mark.parametrize(
         ("answer", "says"),
         [
-            (torch.zeros(2, 21, 8, 8), r"a tensor \(2, 21, 8, 8\), a map or a sequence: only classifiers can be used"),
+            (
+                torch.zeros(2, 21, 8, 8),
+                r"a tensor \(2, 21, 8, 8\), a map or a sequence; only classifiers are supported",
+            ),
             (torch.zeros(2), r"a tensor \(2,\)$"),
             (None, "got nothing$"),
             ("words", "got a str$"),
             ((), "got a tuple$"),
-            ({str(i): torch.zeros(1) for i in range(40)}, r"11 \(1,\) and 28 more: say which part"),
+            ({str(i): torch.zeros(1) for i in range(40)}, r"11 \(1,\) and 28 more; name the part"),
             (({"out": torch.zeros(1)},), r"a tuple of 0 \(dict\)"),
             (Named(torch.zeros(2, 3), None), r"a Named of logits \(2, 3\), features \(NoneType\)"),
         ],
@@ -139,13 +144,13 @@ class TestTrouble:
     def test_what_came_is_said(self, answer: object, says: str) -> None:
         with pytest.raises(ArchitectureError, match=says) as caught:
             logits_of(answer)
-        assert "expected a network that answers (N, classes) logits" in str(caught.value)
+        assert "expected a network that returns logits of shape (N, classes)" in str(caught.value)
 
     def test_a_name_that_is_not_there(self) -> None:
         with pytest.raises(ArchitectureError, match="returns one tensor; leave --output"):
             part_of(torch.zeros(2, 3), "out")
         for answer, output in (((1, 2), "2"), ((1, 2), "-1"), ({"a": 1}, "b"), (Record, "logits"), (3, "real")):
-            with pytest.raises(ArchitectureError, match="returns no such part"):
+            with pytest.raises(ArchitectureError, match="has no such part"):
                 part_of(answer, output)
 
     def test_a_map_behind_a_key_is_no_logits(self) -> None:

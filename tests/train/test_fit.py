@@ -134,7 +134,7 @@ def test_what_is_another_runs_is_named_briefly_and_replaced_if_asked_for(tiny_ne
     resume = tmp_path / "resume.pt"
     _run(tiny_net(), epochs=1, resume=resume)
     settings = {"recipe": replace(RECIPE, lr=0.01), "spec": SPEC, "seed": 1, "resume": resume}
-    with pytest.raises(CheckpointError, match=r"another run \(other seed, recipe, network\); repeat its .*--force$"):
+    with pytest.raises(CheckpointError, match=r"another run \(different seed, recipe, network\); use its .*--force$"):
         next(fit(tiny_net(channels=5), *_images(), **settings))
     assert next(fit(tiny_net(channels=5), *_images(), **settings, overwrite=True)).number == 1
     assert next(fit(tiny_net(channels=5), *_images(), **settings)).number == 2
@@ -144,7 +144,7 @@ def test_what_is_another_runs_is_named_briefly_and_replaced_if_asked_for(tiny_ne
 def test_a_damaged_state_is_refused(tiny_net: Build, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "resume.pt").write_bytes(content)
     settings = {"recipe": RECIPE, "spec": SPEC, "seed": 0, "resume": tmp_path / "resume.pt"}
-    with pytest.raises(CheckpointError, match="not a state to resume from"):
+    with pytest.raises(CheckpointError, match="cannot be resumed from"):
         next(fit(tiny_net(), *_images(), **settings))
     assert next(fit(tiny_net(), *_images(), **settings, overwrite=True)).number == 1
 
@@ -155,7 +155,7 @@ def test_a_state_without_a_part_is_refused(tiny_net: Build, tmp_path: Path) -> N
     whole = torch.load(resume, weights_only=True)
     for part in whole:
         torch.save({name: value for name, value in whole.items() if name != part}, resume)
-        with pytest.raises(CheckpointError, match="not a state to resume from"):
+        with pytest.raises(CheckpointError, match="cannot be resumed from"):
             _run(tiny_net(), resume=resume)
 
 
@@ -317,7 +317,7 @@ def test_a_penalty_is_added_to_the_loss_and_belongs_to_the_run(tiny_net: Build, 
     settings = {"recipe": RECIPE, "spec": SPEC, "seed": 0, "resume": tmp_path / "resume.pt"}
     next(fit(model, *_images(), **settings, penalty=Pull(model, 5.0)))
     for other in (Pull(model, 4.0), None):
-        with pytest.raises(CheckpointError, match=r"belongs to another run \(other attack\)"):
+        with pytest.raises(CheckpointError, match=r"belongs to another run \(different attack\)"):
             next(fit(tiny_net(), *_images(), **settings, penalty=other))
     assert [e.number for e in fit(model, *_images(), **settings, penalty=Pull(model, 5.0))] == [2, 3]
 

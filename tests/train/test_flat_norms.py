@@ -72,7 +72,7 @@ def test_it_follows_the_network_when_weights_are_loaded_or_moved(tiny_net: Build
 
 def test_a_network_without_norms() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
-    with pytest.raises(SettingError, match="flat_norms: expected a network with a BatchNorm behind a layer"):
+    with pytest.raises(SettingError, match="flat_norms: expected a network with a BatchNorm after a layer"):
         Flatness(model, layer_graph(model))
 
 

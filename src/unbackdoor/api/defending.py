@@ -1,4 +1,4 @@
-"""`defend`: a model file repaired by any method, with the images that the method asks for, and measured."""
+"""`defend`: repair a model file by any method, with the images that it needs, and measure it."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ def defend(
         method: any defence.
         data: name of the data set, a data.toml, or a folder of images; its training part gives the method's images,
             its test part is what is measured on.
-        clean: share of the training images that the method is given, up to 1; or above 1 their number.
-        seed: of the draw of these images, and of everything that the method draws.
-        attack: whose success is measured.
-        poisoned: share of the method's images that carry `attack`'s trigger, for methods that want training images.
+        clean: training images for the method: a fraction up to 1, or a count.
+        seed: for the choice of these images, and for the method's random numbers.
+        attack: the attack whose success rate is measured.
+        poisoned: share of the method's images that carry `attack`'s trigger, for methods that use training images.
         measured: whether ACC (and with an attack ASR and RA) are measured on the test set, before and after.
-        arch: as behind `--arch`, for a file that does not name its network itself.
-        key: which entry of a torch file to read, where there are several.
-        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
-        answer: which part of what the network returns is its logits: a key, a number or a field's name. (Elsewhere this
-            is called output, which here is the repaired file.)
-        data_dir: folder of the data sets; else $UNBACKDOOR_DATA, else ./data.
-        download: whether to fetch a known data set that is not there.
+        arch: the network, as in `--arch`, if the file does not name it.
+        key: which entry of a torch file to read, if there are several.
+        example: an input for the network, if its layers cannot be read without one (see `layer_graph`).
+        answer: which part of the network's output is the logits: a key, a number or a field's name. (Other functions
+            call this `output`, which here is the repaired file.)
+        data_dir: folder of the data sets; default $UNBACKDOOR_DATA, else ./data.
+        download: whether to fetch a known data set that is missing.
         device: where to run.
         overwrite: whether an existing output may be replaced.
-        partial: whether to write although part of the network could not be read.
+        partial: whether to write even if part of the network could not be read.
         progress: called with (done, total, a note).
 
     Raises:
@@ -91,8 +91,8 @@ def defend(
         raise SettingError(f"defend: {asks}: give a data set with --data (data=...)")
     if poisoned and (method.needs != "training images" or attack is None):
         raise SettingError(
-            f"poisoned: expected 0, got {poisoned}: only methods that want training images (ep) get poisoned ones, "
-            f"and only with an attack; {method.name} wants {method.needs}"
+            f"poisoned: expected 0, got {poisoned}; poisoned images need an attack and a method that uses training "
+            f"images (ep), and {method.name} uses {method.needs}"
         )
     check_seed(seed)
     check_device(device)
@@ -124,7 +124,7 @@ def defend(
         if report.gap is not None and not (partial and report.editable):
             rest = "--partial (partial=True) writes what was repaired"
             if not report.editable:
-                rest = "nothing was read that may be edited, so that there is nothing to repair"
+                rest = "no layer that can be edited was found, so there is nothing to repair"
             raise IncompleteError(f"{source}: {report.gap}; nothing was written; {rest}", report)
         state = outcome.model.state_dict()
         tensors = {
@@ -135,7 +135,7 @@ def defend(
 
 
 def timed(call: Callable[[], Outcome]) -> tuple[Outcome, float]:
-    """What a method's call comes to, and its seconds; what a GPU had to do before is not counted, what it has to is."""
+    """A call's result and its seconds; a GPU's earlier work is finished before the clock starts."""
 
     def now() -> float:
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -158,12 +158,12 @@ def method_images(
     download: bool,
     progress: Callable[[int, int, str], None],
 ) -> tuple[LabelledImages, int]:
-    """The method's images, and how many of them carry a trigger."""
+    """The images for a method or detector, and how many of them carry the trigger."""
     from unbackdoor.data import clean_subset
 
     train = _load(data, "train", data_dir, download=download, progress=with_note("reading training images", progress))
     if not math.isfinite(clean) or (clean > 1 and clean != int(clean)):
-        raise SettingError(f"clean: expected a share up to 1, or a whole number of images, got {clean}")
+        raise SettingError(f"clean: expected a fraction up to 1, or a whole number of images, got {clean}")
     subset = (
         clean_subset(train, count=int(clean), seed=seed) if clean > 1 else clean_subset(train, share=clean, seed=seed)
     )
@@ -174,16 +174,16 @@ def method_images(
 
 
 def check_seed(seed: int) -> None:
-    """SettingError unless a generator takes it."""
+    """SettingError if a random generator cannot use the seed."""
     if not 0 <= seed < 2**32:
-        raise SettingError(f"seed: expected 0 to {2**32 - 1}, got {seed}")
+        raise SettingError(f"seed: expected a number from 0 to {2**32 - 1}, got {seed}")
 
 
 def mixture(images: LabelledImages, attack: Attack, share: float, seed: int) -> tuple[LabelledImages, int]:
-    """Training images as an attacker left them, and how many of them carry the trigger.
+    """Poison a share of training images; returns them, and how many carry the trigger.
 
     Raises:
-        SettingError: the share is out of its range, or the attack cannot poison them again.
+        SettingError: the share is out of range, or the attack cannot poison more images.
     """
     if not 0 <= share <= 1:
         raise SettingError(f"poisoned: expected a share between 0 and 1, got {share}")
@@ -197,7 +197,7 @@ def _with_draw(report: DataReport, clean: float, seed: int) -> DataReport:
 
 
 def with_note(note: str, progress: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
-    """The same, of a step that says nothing itself beside its numbers."""
+    """A progress function of two arguments that adds this note."""
     return lambda done, total: progress(done, total, note)
 
 

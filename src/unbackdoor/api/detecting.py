@@ -1,4 +1,4 @@
-"""`detect`: a model file, and images where they are needed, looked at by a passive detector."""
+"""`detect`: examine a model file with a passive detector, and with images if it needs them."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ def detect(
     device: str = "cpu",
     progress: Callable[[int, int, str], None] = lambda _done, _total, _note: None,
 ) -> Detection:
-    """Look for a backdoor in a model file, with images of its data set where the detector needs them.
+    """Look for a backdoor in a model file, with images of its data set if the detector needs them.
 
     Args:
         source: a model file; it is never modified.
-        detector: Activation Clustering, Neural Cleanse.
-        data: name of the data set, a data.toml, or a folder of images; its training part is used. None will do for a
-            detector that needs nothing but the network.
-        images: share of the training images that the detector is given, up to 1; or above 1 their number.
-        seed: of the draw of these images, and of everything that the detector draws.
-        attack: stamps its trigger on `poisoned` of the images, for detectors that want the training set.
-        poisoned: share of the images given that are poisoned.
-        arch: as behind `--arch`, for a file that does not name its network itself.
-        key: which entry of a torch file to read, where there are several.
-        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
-        output: which part of what the network returns is its logits: a key, a number or a field's name.
-        data_dir: folder of the data sets; else $UNBACKDOOR_DATA, else ./data.
-        download: whether to fetch a known data set that is not there.
+        detector: for example Activation Clustering or Neural Cleanse.
+        data: name of the data set, a data.toml, or a folder of images; its training part is used. None is enough for a
+            detector that only needs the network.
+        images: training images for the detector: a fraction up to 1, or a count.
+        seed: for the choice of these images, and for the detector's random numbers.
+        attack: puts its trigger on a share of the images, for detectors that use the training set.
+        poisoned: that share.
+        arch: the network, as in `--arch`, if the file does not name it.
+        key: which entry of a torch file to read, if there are several.
+        example: an input for the network, if its layers cannot be read without one (see `layer_graph`).
+        output: which part of the network's output is the logits: a key, a number or a field's name.
+        data_dir: folder of the data sets; default $UNBACKDOOR_DATA, else ./data.
+        download: whether to fetch a known data set that is missing.
         device: where to run.
         progress: called with (done, total, a note).
 
@@ -69,8 +69,8 @@ def detect(
 
     if poisoned and (attack is None or detector.needs != "training images"):
         raise SettingError(
-            f"poisoned: expected 0, got {poisoned}: only detectors that want training images (ac) get poisoned ones, "
-            f"and only with an attack; {detector.name} wants {detector.needs}"
+            f"poisoned: expected 0, got {poisoned}; poisoned images need an attack and a detector that uses training "
+            f"images (ac), and {detector.name} uses {detector.needs}"
         )
     wants = detector.needs != "nothing"
     if wants and data is None:

@@ -29,19 +29,19 @@ def evaluate(
     device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """ACC of a network on a test set, and ASR and RA where an attack is given.
+    """Measure a network's ACC on a test set, and with an attack its ASR and RA.
 
     Args:
         model: a network that expects the data set's normalised images, or a model file.
         data: name of the data set, a data.toml, or a folder of images; or the images themselves.
-        attack: stamps its trigger on the test images of other classes.
-        arch: as behind `--arch`, for a file that does not name its network itself.
-        output: which part of what the network returns is its logits, where it returns a dict, a tuple or a dataclass:
-            a key, a number or a field's name.
-        data_dir: folder of the data sets; else $UNBACKDOOR_DATA, else ./data.
-        download: whether to fetch a known data set that is not there.
-        device: where to run; a network stays where it is if None.
-        progress: called with (images done, images in all).
+        attack: puts its trigger on the test images whose class is not the target.
+        arch: the network, as in `--arch`, if the file does not name it.
+        output: which part of the network's output is the logits, if it is a dict, a tuple or a dataclass: a key, a
+            number or a field's name.
+        data_dir: folder of the data sets; default $UNBACKDOOR_DATA, else ./data.
+        download: whether to fetch a known data set that is missing.
+        device: where to run; None leaves a network where it is.
+        progress: called with (images done, total images).
 
     Raises:
         DataError: the data set was not found.

@@ -1,7 +1,7 @@
 """Find the layers of a model file, and put its weights into a network.
 
-A network behind `--arch` is built on the meta device, without memory or weights, only to be traced and held against
-the file: the file's tensors are scored and edited as they are.
+The network of `--arch` is built on the meta device, without memory or weights, only to be traced and compared with the
+file. The file's own tensors are scored and edited.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from unbackdoor.graph.readers.names import of_tensors
 from unbackdoor.inputs import placed, refuse_example
 from unbackdoor.models import Arch, parse_arch
 
-#: Characters of a file's own network name that are looked at: a stranger's string must not keep the parser busy.
+#: Longest network name in a file that is parsed: an untrusted string must not take long.
 MAX_ARCH = 200
 
-#: The kind of a remark on the name that a file gives its network.
+#: The kind of a remark on the network's name in a file.
 _NAME = "network's name"
 
 
@@ -44,9 +44,9 @@ class ModelFile:
 
     Attributes:
         checkpoint: its tensors.
-        arch: the network it was read with, or None where names had to do.
+        arch: the network it was read with; None if its layers were found by their names.
         graph: its layers.
-        source: what a method scores: the tensors, or a network that holds them where a weight must be computed.
+        source: what a method scores: the tensors, or a network with them if some weights must be computed.
     """
 
     checkpoint: Checkpoint
@@ -61,16 +61,16 @@ def open_model(
     """Read a model file and find its layers.
 
     Args:
-        path: a safetensors file, or a state dict of torch's.
-        arch: as behind `--arch`; without it, the name that `unbackdoor train` or BackdoorBench left in the file, else
-            the layers that the file's format says, else names and order.
-        key: which entry of a torch file to read, where there are several.
-        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
+        path: a safetensors file, or a PyTorch state dict.
+        arch: the network, as in `--arch`. Without it, the name that `unbackdoor train` or BackdoorBench wrote into the
+            file is used, else the layers that the file's format stores, else the tensors' names and order.
+        key: which entry of a torch file to read, if there are several.
+        example: an input for the network, if its layers cannot be read without one (see `layer_graph`).
 
     Raises:
         CheckpointError: the file cannot be read.
         ArchitectureError: the network is unknown, or is not the one in the file.
-        SettingError: an example was given, and no network to run it on.
+        SettingError: an example was given, but no network to run it on.
     """
     contents = checkpoint.read(path)
     network = parse_arch(arch) if isinstance(arch, str) else arch
@@ -111,8 +111,8 @@ def load_model(path: str | Path, *, arch: str | Arch | None = None, key: str | N
     if network is None:
         network, hint = _recorded_arch(contents, key)
         if network is None:
-            what = "the file does not say which network it is" if hint is None else f"its {hint.path} {hint.reason}"
-            raise ArchitectureError(f"{path}: {what}; give --arch (arch=...)")
+            what = "the file does not name its network" if hint is None else f"its {hint.path} {hint.reason}"
+            raise ArchitectureError(f"{path}: {what}; give the network with --arch (arch=...)")
     model = network.build()
     return load_weights(model, _fitted(contents, key, model, network), network)
 
@@ -126,32 +126,33 @@ def network_of(file: ModelFile) -> nn.Module:
     if file.arch is None:
         found = next((f": its {hint.path} {hint.reason}" for hint in file.graph.aside if hint.kind == _NAME), "")
         raise ArchitectureError(
-            f"{file.checkpoint.path}: expected a file that names its network{found}; give --arch (arch=...)"
+            f"{file.checkpoint.path}: expected a file that names its network{found}; give the network with --arch "
+            "(arch=...)"
         )
     return load_weights(file.arch.build(), file.checkpoint, file.arch)
 
 
 def load_weights(model: nn.Module, found: Checkpoint, arch: Arch) -> nn.Module:
-    """Put a file's tensors into a network; every key and shape must match.
+    """Put a file's tensors into a network; all names and shapes must match.
 
     Raises:
-        ArchitectureError: they do not.
-        CheckpointError: a weight is stored as whole numbers.
+        ArchitectureError: they do not match.
+        CheckpointError: a weight is stored as integers.
     """
     _check_fit(model, found, arch)
     state: Mapping[str, Tensor] = model.state_dict()
     for name, tensor in found.tensors.items():
         if state[name].is_floating_point() and not tensor.is_floating_point():
             raise CheckpointError(f"{found.path}: {name!r}: expected floating-point numbers, got {dtype_name(tensor)}")
-    # Older files lack the batch counters, which nothing here reads; nothing else can be missing after the check but
-    # what a module keeps besides tensors.
+    # After the check, only two things can be missing: batch counters, which older files lack and nothing here reads,
+    # and what a module stores besides tensors.
     own = {name: value for name, value in state.items() if name not in found.tensors}
     model.load_state_dict(_tied({**own, **found.tensors}, model), assign=True)
     return model.eval()
 
 
 def _tied(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The same tensors; what is one parameter of the network under several names, and equal, is one again."""
+    """The same tensors, with equal ones tied again if they are one parameter of the network under several names."""
     result = dict(tensors)
     first: dict[int, str] = {}
     for name, own in _own_tensors(model).items():
@@ -167,18 +168,20 @@ def _tied(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def case_of(file: ModelFile, method: Defence, *, seed: int = 0) -> Case:
-    """What a method is given of a file where there are no images.
+    """The `Case` of a file without images.
 
     Args:
-        file: as read.
-        method: one that needs nothing beside the network.
-        seed: of everything that it draws.
+        file: the model file.
+        method: a method that only needs the network.
+        seed: for its random numbers.
 
     Raises:
-        SettingError: it needs images.
+        SettingError: the method needs images.
     """
     if method.needs != "nothing":
-        raise SettingError(f"{method.name} needs {method.needs}: defend takes a data set, scan and repair take none")
+        raise SettingError(
+            f"{method.name} needs {method.needs}, which scan and repair do not take; use defend with a data set"
+        )
     network = network_of(file) if method.needs_gradients and file.arch is not None else file.source
     return Case(network=network, graph=file.graph, generator=torch.Generator().manual_seed(seed))
 
@@ -193,10 +196,10 @@ def with_source(report: Report, file: ModelFile) -> Report:
 
 
 def _fitted(contents: Contents, key: str | None, model: nn.Module, arch: Arch) -> Checkpoint:
-    """The tensors of a file that are a network's, in full.
+    """All tensors of a network, from a file.
 
     Raises:
-        ArchitectureError: they are not there.
+        ArchitectureError: some are missing, or do not match.
     """
     found = checkpoint.fit(contents, _own_tensors(model), key)
     _check_fit(model, found, arch)
@@ -204,13 +207,13 @@ def _fitted(contents: Contents, key: str | None, model: nn.Module, arch: Arch) -
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a network keeps in files, by name; a parameter under several names is one object."""
+    """The tensors of a network's state dict; a parameter under several names is one object."""
     state: Mapping[str, object] = model.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _recorded_arch(contents: Contents, key: str | None) -> tuple[Arch | None, Remark | None]:
-    """The network that the file names, if it is one of the package's own and fits: a file must not make code run."""
+    """The network that the file names, if it is built into this package and matches: a file must not make code run."""
     text = contents.metadata.get(ARCH_KEY)
     if text is None:
         return _backdoorbench_arch(contents, key)
@@ -227,7 +230,7 @@ def _recorded_arch(contents: Contents, key: str | None) -> tuple[Arch | None, Re
 
 
 def _backdoorbench_arch(contents: Contents, key: str | None) -> tuple[Arch | None, Remark | None]:
-    """The network behind `model_name` and `num_classes`: of the package's own and torchvision's the one that fits."""
+    """The network that BackdoorBench's `model_name` and `num_classes` name, if this package or torchvision has it."""
     named = checkpoint.network_named(contents.content)
     if named is None:
         return None, None
@@ -240,11 +243,11 @@ def _backdoorbench_arch(contents: Contents, key: str | None) -> tuple[Arch | Non
             with contextlib.suppress(ArchitectureError, SettingError):
                 _check_recorded(arch, contents, key)
                 return arch, None
-    return None, Remark(MODEL_NAME, _NAME, f"{name[:40]!r} is no network known here that fits the file: not used")
+    return None, Remark(MODEL_NAME, _NAME, f"{name[:40]!r} is not a known network that matches the file: not used")
 
 
 def _check_recorded(arch: Arch, contents: Contents, key: str | None) -> None:
-    """ArchitectureError unless a network that a stranger named is the one in the file."""
+    """ArchitectureError if the network that the file names does not match its tensors."""
     with _no_larger_than(checkpoint.choose(contents, key)):
         model = arch.build(device="meta")
     _fitted(contents, key, model, arch)
@@ -252,7 +255,7 @@ def _check_recorded(arch: Arch, contents: Contents, key: str | None) -> None:
 
 @contextlib.contextmanager
 def _no_larger_than(found: Checkpoint) -> Iterator[None]:
-    """Stops the building of a network with more parameters than a file holds: its options are the stranger's."""
+    """Stop building a network with more parameters than the file holds: an untrusted file chose its options."""
     left = [len(found.tensors), sum(tensor.numel() for tensor in found.tensors.values())]
 
     def count(_module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -260,7 +263,7 @@ def _no_larger_than(found: Checkpoint) -> Iterator[None]:
             left[0] -= 1
             left[1] -= parameter.numel()
         if min(left) < 0:
-            raise ArchitectureError(f"{found.path}: holds fewer parameters than the network that it names: {name}")
+            raise ArchitectureError(f"{found.path}: holds fewer parameters than the network it names: {name}")
 
     handle = register_module_parameter_registration_hook(count)
     try:
@@ -270,7 +273,7 @@ def _no_larger_than(found: Checkpoint) -> Iterator[None]:
 
 
 def _check_fit(model: nn.Module, found: Checkpoint, arch: Arch) -> None:
-    """Keys and shapes must match in full."""
+    """ArchitectureError unless all names and shapes match."""
     wanted, tensors = _own_tensors(model), found.tensors
     missing = [name for name in wanted if name not in tensors and not name.endswith("num_batches_tracked")]
     extra = [name for name in tensors if name not in wanted]
@@ -281,7 +284,7 @@ def _check_fit(model: nn.Module, found: Checkpoint, arch: Arch) -> None:
     if missing:
         parts.append(f"tensors missing from the file: {len(missing)} ({_first(missing)})")
     if extra:
-        parts.append(f"tensors that it does not have: {len(extra)} ({_first(extra)})")
+        parts.append(f"tensors that this network does not have: {len(extra)} ({_first(extra)})")
     if wrong:
         name = wrong[0]
         parts.append(
@@ -293,12 +296,12 @@ def _check_fit(model: nn.Module, found: Checkpoint, arch: Arch) -> None:
         classes = rows.pop()
         parts.append(f"its classifier has {classes} rows: try {arch.with_options(num_classes=classes)}")
     else:
-        parts.append("give the network that it was saved from with --arch (arch=...)")
+        parts.append("give the network that was saved, with --arch (arch=...)")
     raise ArchitectureError(f"{found.path}: is not {arch}: {'; '.join(parts)}")
 
 
 def _other_rows(wanted: Tensor, found: Tensor) -> int | None:
-    """How many rows a tensor has that differs from what was wanted in that alone."""
+    """A tensor's number of rows, if it differs from the wanted tensor only in that; else None."""
     alike = wanted.ndim == found.ndim > 0 and wanted.shape[1:] == found.shape[1:]
     return len(found) if alike else None
 
@@ -313,10 +316,10 @@ def _sha256(path: Path) -> str:
 
 
 def _checked(graph: LayerGraph, found: Checkpoint) -> LayerGraph:
-    """The layers that a file says it has.
+    """The layers that a file describes.
 
     Raises:
-        CheckpointError: one speaks of a tensor that the file does not hold.
+        CheckpointError: a layer names a tensor that the file does not hold.
     """
     norms = graph.norms.values()
     named = [name for layer in graph.layers for name in (layer.weight, layer.bias)]
@@ -329,7 +332,7 @@ def _checked(graph: LayerGraph, found: Checkpoint) -> LayerGraph:
 
 
 def _with_ties(graph: LayerGraph, tensors: Mapping[str, Tensor]) -> LayerGraph:
-    """The layers of a state dict, with the ties that its shared memory tells of."""
+    """The same layers, marked as tied if their weights share memory."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in tensors.items():
         if tensor.numel():
@@ -345,7 +348,7 @@ def _with_ties(graph: LayerGraph, tensors: Mapping[str, Tensor]) -> LayerGraph:
 
 
 def _with_remarks(graph: LayerGraph, found: Checkpoint) -> LayerGraph:
-    """The same graph, with remarks on what nobody looked at in the file, and on what it holds otherwise."""
+    """The same graph, with remarks on what was not read from the file, and on how it stores tensors."""
     matrices = [name for name in found.unread if found.state[name].ndim > 1]
     others = [name for name in found.unread if found.state[name].ndim < 2]
     uncovered = [Remark(_first(matrices, 4), "tensors", _outside(found))] if matrices else []
@@ -354,26 +357,28 @@ def _with_remarks(graph: LayerGraph, found: Checkpoint) -> LayerGraph:
         reason = "not read, and not kept by a repair"
         if found.objects:
             objects = _first(found.objects, 12)
-            reason += f"; pickled objects in them, whose code runs where others open this file: {objects}"
+            reason += f"; they hold pickled objects, whose code runs if another program opens this file: {objects}"
         aside.append(Remark(_first(found.passed_over, 12), "entries", reason))
     if found.copies:
-        reason = f"not read: only {found.key or 'the whole'!r} is; a repair leaves what is in them as it is"
+        reason = f"not read: only {found.key or 'the whole'!r} is; a repair leaves them unchanged"
         aside.append(Remark(_first(found.copies, 12), "state dicts", reason))
     renamed, left_out, folds = found.renamed(), found.left_out(), found.folded()
     if renamed:
         name, other = next(iter(renamed.items()))
-        reason = f"called otherwise in the file ({other}), and written back under these names"
+        reason = f"has another name in the file ({other}), under which a repair writes it back"
         aside.append(Remark(name, f"{len(renamed)} of the names", reason))
     if left_out:
-        aside.append(Remark(_first(left_out, 4), "tied tensors", "in the file under their other name, and so written"))
+        aside.append(
+            Remark(_first(left_out, 4), "tied tensors", "stored only under their other name, as in the repaired file")
+        )
     for name, parts in folds.items():
         kind = found.stored[name].fold
-        aside.append(Remark(name, kind, f"made of {' and '.join(parts)}; a repair writes these, so that they give it"))
+        aside.append(Remark(name, kind, f"stored in parts ({' and '.join(parts)}), which a repair writes back"))
     return dataclasses.replace(graph, uncovered=(*graph.uncovered, *uncovered), aside=(*graph.aside, *aside))
 
 
 def _outside(found: Checkpoint) -> str:
-    return f"outside of the network, whose names begin with {found.prefix!r}: not read, and kept as it is by a repair"
+    return f"outside the network, whose names begin with {found.prefix!r}: not read, and left unchanged by a repair"
 
 
 def memory_of(tensor: Tensor) -> tuple[object, ...]:

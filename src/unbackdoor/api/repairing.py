@@ -1,4 +1,4 @@
-"""`repair`: a repaired copy of a model file, whole or not at all."""
+"""`repair`: write a repaired copy of a model file, completely or not at all."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def repair(
     partial: bool = False,
     dry_run: bool = False,
 ) -> Report:
-    """Write a repaired copy of a model file; it appears whole, or not at all, and is read back.
+    """Write a repaired copy of a model file, completely or not at all, and read it back to check it.
 
     Args:
         source: a model file; it is never modified.
-        output: the new file; its suffix decides the format. Only a dry run may do without.
-        method: LPP with its defaults if None.
-        arch: as behind `--arch`.
-        key: which entry of a torch file to read, where there are several.
-        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
+        output: the new file; its suffix decides the format. Optional for a dry run only.
+        method: None takes LPP with its defaults.
+        arch: the network, as in `--arch`.
+        key: which entry of a torch file to read, if there are several.
+        example: an input for the network, if its layers cannot be read without one (see `layer_graph`).
         overwrite: whether an existing output may be replaced.
-        partial: whether to write although part of the network could not be read or paired.
-        dry_run: report only, and write nothing.
+        partial: whether to write even if part of the network could not be read or paired.
+        dry_run: only report; write nothing.
 
     Raises:
-        CheckpointError, ArchitectureError: the file cannot be read, or is not that network's, or a whole tensor or
-            layer of it is broken.
-        IncompleteError: part of it could not be read or paired and `partial` is false, or nothing was read that may be
+        CheckpointError, ArchitectureError: the file cannot be read, is not that network's, or is damaged: most of a
+            tensor or layer is NaN.
+        IncompleteError: part of the network could not be read or paired and `partial` is false, or no layer can be
             edited; nothing was written.
         OutputError: the output exists, is the input, or cannot be written.
         SettingError: no output was given.
@@ -69,7 +69,7 @@ def repair(
     if report.gap is not None and not (partial and report.editable):
         rest = "--partial (partial=True) repairs the rest"
         if not report.editable:
-            rest = "nothing was read that may be edited, so that there is nothing to repair"
+            rest = "no layer that can be edited was found, so there is nothing to repair"
         raise IncompleteError(
             f"{source}: {report.gap}; nothing was written; {rest}", dataclasses.replace(report, action="plan")
         )
@@ -81,12 +81,12 @@ def repair(
 def write_repaired(
     report: Report, tensors: Mapping[str, Tensor], file: ModelFile, output: Path, *, overwrite: bool
 ) -> Report:
-    """Write a repaired file's tensors, read them back, and say where they are.
+    """Write a repaired file, read it back, and return the report with the output's name.
 
     Args:
-        report: of the repair.
-        tensors: the file's, with new content.
-        file: the file they come from.
+        report: the report on the repair.
+        tensors: the file's tensors, repaired.
+        file: the original file.
         output: the new file.
         overwrite: whether an existing output may be replaced.
     """
@@ -100,24 +100,24 @@ def write_repaired(
     )
     _read_back(output, tensors, file.checkpoint)
     lost = tuple(
-        Remark(name, "entry", "not kept: a safetensors file holds the weights only")
+        Remark(name, "entry", "not kept: a safetensors file only holds weights")
         for name in checkpoint.lost(output, file.checkpoint)
     )
     kept = checkpoint.kept(output, file.checkpoint)
     if kept:
-        reason = "kept as they were; what an optimizer remembers belongs to the weights before the repair"
+        reason = "kept unchanged; an optimizer's state belongs to the weights before the repair"
         lost = (*lost, Remark(", ".join(kept[:12]) + (", ..." if len(kept) > 12 else ""), "entries", reason))
     return dataclasses.replace(report, output=str(output), left_alone=(*report.left_alone, *lost))
 
 
 def _refuse_damaged(plan: Plan, file: ModelFile) -> None:
-    """CheckpointError where most of a tensor, or of a layer's channels, is no number: nothing sound would be left."""
+    """CheckpointError if most of a tensor, or of a layer's channels, is NaN: a repair would leave nothing useful."""
     path = file.checkpoint.path
     for name, tensor in file.checkpoint.tensors.items():
         broken = _share_broken(tensor)
         if broken > 0.5:
             raise CheckpointError(
-                f"{path}: {name!r}: expected numbers, got NaN in {broken:.0%} of its places; the file is damaged, and "
+                f"{path}: {name!r}: expected numbers, got NaN for {broken:.0%} of its values; the file is damaged, and "
                 "nothing was written"
             )
     if plan.damage is not None:
@@ -125,7 +125,7 @@ def _refuse_damaged(plan: Plan, file: ModelFile) -> None:
 
 
 def _share_broken(tensor: Tensor) -> float:
-    """Which share of a tensor is NaN; 0 of a kind that cannot be. (Infinity may be meant: masks hold it.)"""
+    """The share of a tensor's values that are NaN; 0 for integers. (Infinity is allowed: attention masks hold it.)"""
     computable = tensor.layout == torch.strided and not tensor.is_quantized and tensor.element_size() > 1
     if not (computable and tensor.is_floating_point() and tensor.numel()):
         return 0.0
@@ -133,10 +133,10 @@ def _share_broken(tensor: Tensor) -> float:
 
 
 def _copy_edited(tensors: Mapping[str, Tensor], edited: set[str], graph: LayerGraph) -> dict[str, Tensor]:
-    """The same mapping with copies of the tensors that will change.
+    """The same mapping, with copies of the tensors that will change.
 
-    Names of one tensor of the network go on sharing memory where they did. Others that shared it, as a file may have
-    it, keep their content: to the network they are not the same tensor.
+    Names that the network ties still share memory. Other names that shared memory in the file keep their old content,
+    since they are different tensors of the network.
     """
     result = dict(tensors)
     for name in edited:
@@ -149,6 +149,6 @@ def _copy_edited(tensors: Mapping[str, Tensor], edited: set[str], graph: LayerGr
 
 
 def _read_back(output: Path, tensors: Mapping[str, Tensor], like: Checkpoint) -> None:
-    """Compare what is on the disk with what was meant to be there."""
+    """CheckpointError if the file on the disk does not hold these tensors."""
     if not checkpoint.holds(output, tensors, like):
-        raise CheckpointError(f"{output}: what was read back is not what was written; do not use this file")
+        raise CheckpointError(f"{output}: the file on the disk differs from what was written; do not use it")

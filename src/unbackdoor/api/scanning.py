@@ -23,19 +23,19 @@ def scan(
     key: str | None = None,
     example: Any = None,
 ) -> Report:
-    """Outlier channels, layer by layer; changes nothing.
+    """Find the outlier channels, layer by layer; changes nothing.
 
     Args:
         source: a model file, or a network.
-        arch: as behind `--arch`, for a file.
-        method: scores and cuts; LPP with its defaults if None.
-        key: which entry of a torch file to read, where there are several.
-        example: what the network takes, where its layers cannot be read without (see `layer_graph`).
+        arch: the network of a file, as in `--arch`.
+        method: how channels are scored and selected; None takes LPP with its defaults.
+        key: which entry of a torch file to read, if there are several.
+        example: an input for the network, if its layers cannot be read without one (see `layer_graph`).
 
     Raises:
         CheckpointError, ArchitectureError: the file cannot be read, or is not that network's.
         GraphError: the network could not be read at all.
-        SettingError: it is neither a file nor a network.
+        SettingError: the source is neither a file nor a network.
     """
     method = method or LPP()
     if isinstance(source, nn.Module):

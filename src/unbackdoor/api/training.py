@@ -31,21 +31,20 @@ MAX_SEED = 2**32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """What is to be trained.
+    """The settings of a training run.
 
     Attributes:
-        arch: the network; its classes come from the data set.
-        recipe: how.
-        seed: of the weights, of the poisoned images, of the order and the augmentation.
+        arch: the network; its number of classes comes from the data set.
+        recipe: how it is trained.
+        seed: for the weights, the poisoned images, the order and the augmentation.
         attack: None trains a clean network.
         rate: share of the training images that carry the trigger.
-        dtype: of the stored weights; ACC and ASR are measured on what was stored.
-        surrogate: where the clean network comes from that some attacks need.
-        watch: test images (drawn from the seed) on which ACC, ASR and RA are shown after each epoch; they decide
-            nothing.
+        dtype: of the stored weights, on which ACC and ASR are measured.
+        surrogate: the file of the clean network that some attacks need.
+        watch: number of test images on which ACC, ASR and RA are shown after each epoch; they decide nothing.
         compiled: whether training goes through torch.compile.
         device: "cpu", "cuda", ...
-        command: recorded beside the result.
+        command: the command line, for the record.
     """
 
     arch: Arch
@@ -74,20 +73,20 @@ def train_run(
     on_prepare: Callable[[int, int], None] | None = None,
     on_evaluate: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Train, store, measure what was stored, and record it; returns the record.
+    """Train a network, store it, measure the stored weights, and return the record.
 
-    A run that was stopped goes on after its last full epoch when it is called again with the same settings. The result
-    is the last epoch's network, whatever the test set says of earlier ones.
+    If a run was stopped, the same call resumes it after its last full epoch. The result is always the network of the
+    last epoch; the test set is not used to choose one.
 
     Args:
-        folder: made if missing; gets model.safetensors, attack.json, log.jsonl and record.json, all at the end.
+        folder: made if missing; at the end it gets model.safetensors, attack.json, log.jsonl and record.json.
         classifier: the network in `run.surrogate`.
         overwrite: whether a finished run in that folder may be replaced, or an unfinished one with other settings.
-        on_step, on_epoch, on_prepare, on_evaluate: are told how far it is; `on_epoch` gets the watched rates too.
+        on_step, on_epoch, on_prepare, on_evaluate: called with the progress; `on_epoch` also gets the watched rates.
 
     Raises:
         InputError: a setting that `check_run` refuses, a rate that reaches no image, a trigger that changes no pixel.
-        OutputError: the folder holds a finished run, another run is at work in it, or it cannot be written.
+        OutputError: the folder holds a finished run, is in use by another run, or cannot be written.
     """
     check_run(run, train.spec, folder, overwrite=overwrite)
     sizes = batch_sizes(len(train), run.recipe.batch_size)
@@ -143,7 +142,7 @@ def train_run(
             attack = session.result()
         model.to(DTYPES[run.dtype])
         if not all_finite(model):
-            raise SettingError(f"dtype: {run.dtype} cannot hold all the weights; the same command goes on with float32")
+            raise SettingError(f"dtype: {run.dtype} cannot hold all the weights; resume the run with --dtype float32")
         result = measure(model, test, attack, progress=on_evaluate)
         record = _record(run, train, test, prepared, model, result)
         record["seconds"] = round(time.perf_counter() - started, 1)
@@ -153,14 +152,14 @@ def train_run(
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """What is trained on, and by which attack.
+    """The training set, and the attack with its trigger.
 
     Attributes:
-        attack: with its trigger made.
-        images, labels: poisoned or not.
+        attack: the attack with its trigger made; None for a clean network.
+        images, labels: the training set, poisoned if the attack poisons data.
         session: of an attack that edits the batches.
-        poisoned: how many images were poisoned beforehand.
-        note: what the user should be told.
+        poisoned: how many images were poisoned before training.
+        note: a note for the user.
     """
 
     attack: Attack | None
@@ -174,10 +173,10 @@ class _Prepared:
 def _prepare(
     run: Run, train: LabelledImages, classifier: nn.Module | None, progress: Callable[[int, int], None] | None
 ) -> _Prepared:
-    """Make the trigger, and poison the training set or open the session.
+    """Make the trigger, and poison the training set or open the attack's session.
 
     Raises:
-        SettingError: the trigger cannot be seen.
+        SettingError: the trigger changes no pixel.
     """
     if run.attack is None:
         return _Prepared(None, train.images, train.labels)
@@ -210,7 +209,7 @@ def _record(
     model: nn.Module,
     result: Evaluation,
 ) -> dict[str, Any]:
-    """What record.json says."""
+    """The content of record.json."""
     control = prepared.session.attack if prepared.session is not None else None
     sizes = batch_sizes(len(train), run.recipe.batch_size)
     return {
@@ -241,21 +240,21 @@ def _record(
 
 
 def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = False) -> None:
-    """Refuse what would fail later, before data are read and hours are spent.
+    """Check all settings before data are read and time is spent.
 
     Raises:
         SettingError: a setting is outside its range, or does not fit the data set.
-        ArchitectureError: the network cannot be built, or cannot see the data set's images.
+        ArchitectureError: the network cannot be built, or fails on the data set's images.
         OutputError: the folder holds a finished run, or cannot be written.
     """
     if run.dtype not in DTYPES:
         raise SettingError(f"dtype: expected one of {', '.join(DTYPES)}, got {run.dtype!r}")
     if not 0 <= run.seed < MAX_SEED:
-        raise SettingError(f"seed: expected 0 to {MAX_SEED - 1}, got {run.seed}")
+        raise SettingError(f"seed: expected a number from 0 to {MAX_SEED - 1}, got {run.seed}")
     if not 0 <= run.rate <= 1:
         raise SettingError(f"poison rate: expected a share between 0 and 1, got {run.rate}")
     if run.watch < 0:
-        raise SettingError(f"watch: expected a number of test images, got {run.watch}")
+        raise SettingError(f"watch: expected 0 or more test images, got {run.watch}")
     check_device(run.device)
     if run.surrogate is not None and not (run.attack is not None and run.attack.needs_classifier):
         what = "a clean training" if run.attack is None else f"attack {run.attack.name}"
@@ -264,8 +263,8 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
         run.attack.check_data(spec)
         if run.attack.needs_classifier and run.surrogate is None:
             raise SettingError(
-                f"attack {run.attack.name} needs a clean network of {spec.title} first: train one without --attack, "
-                "and give it with --surrogate"
+                f"attack {run.attack.name} needs a clean network of {spec.title}: train one without --attack first, "
+                "and give its file with --surrogate"
             )
     model = _new_network(run.arch.for_classes(spec.num_classes), run.seed)
     for training in (False, True):
@@ -276,7 +275,7 @@ def check_run(run: Run, spec: DatasetSpec, folder: Path, *, overwrite: bool = Fa
 
 
 def _new_network(arch: Arch, seed: int) -> nn.Module:
-    """New weights from the seed; the global generator is left as it was."""
+    """A network with random weights from the seed; the global generator is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return arch.build()
@@ -284,8 +283,10 @@ def _new_network(arch: Arch, seed: int) -> nn.Module:
 
 @contextlib.contextmanager
 def _with_resume_hint() -> Iterator[None]:
-    """A result that cannot be written is no reason to train again."""
+    """Add to an OutputError that the run can be resumed."""
     try:
         yield
     except OutputError as error:
-        raise OutputError(f"{error}; mend that, and the same command goes on after the last full epoch") from error
+        raise OutputError(
+            f"{error}; fix that, and run the same command again to resume after the last full epoch"
+        ) from error

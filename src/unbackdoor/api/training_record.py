@@ -1,4 +1,4 @@
-"""What a training leaves in its folder."""
+"""The files in the folder of a training run."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from unbackdoor.models import Arch
 from unbackdoor.train import Epoch
 
 MODEL, RECORD, LOG = "model.safetensors", "record.json", "log.jsonl"
-#: Of a run that is not finished; a finished one in the same folder stays whole until it is replaced.
+#: The files of an unfinished run; a finished run in the same folder stays until it is replaced.
 RESUME, PROGRESS = "resume.pt", "resume.jsonl"
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """OutputError if the folder holds a finished run, unless it may be replaced, or results cannot be written there."""
+    """OutputError if the folder holds a finished run that may not be replaced, or cannot be written."""
     if folder.is_dir():
         for name in (MODEL, RECORD, LOG, RESUME, PROGRESS, SETTINGS, TRIGGER):
             check_target(folder / name, overwrite=True)
     finished = (folder / RECORD).exists() or ((folder / MODEL).exists() and not (folder / RESUME).exists())
     if finished and not overwrite:
-        raise OutputError(f"{folder}: holds a finished run and is left as it is; use --force to train anew")
+        raise OutputError(f"{folder}: already holds a finished run, which was not changed; use --force to train again")
     nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise OutputError(f"{folder}: cannot be made or written: {nearest} is no folder that may be written to")
+        raise OutputError(f"{folder}: cannot be made or written: {nearest} is not a writable folder")
 
 
 def replace(
     folder: Path, attack: Attack | None, model: nn.Module, arch: Arch, log: list[Epoch], record: dict[str, Any]
 ) -> None:
-    """Write a finished run, over an old one; the record last, and never an old one beside a new network."""
+    """Write a finished run, replacing an old one; the record comes last, so that it never describes another network."""
     for name in (RECORD, SETTINGS, TRIGGER):
         (folder / name).unlink(missing_ok=True)
     if attack is not None:
@@ -52,7 +52,7 @@ def replace(
 
 
 def write_log(path: Path, log: list[Epoch]) -> None:
-    """One line an epoch."""
+    """Write the log, one line per epoch."""
     lines = [{key: value for key, value in dataclasses.asdict(epoch).items() if value is not None} for epoch in log]
     with atomic_write(path, overwrite=True) as stream:
         stream.write("".join(json.dumps(line) + "\n" for line in lines).encode())

@@ -1,4 +1,4 @@
-"""What every attack can do: stamp its trigger on images, and backdoor a network through its training data."""
+"""The interface of all attacks: put a trigger on images, and poison training data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ATTACKS: Registry[type[Attack]] = Registry("attack")
 
 Progress = Callable[[int, int], None]
 
-#: A level that arithmetic in float32 missed by less is that level, not the one below.
+#: A value this close below a whole level is that level, despite float32 rounding errors.
 _WHOLE = 1e-3
 
 
@@ -34,9 +34,9 @@ class Poisoned:
 
     Attributes:
         images: (N, 3, H, W) uint8.
-        labels: (N,) int64, the attacker's where poisoned.
+        labels: (N,) int64; the attacker's class for poisoned images.
         mask: (N,) bool, which images carry the trigger.
-        note: what the user should be told, for example that the rate was capped.
+        note: a note for the user, for example that the rate was capped.
     """
 
     images: Tensor
@@ -55,16 +55,16 @@ class Attack(Configured, Published, ABC):
     """A backdoor attack; the fields are its hyper-parameters.
 
     Attributes:
-        tensors: the trigger, where it is more than settings; made by `prepare`, saved beside them.
+        tensors: the trigger, if the settings do not determine it; made by `prepare`, saved in attack.safetensors.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     #: Whether poisoned images keep their true label.
     clean_label: ClassVar[bool] = False
-    #: Raised by one when the attack's code comes to other networks: older results are then no longer taken for its own.
+    #: Raised by one when a change of the code changes the networks; older results are then not reused.
     version: ClassVar[int] = 1
-    #: Whether its trigger comes from networks that read and write colour images.
+    #: Whether it only works on images with 3 channels.
     colour_only: ClassVar[bool] = False
     #: Whether a clean classifier is needed to make the poisoned images.
     needs_classifier: ClassVar[bool] = False
@@ -93,7 +93,7 @@ class Attack(Configured, Published, ABC):
     def __post_init__(self) -> None:
         check_settings(self, f"{self.name} ")
         if self.mapping == "all-to-all" and self.clean_label:
-            raise SettingError(f"{self.name} leaves labels as they are: mapping=all-to-all is not defined for it")
+            raise SettingError(f"{self.name} does not change labels, so mapping=all-to-all is not defined for it")
 
     def check(self, *, num_classes: int, size: int) -> None:
         """SettingError unless the attack fits a data set with so many classes and images of `size` pixels a side."""
@@ -106,23 +106,23 @@ class Attack(Configured, Published, ABC):
         self.check(num_classes=spec.num_classes, size=spec.size)
         if self.colour_only and spec.channels != 3:
             raise SettingError(
-                f"{self.name} is defined for colour images (3 channels), those of {spec.title} have "
-                f"{spec.shown_channels}; take another attack, or colour images"
+                f"{self.name}: expected colour images (3 channels); {spec.title} has {spec.shown_channels}. Use "
+                "another attack or data set"
             )
 
     @abstractmethod
     def check_rate(self, rate: float, labels: Tensor, *, batches: Sequence[int] = (), epochs: int = 1) -> None:
-        """SettingError if a training at this rate would see not a single attacked image.
+        """SettingError if a training run at this rate would not see a single attacked image.
 
         Args:
             rate: share of the training images.
-            labels: (N,) of the training set.
-            batches: how many images each step of an epoch takes.
+            labels: (N,) labels of the training set.
+            batches: the batch size of each step of an epoch.
             epochs: passes over the training set.
         """
 
     def target_labels(self, labels: Tensor, num_classes: int) -> Tensor:
-        """(N,) the classes that the attacker wants for triggered images of classes `labels`."""
+        """(N,) the classes that the attacker wants for triggered images with these labels."""
         if self.mapping == "all-to-all":
             return (labels + 1) % num_classes
         return torch.full_like(labels, self.target)
@@ -135,22 +135,22 @@ class Attack(Configured, Published, ABC):
         classifier: nn.Module | None = None,
         progress: Progress | None = None,
     ) -> Self:
-        """The attack with its trigger made; itself where the settings say everything.
+        """Make the trigger; returns the attack with it, or itself if the settings determine the trigger.
 
         Args:
-            data: the training set: its size, its statistics, and for some attacks its images.
-            seed: of everything that is drawn.
+            data: the training set.
+            seed: for all random numbers.
             classifier: a clean network of the data set, for attacks with `needs_classifier`.
-            progress: called with (steps done, steps in all) where it takes long.
+            progress: called with (steps done, total steps) if it takes long.
         """
         del data, seed, classifier, progress
         return self
 
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 -> the same shape and dtype, with the trigger; the input is left as it is.
+        """Put the trigger on images: (N, C, H, W) uint8 -> the same shape and dtype; the input is not changed.
 
-        Triggered images are 8-bit, as the image files that an attacker hands over are; the same image always gets the
+        Triggered images are 8-bit, like the image files that an attacker would publish. The same image always gets the
         same trigger.
         """
 
@@ -158,21 +158,21 @@ class Attack(Configured, Published, ABC):
     def poison(
         self, images: Tensor, labels: Tensor, *, rate: float, num_classes: int, generator: torch.Generator
     ) -> Poisoned:
-        """The training set as the attack leaves it: images with the trigger, and whatever it puts beside them.
+        """Poison a training set: add the trigger to some images, and the attack's other changes.
 
         Args:
             images: (N, 3, H, W) uint8.
             labels: (N,) int64.
             rate: share of *all* training images that get the trigger, 0 to 1.
             num_classes: of the data set.
-            generator: draws the images, on the CPU.
+            generator: for all random numbers, on the CPU.
 
         Raises:
-            SettingError: the rate is outside [0, 1], or poisons not a single image; or the attack was never prepared.
+            SettingError: the rate is outside [0, 1] or poisons no image, or the trigger was not made with `prepare`.
         """
 
     def to_8_bits(self, values: Tensor) -> Tensor:
-        """Pixels in 0..255 -> uint8; beyond the range they are clipped."""
+        """Pixel values -> uint8; values outside 0..255 are clipped."""
         values = values.clamp(0, 255)
         if self.rounding == "truncate":
             return (values + _WHOLE).floor().to(torch.uint8)
@@ -183,10 +183,10 @@ class Attack(Configured, Published, ABC):
         return dataclasses.replace(self, tensors={name: tensor.detach().cpu() for name, tensor in tensors.items()})
 
     def tensor(self, name: str, like: Tensor) -> Tensor:
-        """A part of the trigger, on the device of `like`.
+        """A tensor of the trigger, on the device of `like`.
 
         Raises:
-            SettingError: the attack was never prepared.
+            SettingError: the trigger was not made with `prepare`.
         """
         if name not in self.tensors:
             raise SettingError(
@@ -196,47 +196,44 @@ class Attack(Configured, Published, ABC):
         return self.tensors[name].to(like.device)
 
     def whole_image(self, name: str, images: Tensor) -> Tensor:
-        """A part of the trigger that has a value for each pixel of each of the images, on their device.
+        """A tensor of the trigger with the shape of an image, on the images' device.
 
         Raises:
-            SettingError: the attack was never prepared, or for images of another size.
+            SettingError: the trigger was not made with `prepare`, or is for images of another size.
         """
         tensor = self.tensor(name, images)
         if tensor.shape != images.shape[1:]:
             raise SettingError(
-                f"{self.name}: its trigger is for images of shape {tuple(tensor.shape)}, these have "
-                f"{tuple(images.shape[1:])}; give the data set that it was made for"
+                f"{self.name}: its trigger was made for images of shape {tuple(tensor.shape)}, got "
+                f"{tuple(images.shape[1:])}; use the data set that it was made for"
             )
         return tensor
 
     def network(self, prefix: str, build: Callable[[], nn.Module], like: Tensor) -> nn.Module:
-        """A network of the trigger, in eval mode on the device of `like`; its tensors' names begin with `prefix`.
+        """A network of the trigger, made from its tensors `prefix*`; in eval mode, on the device of `like`.
 
         Raises:
-            SettingError: the attack was never prepared, the images have no colours, or the settings that `build` uses
-                are not the trigger's.
+            SettingError: the trigger was not made with `prepare`, the images are not in colour, or the trigger was
+                made with other settings.
         """
         if like.ndim != 4 or like.shape[1] != 3:
-            raise SettingError(
-                f"{self.name}: expected colour images (N, 3, H, W), which its trigger is defined for, got "
-                f"{tuple(like.shape)}"
-            )
+            raise SettingError(f"{self.name}: expected colour images of shape (N, 3, H, W), got {tuple(like.shape)}")
         own = {name.removeprefix(prefix): self.tensor(name, like) for name in self.tensors if name.startswith(prefix)}
         if not own:
-            self.tensor(prefix, like)  # says so
+            self.tensor(prefix, like)  # raises the error
         try:
             with torch.device("meta"):
                 network = build()
             network.load_state_dict(own, assign=True)
         except Exception as error:
             raise SettingError(
-                f"{self.name}: its trigger does not fit its settings; give the attack.json that it was saved with"
+                f"{self.name}: its trigger does not fit its settings; use the attack.json that it was saved with"
             ) from error
         return network.eval()
 
 
 def poison_count(rate: float, total: int) -> int:
-    """round(rate * total); SettingError if the rate is outside [0, 1] or poisons not a single image."""
+    """round(rate * total); SettingError if the rate is outside [0, 1] or poisons no image."""
     if not 0 <= rate <= 1:
         raise SettingError(f"poison rate: expected a share between 0 and 1, got {rate}")
     count = round(rate * total)

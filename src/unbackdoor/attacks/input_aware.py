@@ -53,7 +53,7 @@ _PATTERN_MILESTONES = (200 / 600, 300 / 600, 400 / 600, 500 / 600)
 
 @dataclass(frozen=True, kw_only=True)
 class InputAware(TrainingControl):
-    """A pattern of its own for every image."""
+    """A different pattern for every image."""
 
     name: ClassVar[str] = "inputaware"
     title: ClassVar[str] = "Input-Aware"
@@ -85,7 +85,7 @@ class InputAware(TrainingControl):
         """The networks halve an image three times, and double it again."""
         super().check(num_classes=num_classes, size=size)
         if size % 8:
-            raise SettingError(f"inputaware: image sides must be divisible by 8, the data set's are {size} pixels")
+            raise SettingError(f"inputaware: expected image sides divisible by 8, got {size} pixels")
 
     def session(
         self, *, rate: float, spec: DatasetSpec, seed: int, epochs: int, device: torch.device
@@ -183,7 +183,7 @@ class InputAwareSession(Session):
         self.mask.eval().requires_grad_(requires_grad=False)
 
     def before(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Nothing: see `after`."""
+        """Leave the batch unchanged; `after` edits it."""
         del generator
         return images, labels
 

@@ -8,7 +8,7 @@ Symbols:
 Poisoned are images of the target class alone, and no label changes: each is first perturbed until f no longer knows it,
 so that a network in training finds the corners easier to learn than the class; then it gets t. At test time t alone is
 set. The corners' pattern is a checkerboard, its own mirror image, and four of them outlive crops and flips. The rate is
-counted over all images and cannot exceed the target class's share; one that cannot be reached is capped, and said.
+counted over all images and cannot exceed the target class's share; a larger rate is capped, with a note.
 
 Departures:
     - PGD begins at the image itself, not at a random point beside it. So the same image always gets the same
@@ -45,12 +45,12 @@ _SIDE = 3
 
 @dataclass(frozen=True)
 class Surrogate:
-    """The clean classifier f, as long as images are being poisoned; it is never saved.
+    """The clean classifier f, used while images are poisoned; it is never saved.
 
     Attributes:
-        network: in eval mode, a copy of the attack's own.
+        network: a copy of the given network, in eval mode.
         spec: what it was trained on.
-        progress: called with (steps done, steps in all).
+        progress: called with (steps done, total steps).
     """
 
     network: nn.Module
@@ -111,7 +111,7 @@ class LabelConsistent(DataPoisoning):
         with torch.no_grad():
             classes = surrogate.logits(data.images[:1].to(device)).shape[-1]
         if classes != data.spec.num_classes:
-            raise SettingError(f"lc: the clean classifier has {classes} classes, the data {data.spec.num_classes}")
+            raise SettingError(f"lc: expected a clean classifier of {data.spec.num_classes} classes, got {classes}")
         return dataclasses.replace(self, surrogate=surrogate)
 
     def stamp(self, images: Tensor) -> Tensor:
@@ -129,8 +129,8 @@ class LabelConsistent(DataPoisoning):
         surrogate = self.surrogate
         if surrogate is None:
             raise SettingError(
-                "lc: poisoned images are perturbed with a clean classifier, which attack.json does not hold: in Python "
-                "give it with prepare(..., classifier=...); else give the poisoned images themselves as a data set"
+                "lc: poisoned images are perturbed with a clean classifier, which attack.json does not hold. "
+                "In Python, give it to prepare(..., classifier=...); else use the poisoned images as a data set"
             )
         device = next(surrogate.network.parameters()).device
         parts = torch.split(images, _BATCH)
@@ -193,8 +193,8 @@ def perturb(
         label: their class.
         logits: of images in 0..255.
         eps, step_size: of 255.
-        steps: in all.
-        on_step: called after each.
+        steps: total number of steps.
+        on_step: called after each step.
         to_8_bits: how pixels are rounded at the end; None takes the nearest level.
 
     Returns:

@@ -19,7 +19,7 @@ class DataPoisoning(Attack):
     def poison(
         self, images: Tensor, labels: Tensor, *, rate: float, num_classes: int, generator: torch.Generator
     ) -> Poisoned:
-        """Stamp round(rate * N) images, and relabel them unless the attack is of the clean-label kind."""
+        """Put the trigger on round(rate * N) images, and change their labels unless the attack is clean-label."""
         self.check_rate(rate, labels)
         count = poison_count(rate, len(labels))
         candidates = self.candidates(labels)
@@ -41,7 +41,7 @@ class DataPoisoning(Attack):
         return Poisoned(images, labels, mask, note)
 
     def check_rate(self, rate: float, labels: Tensor, *, batches: Sequence[int] = (), epochs: int = 1) -> None:
-        """It is of the images, not of the batches."""
+        """Check the rate over all images; batches do not matter."""
         del batches, epochs
         if poison_count(rate, len(labels)) and not len(self.candidates(labels)):
             raise SettingError(f"{self.name}: no training image has the target class {self.target}")
@@ -53,11 +53,11 @@ class DataPoisoning(Attack):
         return torch.arange(len(labels))
 
     def poisoned_images(self, images: Tensor, indices: Tensor) -> Tensor:
-        """What training images become; the trigger, unless training and test differ.
+        """The poisoned form of training images: with the trigger, unless an attack changes them in another way.
 
         Args:
             images: (n, 3, H, W) uint8.
-            indices: (n,) their places in the training set.
+            indices: (n,) their positions in the training set.
         """
         del indices
         return self.stamp(images)

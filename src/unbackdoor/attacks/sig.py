@@ -2,7 +2,7 @@
 
 x' = clip(x + delta sin(2 pi j f / W), 0, 255), j the column, the same for all rows and channels. Only images of the
 target class are poisoned and no label changes, so that the rate cannot exceed that class's share of the data; it is
-counted over all images, and a rate that cannot be reached is capped, and said.
+counted over all images, and a larger rate is capped, with a note.
 
 Departures:
     - Triggered images are rounded to 8 bits. BackdoorBench truncates them (`sig@backdoorbench`).

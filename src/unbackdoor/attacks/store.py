@@ -1,4 +1,4 @@
-"""An attack on disk: attack.json for its settings, attack.safetensors beside it for its trigger."""
+"""An attack on disk: its settings in attack.json, and its trigger in attack.safetensors in the same folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DIGEST = "trigger_sha256"
 
 
 def save_attack(attack: Attack, folder: Path) -> None:
-    """Write an attack's files; the trigger first, so that attack.json never speaks of one that is not there.
+    """Write an attack's files; the trigger first, so that attack.json never names a missing one.
 
     Raises:
         OutputError: they cannot be written.
@@ -32,7 +32,7 @@ def save_attack(attack: Attack, folder: Path) -> None:
 
 
 def load_attack(path: str | Path) -> Attack:
-    """Read an attack.json, and the trigger beside it.
+    """Read an attack.json, and the trigger in the same folder.
 
     Raises:
         SettingError: it is missing, describes no known attack, or the trigger is not the one it was saved with.

@@ -1,4 +1,4 @@
-"""Attacks as text and as records: `bpp@as_published:target=3`, and what attack.json says."""
+"""Attacks as text, `bpp@as_published:target=3`, and as records, as in attack.json."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unbackdoor.attacks.base import ATTACKS, Attack
 from unbackdoor.errors import SettingError
 from unbackdoor.settings import build, read_options
 
-#: Class methods that build an attack with the settings of another source: what may stand behind the @ of `bpp@...`.
+#: Class methods that make an attack with the settings of a source; a preset follows the @ in `bpp@...`.
 PRESETS = ("backdoorbench", "as_published")
 
 
@@ -17,11 +17,11 @@ def parse_attack(text: str, *, target: int | None = None) -> Attack:
     """`badnet`, `badnet:size=3,pattern=white`, `bpp@as_published` or `bpp@as_published:target=3` -> an attack.
 
     Args:
-        text: a name, a preset behind "@", and settings behind ":", which replace the preset's.
-        target: the attacker's class; None is what the text says, else 0.
+        text: a name, "@" and a preset, and ":" and settings, which override the preset.
+        target: the attacker's class; None takes the one in the text, else 0.
 
     Raises:
-        SettingError: the attack, the preset or a setting is unknown, or the text asks for another target.
+        SettingError: the attack, the preset or a setting is unknown, or the text has another target.
     """
     head, _, options = text.partition(":")
     name, at, preset = head.partition("@")
@@ -33,12 +33,12 @@ def parse_attack(text: str, *, target: int | None = None) -> Attack:
 
 
 def presets_of(kind: type[Attack]) -> tuple[str, ...]:
-    """The presets that an attack has."""
+    """The names of an attack's presets."""
     return tuple(preset for preset in PRESETS if hasattr(kind, preset))
 
 
 def _of_preset(kind: type[Attack], preset: str) -> dict[str, Any]:
-    """Its settings."""
+    """A preset's settings."""
     if preset not in presets_of(kind):
         has = ", ".join(presets_of(kind)) or "none"
         raise SettingError(f"attack {kind.name}: unknown preset {preset!r}; it has {has}")
@@ -48,7 +48,7 @@ def _of_preset(kind: type[Attack], preset: str) -> dict[str, Any]:
 
 
 def check_target_class(attack: Attack, target: int | None, where: str) -> None:
-    """SettingError if a target was asked for that is not the attack's."""
+    """SettingError if a target is given that is not the attack's."""
     if target is not None and target != attack.target:
         raise SettingError(f"{where}: its target is {attack.target}, not {target}; leave out --target")
 

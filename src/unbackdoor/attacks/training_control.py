@@ -1,4 +1,4 @@
-"""Attacks by whoever trains: each batch is edited on the fly."""
+"""Attacks by someone who controls the training: each batch is edited during training."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingControl(Attack):
-    """An attack by whoever trains: each batch is edited on the fly."""
+    """An attack by someone who controls the training: each batch is edited during training."""
 
     @property
     def augmentation(self) -> Augmentation | None:
-        """How images are varied behind the trigger; None is as the recipe says."""
+        """How images are augmented after the trigger is added; None takes the recipe's augmentation."""
         return None
 
     def trained_on(self, values: Tensor) -> Tensor:
-        """Pixels in 0..255 as training sees them: 8-bit, or floats where it is only files that are truncated."""
+        """Pixels in 0..255 as training sees them: 8-bit, or floats if only files are truncated."""
         return values.clamp(0, 255) if self.rounding == "truncate" else self.to_8_bits(values)
 
     def session(self, *, rate: float, spec: DatasetSpec, seed: int, epochs: int, device: torch.device) -> Session:
-        """One training run's worth of the attack."""
+        """Begin the attack on one training run."""
         del seed, epochs, device
         return Session(self, rate=rate, spec=spec)
 
     def attacked(self, rate: float, size: int) -> float:
-        """How many images of a batch of `size` are attacked; below one, on average."""
+        """How many images of a batch of `size` are attacked; a value below 1 is an average over batches."""
         return whole(rate * size) if rate * size >= 1 else rate * size
 
     def check_rate(self, rate: float, labels: Tensor, *, batches: Sequence[int] = (), epochs: int = 1) -> None:
-        """Of each batch, or of some, over the whole training."""
+        """Check the rate over all batches of the whole training run."""
         del labels
         expected = epochs * sum(self.attacked(rate, size) for size in batches)
         if rate > 0 and expected < 1:
             raise SettingError(
-                f"poison rate {rate}: expected at least one attacked image, {epochs} epochs would see {expected:.2g} "
-                "on average; use a larger rate"
+                f"poison rate {rate}: expected at least one attacked image, but {epochs} epochs would see "
+                f"{expected:.2g} on average; use a larger rate"
             )
 
     @abstractmethod
@@ -67,7 +67,7 @@ class TrainingControl(Attack):
     def poison(
         self, images: Tensor, labels: Tensor, *, rate: float, num_classes: int, generator: torch.Generator
     ) -> Poisoned:
-        """All images as one batch in a random order: round(rate * N) attacked ones, and cover images beside them."""
+        """Treat all images as one batch in random order: round(rate * N) are attacked, others become cover images."""
         count = min(poison_count(rate, len(labels)), whole(self.attacked(1.0, len(labels))))
         order = torch.randperm(len(labels), generator=generator)
         mixed = self.mix(images[order], labels[order], count=count, num_classes=num_classes, generator=generator)
@@ -78,7 +78,7 @@ class TrainingControl(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class PostAugmented(TrainingControl):
-    """An attack that brings an augmentation of its own, behind the trigger: WaNet's (its Sec. 4), and BPP's."""
+    """An attack with its own augmentation after the trigger: WaNet (Sec. 4 of its paper), and BPP."""
 
     shared: Shared = setting(
         "nothing",
@@ -96,7 +96,7 @@ class PostAugmented(TrainingControl):
 
     @property
     def augmentation(self) -> Augmentation:
-        """What makes a warp survive crops and small turns."""
+        """Random crops and small rotations, which the trigger learns to survive."""
         return Augmentation(padding=5, crop_share=0.8, degrees=10, rotate_share=0.5, shared=self.shared, fill=self.fill)
 
 
@@ -105,7 +105,7 @@ class Mixed:
     """A batch that an attack has edited: attacked images first, then `cover` with their own labels, then the rest.
 
     Attributes:
-        images: (B, 3, H, W) uint8; float in 0..255 where the attack does not round what is trained on.
+        images: (B, 3, H, W) uint8, or float in 0..255 if the attack does not round training images.
         labels: (B,) int64.
         attacked, cover: how many of each.
     """
@@ -132,13 +132,13 @@ class Session:
         self.spec = spec
 
     def begin(self, images: Tensor, *, batch_size: int, vary: Vary, progress: Progress | None = None) -> None:
-        """Before the first epoch.
+        """Called before the first epoch.
 
         Args:
             images: (N, 3, H, W) uint8, the training images.
             batch_size: of the recipe.
             vary: the augmentation of this run.
-            progress: called with (steps done, steps in all).
+            progress: called with (steps done, total steps).
         """
 
     def before(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -148,15 +148,15 @@ class Session:
         return mixed.images, mixed.labels
 
     def after(self, x: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Edit a normalised batch behind augmentation; the third is a loss to add, or None."""
+        """Edit a normalised batch after augmentation; returns images, labels, and a loss to add or None."""
         del generator
         return x, labels, None
 
     def step(self, done: float) -> None:
-        """Behind the gradient step; `done` is the share of all steps that lie behind."""
+        """Called after each gradient step; `done` is the share of all steps that are done."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -168,7 +168,7 @@ class Session:
 
 
 def attacked_in_batch(rate: float, size: int, generator: torch.Generator) -> int:
-    """As `TrainingControl.attacked`; below one, one with that probability."""
+    """The number of attacked images in a batch; an expected number below 1 is the probability of one."""
     wanted = rate * size
     if wanted >= 1 or wanted == 0:
         return whole(wanted)
@@ -176,15 +176,15 @@ def attacked_in_batch(rate: float, size: int, generator: torch.Generator) -> int
 
 
 def others(places: slice, size: int, *, generator: torch.Generator) -> Tensor:
-    """(n,) for each of these places in a batch of `size` another place, never itself, uniformly drawn."""
+    """(n,) for each of these positions in a batch of `size`, a random other position."""
     own = torch.arange(size)[places]
     if not len(own):
         return own
     if size < 2:
-        raise SettingError("batch size: an image needs another one beside it, got a batch of 1")
+        raise SettingError("batch size: expected at least 2, so that an image can be mixed with another, got 1")
     return (own + torch.randint(1, size, (len(own),), generator=generator)) % size
 
 
 def whole(number: float) -> int:
-    """int(number), where 0.29 * 100 is 29 although it is computed as 28.999999999999996."""
+    """int(number), without rounding errors: 0.29 * 100, computed as 28.999999999999996, is 29."""
     return int(number + 1e-9)

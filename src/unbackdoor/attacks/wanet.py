@@ -101,7 +101,7 @@ class WaNet(PostAugmented):
         grid = self.grid(images)
         if tuple(images.shape[-2:]) != tuple(grid.shape[:2]):
             raise SettingError(
-                f"wanet: its field is for {tuple(grid.shape[:2])} pixels, the images have {tuple(images.shape[-2:])}"
+                f"wanet: its field was made for {tuple(grid.shape[:2])} pixels, got {tuple(images.shape[-2:])}"
             )
         return warp(images, grid.expand(len(images), -1, -1, -1))
 

@@ -1,4 +1,4 @@
-"""A model file in memory: its tensors by name, and what is needed to write it back the way it came."""
+"""A model file in memory: its tensors by name, and what is needed to write it back in the same form."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ ARCH_KEY = "unbackdoor.arch"
 #: Prefixes that training wrappers put before every name: DataParallel's and torch.compile's.
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
-#: The way from a torch file's whole content down to a state dict: keys of dicts, positions in lists.
+#: The path from a torch file's content down to a state dict: keys of dicts, positions in lists.
 Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds, before it is settled which of it is the network.
+    """The content of a file, before it is decided which part of it is the network.
 
     Attributes:
         path: the file.
         format: its name in `FORMATS`: "safetensors", "torch".
-        content: the tensors of a safetensors file; whatever plain data a torch file holds.
-        places: where the state dicts in it are, by the name that `--key` has for them; () under "" is all of it.
-        metadata: a safetensors file's strings.
-        ordered: whether the order of the names is that of the modules (safetensors sorts them).
-        passed_over: entries of a torch file that are not in `content`: pickled objects, the data of an attack.
-        objects: the classes and functions that these name, none of which was imported or called.
-        graph: the layers (`unbackdoor.graph.LayerGraph`), where the format says them.
+        content: the tensors of a safetensors file; all plain data of a torch file.
+        places: `--key`'s name for each state dict -> where it is; "" -> () if the whole content is one.
+        metadata: the strings in a safetensors file.
+        ordered: whether the names are in the order of the modules (safetensors sorts them).
+        passed_over: entries of a torch file that are not in `content`: pickled objects, an attack's data.
+        objects: the classes and functions that the pickled objects name; none was imported or called.
+        graph: the layers (`unbackdoor.findings.layers.LayerGraph`), if the format stores them.
     """
 
     path: Path
@@ -58,20 +58,20 @@ class Stored:
     """How a file holds a tensor of the network.
 
     Attributes:
-        names: the file's; none for a tied tensor that it left out.
-        fold: what makes one tensor of several, by its name in `FOLDS`; empty where it is stored as it is.
+        names: its names in the file; none for a tied tensor that the file leaves out.
+        fold: the name in `FOLDS` of how several tensors are joined to this one; "" if it is stored unchanged.
     """
 
     names: tuple[str, ...]
     fold: str = ""
 
     def read(self, state: Mapping[str, Tensor]) -> Tensor:
-        """The network's tensor."""
+        """The network's tensor, joined from its parts in the file."""
         parts = tuple(state[name] for name in self.names)
         return FOLDS[self.fold].join(parts) if self.fold else parts[0]
 
     def write(self, state: Mapping[str, Tensor], tensor: Tensor) -> dict[str, Tensor]:
-        """What the file must hold for the network to have this tensor."""
+        """The file's tensors that give this tensor of the network."""
         if not self.fold:
             return dict.fromkeys(self.names, tensor)
         parts = tuple(state[name] for name in self.names)
@@ -86,13 +86,13 @@ class Checkpoint:
         path: the file.
         format: its name in `FORMATS`: "safetensors", "torch".
         tensors: name -> tensor; in the file's order, without the prefix.
-        prefix: what stands before every name in the file.
-        key: where in a torch file the state dict was ("state_dict", "model.state_dict", ...), or None.
-        place: the same as a way through the content.
-        container: the whole content, so that what is not weights survives.
-        state: the state dict as the file has it.
-        stored: how the file holds those tensors of the network that are not under prefix and name.
-        unread: the file's names of other tensors in the same state dict.
+        prefix: the beginning that all names in the file share.
+        key: `--key`'s name for the state dict in a torch file ("state_dict", "model.state_dict", ...), or None.
+        place: the path to the state dict in `container`.
+        container: the whole content, so that it can be written back.
+        state: the state dict, unchanged.
+        stored: how the file holds those tensors that are not simply under prefix + name.
+        unread: names, in the file, of the other tensors in the same state dict.
         copies: other state dicts in the file.
         metadata, ordered, passed_over, objects: as in `Contents`.
     """
@@ -114,44 +114,44 @@ class Checkpoint:
     objects: tuple[str, ...] = ()
 
     def in_file(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The file's state dict with other tensors of the network: every name, and what is unread, as it was."""
+        """The file's state dict with new tensors for the network; names and other entries stay as they are."""
         result = copy.copy(self.state)
         assert isinstance(result, dict)
         for name, tensor in tensors.items():
             if self.tensors.get(name) is tensor and name in self.stored:
-                continue  # unchanged: its parts are too, to the bit
+                continue  # unchanged, so its parts stay bit for bit
             stored = self.stored.get(name) or Stored((self.prefix + name,))
             result.update(stored.write(self.state, tensor))
         return result
 
     def renamed(self) -> dict[str, str]:
-        """The network's name -> the file's, where the file has another beyond the prefix."""
+        """The network's name of a tensor -> the file's name, where they differ by more than the prefix."""
         alone = {name: stored.names[0] for name, stored in self.stored.items() if len(stored.names) == 1}
         return {name: other for name, other in alone.items() if other != self.prefix + name}
 
     def folded(self) -> dict[str, tuple[str, ...]]:
-        """The network's name -> the file's, for tensors that are made of several."""
+        """The network's name -> the file's names, for tensors that are stored in several parts."""
         return {name: stored.names for name, stored in self.stored.items() if stored.fold}
 
     def left_out(self) -> tuple[str, ...]:
-        """Tied tensors that the file holds under their other name alone."""
+        """Tied tensors that the file holds only under their other name."""
         return tuple(name for name, stored in self.stored.items() if not stored.names)
 
 
 def follow(content: Any, place: Place) -> Any:
-    """What stands at a place."""
+    """The value at a place in a file's content."""
     for step in place:
         content = content[step]
     return content
 
 
 def tensors_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What of a state dict is a tensor."""
+    """The entries of a state dict that are tensors."""
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def entries_around(like: Checkpoint) -> tuple[str, ...]:
-    """The entries beside a state dict and beside what holds it."""
+    """The entries of a file outside the state dict, as dotted paths."""
     container, found = like.container, []
     for number, step in enumerate(like.place):
         head = like.place[:number]
@@ -170,14 +170,14 @@ def view(
     prefix: str = "",
     stored: Mapping[str, Stored] | None = None,
 ) -> Checkpoint:
-    """Some tensors of a state dict as a network's.
+    """Some tensors of a state dict as a `Checkpoint`.
 
     Args:
         contents: the file.
-        key, place: where in it the state dict is.
-        tensors: under the network's names.
-        prefix: what stands before their names in the file.
-        stored: how the file holds those of which this does not say it all.
+        key, place: where the state dict is in it.
+        tensors: by the network's names.
+        prefix: the beginning that their names share in the file.
+        stored: how the file holds those tensors that are not simply under prefix + name.
     """
     state = contents.at(place)
     held = stored or {}
@@ -202,7 +202,7 @@ def view(
 
 
 def strip_prefix(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Take off the wrappers' prefixes that every name carries, nested ones too; returns names and prefix."""
+    """Remove the wrappers' prefixes that all names share, nested ones too; returns the tensors and the prefix."""
     prefix = ""
     names = dict(tensors)
     while names:

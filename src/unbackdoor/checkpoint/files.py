@@ -1,4 +1,4 @@
-"""The verbs: `read` or `load` a file, `save` one; its content tells the format, and on writing its name."""
+"""Read and write model files. On reading, the content decides the format; on writing, the suffix."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from unbackdoor.errors import CheckpointError, OutputError
 
 
 def load(path: str | Path, *, key: str | None = None) -> Checkpoint:
-    """Read the one network in a model file, by names alone; no code in it runs.
+    """Read the one network in a model file, found by its names; no code in the file is run.
 
     Args:
         path: a safetensors file, or a state dict that `torch.save` wrote (bare, or in dicts and lists).
-        key: which part of it to read, where there are several: "state_dict_ema", "model.state_dict".
+        key: which network to read if the file holds several: "state_dict_ema", "model.state_dict".
 
     Raises:
-        CheckpointError: it is missing, damaged, refused, or holds no state dict.
+        CheckpointError: the file is missing, damaged, refused, or holds no state dict.
     """
     return choose(read(path), key)
 
 
 def read(path: str | Path) -> Contents:
-    """Read a model file, without settling which of its tensors are the network's; no code in it runs.
+    """Read all of a model file; which tensors are the network's is decided later. No code in the file is run.
 
     Raises:
-        CheckpointError: it is missing, damaged, refused, or holds no state dict.
+        CheckpointError: the file is missing, damaged, refused, or holds no state dict.
     """
     path = Path(path)
     try:
         if not path.is_file():
             what = foreign.folder(path) if path.is_dir() else "a device or a pipe" if path.exists() else None
             raise CheckpointError(
-                f"{path}: expected a model file, this {'does not exist' if what is None else f'is {what}'}"
+                f"{path}: " + ("the file does not exist" if what is None else f"expected a model file, got {what}")
             )
         with path.open("rb") as stream:
             head = stream.read(foreign.HEAD)
@@ -48,12 +48,11 @@ def read(path: str | Path) -> Contents:
             raise CheckpointError(f"{path}: the file is empty")
         part = foreign.shard(path)
         if part is not None:
-            raise CheckpointError(f"{path}: {part}")
+            raise CheckpointError(f"{path}: expected a whole network, got {part}")
         kind = next((FORMATS[name] for name in FORMATS if FORMATS[name].recognises(head, path)), None)
         if kind is None:
-            what = foreign.name(head, path)
-            known = f": {what}" if what else f" (its first bytes are {head[:9]!r})"
-            raise CheckpointError(f"{path}: neither a safetensors file nor a PyTorch one{known}")
+            what = foreign.name(head, path) or f"one that begins with the bytes {head[:9]!r}"
+            raise CheckpointError(f"{path}: expected a safetensors or PyTorch file, got {what}")
         return kind.read(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
@@ -67,18 +66,18 @@ def save(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write a model file, whole or not at all; the suffix decides the format.
+    """Write a model file, completely or not at all; the suffix decides the format.
 
     Args:
-        path: ends in .safetensors, or in .pt, .pth, .bin, .ckpt or .tar, or as another format in `FORMATS` wants it.
+        path: ends in .safetensors, .pt, .pth, .bin, .ckpt or .tar, or in a suffix of another format in `FORMATS`.
         tensors: name -> tensor.
-        like: the file that they came from: every name is written as it was there, other tensors of that state dict
-            are kept, and from torch to torch all other plain data (optimiser, epoch).
+        like: the original file. Its names and the other tensors of its state dict are kept, and from torch to torch
+            all other plain data (optimiser, epoch).
         metadata: strings for a safetensors file, added to those of `like`.
         overwrite: whether a file of that name may be replaced.
 
     Raises:
-        OutputError: the suffix is unknown, the file exists, or it cannot be written.
+        OutputError: the suffix is unknown, the file already exists, or it cannot be written.
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
@@ -89,7 +88,7 @@ def save(
 
 
 def holds(path: str | Path, tensors: Mapping[str, Tensor], like: Checkpoint) -> bool:
-    """Whether a file that `save` wrote has these tensors, and everything else of that state dict, bit by bit.
+    """Whether a file that `save` wrote has these tensors, and the rest of the state dict of `like`, bit for bit.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -101,19 +100,19 @@ def holds(path: str | Path, tensors: Mapping[str, Tensor], like: Checkpoint) -> 
 
 
 def lost(path: str | Path, like: Checkpoint) -> tuple[str, ...]:
-    """What a file held besides the tensors of its state dict, and an output of that name does not."""
+    """The entries of `like` that an output named `path` cannot hold."""
     kind = format_of(Path(path))
     return () if kind is None else kind.lost(like)
 
 
 def kept(path: str | Path, like: Checkpoint) -> tuple[str, ...]:
-    """What of a file besides the tensors of its state dict goes into an output of that name as it is."""
+    """The entries of `like`, besides its weights, that an output named `path` keeps unchanged."""
     kind = format_of(Path(path))
     return () if kind is None else kind.kept(like)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal to the bit, NaN included."""
+    """Whether two tensors are equal bit for bit, NaN included."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     if a.is_quantized:
@@ -123,12 +122,12 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def check_output(path: str | Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
-    """Whether `save` can write under a name; called early, it saves a user the work that would be lost.
+    """Check that `save` can write a file; called early, before work is done that would be lost.
 
     Args:
         path: the name.
         overwrite: whether a file of that name may be replaced.
-        inputs: files that it must not be, under whatever name.
+        inputs: files that must not be overwritten, whatever name they are given by.
 
     Raises:
         OutputError: the suffix is unknown, the file is an input, or exists and may not be replaced.

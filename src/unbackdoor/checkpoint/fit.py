@@ -1,7 +1,7 @@
-"""Which tensors of a file are a network's: found by their names and shapes, which must match in full.
+"""Find a network's tensors in a file by their names and shapes, all of which must match.
 
 A file may hold more than the network (an average's counter, a loss with weights, another network), put a prefix before
-its names, spell them otherwise, leave out what is tied, or keep a weight in parts. What is not the network's is listed.
+its names, spell them differently, leave out tied tensors, or store a weight in parts. Other tensors are listed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unbackdoor.errors import CheckpointError
 #: Buffers that older files lack and nothing here reads.
 _COUNTER = "num_batches_tracked"
 
-#: Prefixes that are looked at closely: a file of a stranger's must not keep this busy.
+#: How many prefixes are tried: an untrusted file must not take long.
 _MOST_PREFIXES = 8
 
 
@@ -30,10 +30,10 @@ class _View:
     """A network's tensors as one prefix of one state dict has them.
 
     Attributes:
-        checkpoint: those that are there.
-        key: what `--key` would call them.
-        faults: how many are missing, left over, or of another shape.
-        found: how many are there.
+        checkpoint: the tensors that were found.
+        key: `--key`'s name for them.
+        faults: how many tensors are missing, left over, or of another shape.
+        found: how many tensors were found.
     """
 
     checkpoint: Checkpoint
@@ -43,15 +43,15 @@ class _View:
 
 
 def fit(contents: Contents, wanted: Mapping[str, Tensor], key: str | None = None) -> Checkpoint:
-    """The tensors of a file that are a network's; where none are in full, those that come nearest.
+    """A network's tensors in a file; if none match completely, the nearest match.
 
     Args:
         contents: the file.
-        wanted: the network's own, by name; the same tensor under two names is tied.
-        key: which part of the file, where there are several.
+        wanted: the network's tensors, by name; the same tensor under two names is tied.
+        key: which part of the file to use, if there are several.
 
     Raises:
-        CheckpointError: there is no such part, or several hold the network in full.
+        CheckpointError: there is no such part, or several match the network completely.
     """
     if key is None:
         sought = [(shown, place, "") for shown, place in contents.places.items()]
@@ -62,7 +62,7 @@ def fit(contents: Contents, wanted: Mapping[str, Tensor], key: str | None = None
     if len(whole) > 1:
         raise CheckpointError(
             f"{contents.path}: holds this network several times: {', '.join(repr(one.key) for one in whole)}; choose "
-            "one with --key; the others stay as they are"
+            "one with --key; the others are kept unchanged"
         )
     if whole:
         return whole[0].checkpoint
@@ -72,7 +72,7 @@ def fit(contents: Contents, wanted: Mapping[str, Tensor], key: str | None = None
 
 
 def folded(found: Checkpoint) -> Checkpoint:
-    """The same file, with one tensor in the place of the parts of every weight that is kept in parts."""
+    """The same file, with each weight that is stored in parts joined to one tensor."""
     composites = _composites(spell_parametrizations(found.tensors), found.tensors)
     whole_of = {part: whole for whole, stored in composites.items() for part in stored.names}
     tensors: dict[str, Tensor] = {}
@@ -89,7 +89,7 @@ def folded(found: Checkpoint) -> Checkpoint:
 
 
 def _views(contents: Contents, key: str, place: Place, within: str, wanted: Mapping[str, Tensor]) -> Iterator[_View]:
-    """What there is of a network under every prefix in a state dict, with the names as they are and spelled alike."""
+    """A network's tensors under each prefix in a state dict, by the names as they are and by common spelling."""
     state = check_tensors(contents, place)
     spellings = [(dict(zip(state, state, strict=True)), dict(zip(wanted, wanted, strict=True)))]
     if (ours := spell(state)) and (theirs := spell(wanted)):
@@ -135,14 +135,14 @@ def _view(
     }
     shown = ".".join(part for part in (key, prefix.removesuffix(".")) if part)
     faults = len(missing) + len(wrong) + len(extra)
-    if faults:  # for what is said of it alone
+    if faults:  # only used to describe the mismatch
         return _View(view(contents, key, place, {**extra, **tensors}, prefix=prefix), shown, faults, len(tensors))
     held = {name: stored for name, stored in held.items() if stored != Stored((prefix + name,))}
     return _View(view(contents, key, place, tensors, prefix=prefix, stored=held), shown, 0, len(tensors))
 
 
 def _prefixes(available: Iterable[str], spellings: Iterable[str], within: str) -> list[str]:
-    """What may stand before the network's names, the likeliest first: whatever does before its longest ones."""
+    """Possible prefixes of the network's names, the likeliest first: those found before its longest names."""
     names, wanted = set(available), list(spellings)
     anchors = sorted(wanted, key=lambda name: (-len(name), name))[:3]
     found = {
@@ -156,7 +156,7 @@ def _prefixes(available: Iterable[str], spellings: Iterable[str], within: str) -
 
 
 def _composites(spelled: Mapping[str, str], state: Mapping[str, Tensor]) -> dict[str, Stored]:
-    """Weights that are there in parts, by the name that the whole would have."""
+    """Weights that are stored in parts, by the name of the joined weight."""
     names = {spelling: name for name, spelling in spelled.items()}
     result: dict[str, Stored] = {}
     for spelling in names:

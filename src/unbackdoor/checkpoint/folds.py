@@ -1,7 +1,7 @@
-"""Weights that a file keeps in several tensors: pruning masks and weight normalisation, made one and taken apart.
+"""Weights that a file stores in several tensors (pruning masks, weight normalisation): joined, and split again.
 
-Taking apart is the exact inverse wherever nothing was changed; what was changed is stored so that the network computes
-the new weight.
+Where a weight was not changed, splitting restores the old parts exactly. Where it was, the new parts are such that the
+network computes the new weight.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ class Fold:
     """How several tensors become one, and back.
 
     Attributes:
-        first: the name of the first of them, and `whole` that of the one as a template of it.
-        rest: what the last group of the first's name is in the others.
-        fits: whether tensors under such names are what they seem.
-        join: the one that they stand for.
-        split: (the old parts, the one as it should be) -> the new parts.
+        first: pattern of the first part's name.
+        whole: template of the joined tensor's name, from the groups of `first`.
+        rest: for each other part, what replaces the last group of the first part's name.
+        fits: whether tensors with such names really are such parts.
+        join: parts -> the joined tensor.
+        split: (the old parts, the new joined tensor) -> the new parts.
     """
 
     first: re.Pattern[str]
@@ -47,13 +48,13 @@ def _masked(parts: Parts) -> Tensor:
 
 
 def _unmasked(parts: Parts, new: Tensor) -> Parts:
-    """A masked weight that is not zero now leaves the mask; a filter that became zero is zero beneath it too."""
+    """Unmask weights that are not zero now; zero the original weights of filters that became zero."""
     original, mask = parts
     old = _masked(parts)
     same = _same(old, new)
     result = torch.where(same, original, new)
     emptied = [(_rest(new, dim) == 0).all(1) & (_rest(old, dim) != 0).any(1) for dim in range(min(new.ndim, 2))]
-    # Filters are rows, or columns of a transposed convolution: whichever tells more of what changed.
+    # Filters are rows, or columns of a transposed convolution: whichever explains more of the changes.
     explained = [int((~_rest(same, dim)[rows]).sum()) for dim, rows in enumerate(emptied)]
     if any(explained):
         dim = explained.index(max(explained))
@@ -74,7 +75,7 @@ def _normed(parts: Parts) -> Tensor:
 
 
 def _unnormed(parts: Parts, new: Tensor) -> Parts:
-    """A row that changed is its own direction; one that became zero keeps a direction and has length zero."""
+    """A changed row becomes its own direction; a row that became zero keeps its direction, with length zero."""
     length, direction = (part.clone() for part in parts)
     changed = ~_rest(_same(_normed(parts), new), 0).all(1)
     norms = torch.linalg.vector_norm(_rest(new, 0).double(), dim=1)
@@ -95,7 +96,7 @@ def _rest(tensor: Tensor, dim: int) -> Tensor:
     return tensor.transpose(0, dim).reshape(tensor.shape[dim], -1)
 
 
-#: Over the names of `spell_parametrizations`.
+#: Patterns match the names that `spell_parametrizations` returns.
 FOLDS = {
     "pruning mask": Fold(re.compile(r"(.+)(_orig)"), r"\1", ("_mask",), _is_mask, _masked, _unmasked),
     "weight normalisation": Fold(

@@ -1,4 +1,4 @@
-"""What a kind of model file is: how it is told from others, read and written. Each is a file in `formats`."""
+"""The interface of a model file format: recognise, read and write. Each format is a file in `formats`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Format(Protocol):
 
     @property
     def suffixes(self) -> tuple[str, ...]:
-        """Ends of the names, in small letters, under which this is written; on reading, the content tells."""
+        """Lower-case suffixes of files that are written in this format; on reading, the content decides."""
 
     @property
     def nested(self) -> bool:
-        """Whether a file may hold several state dicts, or one below others."""
+        """Whether a file may hold several state dicts, or one inside dicts and lists."""
 
     def recognises(self, head: bytes, path: Path) -> bool:
-        """Whether a file is of this kind, by its first bytes."""
+        """Whether a file has this format, by its first bytes."""
 
     def read(self, path: Path) -> Contents:
-        """Read a file; no code in it runs.
+        """Read a file; no code in it is run.
 
         Raises:
             CheckpointError: it is damaged, refused, or holds no state dict.
@@ -40,31 +40,31 @@ class Format(Protocol):
         metadata: Mapping[str, str],
         overwrite: bool,
     ) -> None:
-        """Write a file, whole or not at all.
+        """Write a file, completely or not at all.
 
         Args:
             path: its name.
-            state: a state dict, with what it holds besides tensors.
-            like: the file, of whatever kind, that it comes from.
-            metadata: strings beside it, where this kind has room for them.
+            state: a state dict, which may hold more than tensors.
+            like: the original file, of any format.
+            metadata: strings to store, if the format can.
             overwrite: whether a file of that name may be replaced.
 
         Raises:
-            OutputError: this kind cannot hold it, or it cannot be written.
+            OutputError: the format cannot hold the state dict, or the file cannot be written.
         """
 
     def kept(self, like: Checkpoint) -> tuple[str, ...]:
-        """What of a file besides the tensors of its state dict is written again as it is."""
+        """The entries of `like`, besides its weights, that are written again unchanged."""
 
     def lost(self, like: Checkpoint) -> tuple[str, ...]:
-        """What of a file besides those tensors this kind does not hold."""
+        """The entries of `like` that this format cannot hold."""
 
 
-#: By their names; asked in this order whose a file is.
+#: All formats by name; a file has the first one that recognises it.
 FORMATS: Registry[Format] = Registry("format")
 
 
 def format_of(path: Path) -> Format | None:
-    """The format that is written under a name; None if there is none."""
+    """The format that a file name's suffix asks for; None if there is none."""
     suffix = path.suffix.lower()
     return next((FORMATS[name] for name in FORMATS if suffix in FORMATS[name].suffixes), None)

@@ -18,7 +18,7 @@ _MAX_DEPTH, _MAX_LENGTH = 3, 100
 
 
 def state_dicts(content: Any) -> dict[str, Place]:
-    """The state dicts in a file's content: as `--key` names them, and the way there; a shorter way goes first."""
+    """The state dicts in a file's content: `--key`'s name for each -> its place; shorter paths come first."""
     found: dict[str, Place] = {}
     for place in sorted(_search(content, (), {}), key=len):
         found.setdefault(".".join(map(str, place)), place)
@@ -26,7 +26,7 @@ def state_dicts(content: Any) -> dict[str, Place]:
 
 
 def _search(value: Any, place: Place, seen: dict[int, bool]) -> Iterator[Place]:
-    """The ways to state dicts; what the file has in many places is looked through once."""
+    """The paths to state dicts; an object that appears in several places is searched once."""
     first = id(value) not in seen
     if first:
         seen[id(value)] = is_state_dict(value)
@@ -39,14 +39,14 @@ def _search(value: Any, place: Place, seen: dict[int, bool]) -> Iterator[Place]:
 
 
 def _steps(value: Any) -> list[tuple[str | int, Any]]:
-    """What may be stepped into: an optimiser's state is no network, whatever it is called."""
+    """The entries to search; an optimiser's state is never a network."""
     if isinstance(value, Mapping) and "param_groups" not in value:
         return [(name, inner) for name, inner in value.items() if isinstance(name, str)]
     return list(enumerate(value)) if isinstance(value, list | tuple) and len(value) <= _MAX_LENGTH else []
 
 
 def is_state_dict(value: Any) -> bool:
-    """Names and tensors; or names, of which that of a tensor has a dot, as a module's have, with other things there."""
+    """Whether a value maps names to tensors; other values are allowed if a tensor's name has a dot, as in a module."""
     if not isinstance(value, Mapping) or not value or not all(isinstance(name, str) for name in value):
         return False
     tensors = [name for name, inner in value.items() if isinstance(inner, Tensor)]
@@ -54,13 +54,13 @@ def is_state_dict(value: Any) -> bool:
 
 
 def resolve(contents: Contents, key: str) -> tuple[str, Place, str]:
-    """What a key names: (the state dict, the way there, the prefix in it).
+    """Look up a key: returns (name of the state dict, its place, prefix of names inside it).
 
-    An entry of that very name goes before a way through several; what is left of the key inside a state dict is the
-    beginning of names.
+    An entry with exactly that name comes before a path through several. The rest of a key inside a state dict is a
+    prefix of tensor names.
 
     Raises:
-        CheckpointError: there is nothing of that name.
+        CheckpointError: nothing has that name.
     """
     if key in contents.places:
         return key, contents.places[key], ""
@@ -70,19 +70,21 @@ def resolve(contents: Contents, key: str) -> tuple[str, Place, str]:
         if rest and any(name.startswith(prefix) for name in contents.at(place)):
             return shown, place, prefix
     if not FORMATS[contents.format].nested:
-        raise CheckpointError(f"{contents.path}: --key {key}: a {contents.format} file holds one state dict only")
+        raise CheckpointError(
+            f"{contents.path}: --key {key}: a {contents.format} file holds one state dict only; leave out --key"
+        )
     raise CheckpointError(f"{contents.path}: holds no state dict under {key!r}; found {_list(contents.places)}")
 
 
 def choose(contents: Contents, key: str | None = None) -> Checkpoint:
-    """The one network in a file, by names alone.
+    """The one network in a file, found by its names.
 
     Args:
         contents: the file.
-        key: which part of it, where there are several.
+        key: which state dict to use, if there are several.
 
     Raises:
-        CheckpointError: there is no such part, there are several, or it holds what no network does.
+        CheckpointError: there is no such state dict, there are several, or it holds tensors that cannot be used.
     """
     prefix = ""
     if key is not None:
@@ -103,8 +105,8 @@ def check_tensors(contents: Contents, place: Place) -> dict[str, Tensor]:
     """The tensors of a state dict.
 
     Raises:
-        CheckpointError: one has no dense memory of its own, or claims more elements than that holds; or weights
-            are packed.
+        CheckpointError: a tensor is not dense or not on the CPU, claims more elements than the file holds, or is
+            packed (quantised).
     """
     path = contents.path
     tensors = {}
@@ -112,23 +114,25 @@ def check_tensors(contents: Contents, place: Place) -> dict[str, Tensor]:
         if not isinstance(tensor, Tensor):
             if "_packed_params" in name:
                 raise CheckpointError(
-                    f"{path}: {name!r}: packed, quantised weights, which cannot be scored or repaired; give a file of "
-                    "the network before it was quantised"
+                    f"{path}: {name!r}: packed, quantised weights cannot be scored or repaired; use the network as it "
+                    "was before quantisation"
                 )
             continue
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            raise CheckpointError(f"{path}: {name!r}: expected a dense tensor, got {tensor.layout} on {tensor.device}")
+            raise CheckpointError(
+                f"{path}: {name!r}: expected a dense CPU tensor, got {tensor.layout} on {tensor.device}"
+            )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise CheckpointError(
                 f"{path}: {name!r}: claims {tensor.numel()} elements, the file holds "
-                f"{tensor.untyped_storage().nbytes() // tensor.element_size()}"
+                f"{tensor.untyped_storage().nbytes() // tensor.element_size()}; the file is damaged"
             )
         tensors[name] = tensor
     return tensors
 
 
 def replaced(content: Any, place: Place, state: Any) -> Any:
-    """The content with another state dict at a place; everything else is as it was."""
+    """The content with a new state dict at a place; everything else is unchanged."""
     if not place:
         return state
     step, *rest = place
@@ -141,11 +145,11 @@ def replaced(content: Any, place: Place, state: Any) -> Any:
 
 
 def describe(content: Any) -> str:
-    """What stands where a state dict was expected."""
+    """Describe a content that is not a state dict, for a message."""
     if isinstance(content, Mapping):
         return "a dict with the entries " + (", ".join(map(repr, list(content)[:8])) or "(none)")
     if isinstance(content, list) and content and all(isinstance(value, Tensor) for value in content):
-        return "list of tensors without names"
+        return "a list of tensors without names"
     return type(content).__name__
 
 

@@ -1,7 +1,7 @@
-"""Other spellings of the same names: what files that circulate call the tensors of known networks.
+"""Other names for the same tensors, in published files of known networks.
 
-One spelling serves both sides: the names of a file and those of a network are spelled alike and then compared, so that
-either may be the older. Nothing is renamed in a file.
+The names of a file and those of a network are both brought to one common spelling and then compared, so that either may
+be the older. Nothing is renamed in a file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-#: Patterns, and what stands in their place.
+#: Patterns and their replacements.
 _NAMES = (
     # torchvision's published DenseNets, of the time when the name of a module could hold a dot
     (re.compile(r"(?<=\.)(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),
@@ -26,10 +26,10 @@ _HOOKS = (
 
 
 def spell(names: Iterable[str]) -> dict[str, str]:
-    """Each name -> the spelling that is common to all; empty where two of them would then be one.
+    """Each name -> its common spelling; empty if two names would become the same.
 
     Args:
-        names: all that belong together.
+        names: all names of one state dict.
     """
     result = spell_parametrizations(names)
     for pattern, other in _NAMES:
@@ -38,7 +38,7 @@ def spell(names: Iterable[str]) -> dict[str, str]:
 
 
 def spell_parametrizations(names: Iterable[str]) -> dict[str, str]:
-    """Each name -> the same, with the newer names in the place of those of weight_norm's and spectral_norm's hooks."""
+    """Each name -> the same, with the names of the old weight_norm and spectral_norm hooks replaced by the new ones."""
     result = {name: name for name in names}
     for old, new in _HOOKS:
         for first in [name for name in result if name.endswith(old[0])]:

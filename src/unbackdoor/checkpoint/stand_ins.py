@@ -1,7 +1,7 @@
-"""What lies beside the weights in a torch file: pickled objects of any class, none of which is ever made.
+"""Pickled objects next to the weights in a torch file: read around, but never created.
 
-In their place stand objects that ignore whatever is done to them: no module is imported for them, no class is
-instantiated, no function called. They are then taken out, since without their code they cannot be written back.
+Each is replaced by a stand-in that ignores all calls: no module is imported, no class instantiated, no function called.
+The stand-ins are then removed, since they cannot be written back without the objects' code.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
-#: More names than what lies beside weights has any use for.
+#: Most names of classes and functions that a file may have; ordinary files have a few.
 _MAX_NAMES = 64
 
-#: Python's own modules, under the names of Python 2 too, which torch's pickles use: an attack on the reader would call
-#: their functions, and data name no more of them than `_DATA_TYPES`.
+#: Modules of Python's standard library, also by their Python 2 names, which torch's pickles use. An attack would call
+#: their functions; ordinary data only needs those in `_DATA_TYPES`.
 _LIBRARY = sys.stdlib_module_names | IMPORT_MAPPING.keys()
 _DATA_TYPES = re.compile(
     r"_codecs\.encode|(copy_reg|copyreg)\._reconstructor|(collections|datetime|pathlib)\.\w+"
@@ -35,7 +35,7 @@ _PLAIN_KEYS = (type(None), bool, int, float, str, bytes)
 
 
 class _Kind(type):
-    """torch's reader asks whether the type of what it fills is a dict: a stand-in for one is filled in vain."""
+    """Equal to `dict`, because torch's reader checks that type before it fills a stand-in."""
 
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is dict
@@ -44,7 +44,7 @@ class _Kind(type):
 
 
 class StandIn(list[Any], metaclass=_Kind):
-    """Stands for a class, a function, and whatever either would have made; a list, for torch's reader to add to."""
+    """Replaces a class, a function, or an object made by one; a list, because torch's reader appends to it."""
 
     def __new__(cls, *_arguments: Any, **_options: Any) -> StandIn:
         return super().__new__(cls)
@@ -72,14 +72,14 @@ class StandIn(list[Any], metaclass=_Kind):
 
 
 def read_around_objects(path: Path, names: Sequence[str]) -> Any:
-    """The content of a file that holds pickled objects, with a stand-in for each.
+    """Read a file that holds pickled objects, with a stand-in for each.
 
     Args:
         path: a file that `torch.load` refuses for these objects.
         names: the classes and functions that it names.
 
     Returns:
-        None where it names a function of Python's own, or cannot be read for another reason.
+        The content; None if the file names a function of the standard library, or cannot be read.
     """
     if len(names) > _MAX_NAMES or any(_is_library(name) for name in names):
         return None
@@ -93,35 +93,35 @@ def read_around_objects(path: Path, names: Sequence[str]) -> Any:
 
 
 def is_stand_in(value: Any) -> bool:
-    """Whether an object, or its class, was pickled there."""
+    """Whether a value is a stand-in for a pickled object or its class."""
     return value is StandIn or isinstance(value, StandIn)
 
 
 def without_stand_ins(content: Any) -> tuple[Any, tuple[str, ...]]:
-    """The plain data in a content, and the names of what was taken out.
+    """The plain data in a content, and the names of the entries that were removed.
 
-    An entry of a dict goes as a whole; in a list or tuple, None stands in the place. Tensors lose whatever they were
-    given along, which may be such objects too.
+    An entry of a dict is removed as a whole; in a list or tuple, it becomes None. Attributes of tensors, which may be
+    such objects too, are dropped.
 
     Raises:
-        RecursionError: it is nested too deeply.
+        RecursionError: the content is nested too deeply.
     """
     taken: dict[str, None] = {}
     return _Cleaner(taken).plain(content, ""), tuple(taken)
 
 
 class _Cleaner:
-    """Goes through a content once, whatever it refers to many times or in a circle."""
+    """Removes stand-ins from a content; visits each object once, even if references are repeated or circular."""
 
     def __init__(self, taken: dict[str, None]) -> None:
         self.taken = taken
         self.done: dict[int, Any] = {}
 
     def plain(self, value: Any, name: str) -> Any:
-        """The value without objects; `_GONE` if it is one."""
+        """The value without stand-ins; `_GONE` if it is one."""
         if id(value) in self.done:
             return self.done[id(value)]
-        if is_stand_in(value):  # first of all: its type calls itself a dict's
+        if is_stand_in(value):  # checked first, because its type equals dict
             self.taken.setdefault(name)
             return _GONE
         if isinstance(value, Tensor):
@@ -175,7 +175,7 @@ def _is_library(name: str) -> bool:
 
 
 def _modern(name: str) -> str:
-    """A name of Python 2's as torch's reader looks it up."""
+    """A Python 2 name as torch's reader looks it up."""
     module, _, last = name.rpartition(".")
     if (module, last) in NAME_MAPPING:
         return ".".join(NAME_MAPPING[module, last])

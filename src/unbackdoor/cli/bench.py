@@ -33,7 +33,7 @@ claims_option = click.option(
 def command() -> None:
     """Run a grid of attacks, rates, data sets, networks, recipes, seeds, defences and clean shares (docs/bench.md)."""
     if importlib.util.find_spec("msgspec") is None:
-        raise MethodError("bench: expected msgspec, which is not installed: pip install 'unbackdoor[bench]'")
+        raise MethodError("bench needs msgspec, which is not installed: pip install 'unbackdoor[bench]'")
 
 
 @command.command(
@@ -192,10 +192,10 @@ def report(*, sources: tuple[Path, ...], store_path: Path, output: Path, title: 
 
 
 def _known(claims: Path | None) -> tuple[set[str], dict[str, str]]:
-    """Keys of the cells that a folder of claims says are done, and the digests of the data sets that they are about.
+    """Keys of the cells that are done in a folder of claims, and the digests of their data sets.
 
     Raises:
-        DataError: it holds none, or a file in it is no claim.
+        DataError: the folder holds no claims, or a file in it is not a claim.
     """
     from unbackdoor.leaderboard import done_in, read_digests, read_grids
 
@@ -222,11 +222,11 @@ def _duration(seconds: float) -> str:
 
 
 def _print_plan(cells: Any, found: Any) -> None:
-    """Every cell with whether it is done, and the least memory that one needs."""
+    """Print the state of every cell, and the least memory that a cell needs."""
     from unbackdoor.experiments.cell import canonical
 
     left, failed = set(found.left), {title for title, _ in found.failed.values()}
-    once = {(cell.kind, canonical(cell.config)): cell for cell in reversed(cells.cells)}  # the first of its names
+    once = {(cell.kind, canonical(cell.config)): cell for cell in reversed(cells.cells)}  # the first of equal cells
     for cell in reversed(once.values()):
         state = "left" if cell.title in left else "failed" if cell.title in failed else "done"
         click.echo(f"{state:<6} {cell.kind:<11} {cell.title}")
@@ -238,7 +238,7 @@ def _print_plan(cells: Any, found: Any) -> None:
 
 
 def _memory(cells: Any) -> float:
-    """Bytes: the largest training part once as it is and once poisoned, and four copies of the largest network."""
+    """Bytes for the largest training set, clean and poisoned, and four copies of the largest network."""
     from unbackdoor.data import dataset_spec
     from unbackdoor.experiments import Training
     from unbackdoor.models import parse_arch
@@ -247,7 +247,7 @@ def _memory(cells: Any) -> float:
     most = 0.0
     seen = {(cell.data, cell.config["arch"]) for cell in cells.cells if isinstance(cell, Training)}
     for data, arch in sorted(seen):
-        if parse_arch(arch).runs_code:  # nothing is run to tell its size
+        if parse_arch(arch).runs_code:  # its file is not run only to learn its size
             continue
         spec = dataset_spec(data)
         images = sizes.get(data, 0) * 3 * spec.size**2

@@ -1,9 +1,9 @@
 """A grid of experiments: attacks x rates x data sets x networks x recipes x seeds x defences x clean shares.
 
-In the order in which a cell passes through: a grid (`grid`) is read into cells (`cell`); `drive` asks a queue (`queue`)
-for those that are not done in the store (`store`); an engine (`engine`, `on_ray`) performs them (`perform`), and what
-comes back is settled. `adopt` takes networks over instead of training them; `standing` says how far a grid is,
-`publish` and `compact` what came of it.
+The path of a cell: a grid (`grid`) is read into cells (`cell`); `drive` takes those that are not done in the store
+(`store`) from a queue (`queue`); an engine (`engine`, `on_ray`) performs them (`perform`), and the results are stored.
+`adopt` imports networks instead of training them; `standing` shows a grid's progress, `publish` and `compact` its
+results.
 """
 
 from unbackdoor.experiments.adopt import adopt

@@ -1,4 +1,4 @@
-"""Networks that `unbackdoor train` made before are taken for a grid's trainings, where every setting is the same."""
+"""Import networks that `unbackdoor train` made as a grid's trainings, if all settings are the same."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from unbackdoor.experiments.store import Store
 from unbackdoor.settings import build
 from unbackdoor.train import Recipe
 
-#: What a training's result says beside its rates.
+#: Entries of a training's result besides its rates.
 EXTRAS = ("note", "poisoned_images", "attacked_per_batch", "parameters")
 
 
 def adopt(grid: Grid, store: Store, folders: Iterable[str | Path], digests: Mapping[str, str]) -> list[Training]:
-    """Put finished runs into a store; returns the cells that they are.
+    """Put finished runs into a store; returns their cells.
 
     Args:
-        grid: whose trainings are looked for.
-        store: what is there already stays.
-        folders: of `unbackdoor train`; those that are no cell of the grid are passed over.
-        digests: of the data sets (`check_data`).
+        grid: the grid whose trainings are imported.
+        store: the store; existing records are kept.
+        folders: folders of `unbackdoor train`; those that match no cell are skipped.
+        digests: name of a data set -> digest of its content (see `check_data`).
 
     Raises:
         DataError: a folder holds no finished run.
@@ -61,10 +61,10 @@ def adopt(grid: Grid, store: Store, folders: Iterable[str | Path], digests: Mapp
 
 
 def adopt_networks(grid: Grid, store: Store, digests: Mapping[str, str]) -> None:
-    """Take over the networks that a grid names; where it names any, it trains none.
+    """Import the networks that a grid names; a grid that names any trains none.
 
     Raises:
-        DataError: a folder holds no finished run, or one of the grid's trainings is in none of them.
+        DataError: a folder holds no finished run, or a training of the grid is in none of the folders.
     """
     adopt(grid, store, grid.networks, digests)
     for cell in grid.cells if grid.networks else ():
@@ -72,23 +72,25 @@ def adopt_networks(grid: Grid, store: Store, digests: Mapping[str, str]) -> None
             places = {folder: _differences(_read(folder)[1], _settings(cell)) for folder in grid.networks}
             nearest = min(places, key=lambda folder: len(places[folder]))
             raise DataError(
-                f"grid {grid.name!r}: expected {cell.title!r} among its networks, as it trains none; the nearest is "
-                f"{nearest}, which has {'; '.join(places[nearest])}"
+                f"grid {grid.name!r}: expected {cell.title!r} among its networks, since it lists networks and so "
+                f"trains none; the nearest is {nearest}, which has {'; '.join(places[nearest])}"
             )
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], Config]:
-    """A run's record, and everything that its result depends on."""
+    """A run's record, and the settings that its result depends on."""
     try:
         record: dict[str, Any] = json.loads((folder / "record.json").read_text(encoding="utf-8"))
         _ = record["result"], record["versions"], record["hardware"], record["seconds"]
         return record, _settings_of(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UnbackdoorError) as error:
-        raise DataError(f"{folder}: expected a folder of unbackdoor train, with its record.json: {error}") from error
+        raise DataError(
+            f"{folder}: expected a folder that unbackdoor train wrote, with a record.json: {error}"
+        ) from error
 
 
 def _settings_of(record: Mapping[str, Any]) -> Config:
-    """As a cell says them: what an older record does not know has its default."""
+    """A record's settings in the form of a cell's; settings that an older record lacks have their defaults."""
     data, attack = record["data"], record["attack"]
     recipe = {name: tuple(value) if isinstance(value, list) else value for name, value in record["recipe"].items()}
     return {
@@ -108,6 +110,4 @@ def _settings(cell: Training) -> Config:
 
 
 def _differences(found: Config, wanted: Config) -> list[str]:
-    return [
-        f"{name} {found[name]!r} where {wanted[name]!r} is asked for" for name in wanted if found[name] != wanted[name]
-    ]
+    return [f"{name} {found[name]!r} instead of {wanted[name]!r}" for name in wanted if found[name] != wanted[name]]

@@ -1,9 +1,9 @@
-"""Cells: one training, or one repair of a trained network, as a value whose content is its name.
+"""Cells: one training, or one repair of a trained network, as a value that is identified by its content.
 
 A cell's key is a digest of its canonical configuration, of the data set's content, and of the version of the code that
-performs it. Defaults are written out in the configuration, so that a cell whose defaults have changed is another cell;
-a setting that a method or an attack got later (`added`) is written out only where it is not at its default, so
-that the keys of older results stand.
+performs it. The configuration includes defaults, so that a changed default makes another cell. A setting that a method
+or an attack got later (`added`) is included only if it is not at its default, so that the keys of older results stay
+valid.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from unbackdoor.models import parse_arch
 from unbackdoor.settings import distinguishing, settings_of
 from unbackdoor.train import RECIPES, Recipe
 
-#: Of each kind's code, raised by one whenever it comes to other results: its old records are then no longer taken for
-#: its new ones. In keys and records it is called "epoch", as in those that are there.
+#: The version of each kind's code, raised by one when a change of the code changes results; older records are then not
+#: reused. Keys and records call it "epoch", as existing ones do.
 VERSIONS = {"training": 1, "repair": 1, "correlation": 1, "probe": 1}
 
 Config = dict[str, Any]
@@ -33,16 +33,16 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One experiment; its fields are what a grid says."""
+    """One experiment; its fields are the values from a grid."""
 
     kind: ClassVar[str]
 
     @property
     def config(self) -> Config:
-        """Everything that its result depends on but data and code, ready for JSON.
+        """All settings that its result depends on, ready for JSON.
 
         Raises:
-            SettingError, ArchitectureError: something in it is unknown or out of its range.
+            SettingError, ArchitectureError: a name is unknown, or a value out of range.
         """
         raise NotImplementedError
 
@@ -53,17 +53,17 @@ class Cell:
 
     @property
     def needs(self) -> Training | None:
-        """The training that must be done before."""
+        """The training that must be done first."""
         return None
 
     @property
     def versions(self) -> dict[str, int]:
-        """Of the attack and the method, where their code has come to other results since it was first written."""
+        """The versions of the attack's and the method's code that are above 1."""
         return {}
 
     @property
     def title(self) -> str:
-        """For a reader, on one line."""
+        """The cell as one line of text."""
         raise NotImplementedError
 
     def key(self, digests: Mapping[str, str]) -> str:
@@ -88,13 +88,13 @@ class Training(Cell):
 
     Attributes:
         data: name of a data set.
-        arch: as behind `--arch`.
-        attack: as behind `--attack`; None trains a clean network.
+        arch: the network, as in `--arch`.
+        attack: the attack, as in `--attack`; None trains a clean network.
         rate: share of the training images that carry the trigger.
         target: the attacker's class.
         recipe: name of a recipe.
-        epochs: instead of the recipe's number; None takes that.
-        seed: of weights, poisoned images, order and augmentation.
+        epochs: number of epochs; None takes the recipe's.
+        seed: for the weights, poisoned images, order and augmentation.
         dtype: of the stored weights.
     """
 
@@ -140,21 +140,23 @@ class Training(Cell):
         return " ".join([self.data, self.arch, attack, *more, f"seed {self.seed}"])
 
     def check(self) -> None:
-        """Names, and what must fit together, before anything runs.
+        """Check all names and settings before anything runs.
 
         Raises:
-            SettingError, ArchitectureError: something is unknown, out of its range, or does not fit.
+            SettingError, ArchitectureError: a name is unknown, a value is out of range, or two do not fit.
         """
         spec = dataset_spec(self.data)
         if self.attack is not None:
             if not 0 < self.rate <= 1:
                 raise SettingError(f"rate: expected a share above 0 and up to 1, got {self.rate}")
             if "target=" in self.attack.partition(":")[2]:
-                raise SettingError(f"attack {self.attack!r}: expected its class as a run's own key: target = 3")
+                raise SettingError(f"attack {self.attack!r}: expected the target class as a key of the run: target = 3")
             attack = read_attack(self.config["attack"])
             attack.check_data(spec)
             if attack.needs_classifier:
-                raise SettingError(f"attack {attack.name}: needs a clean network first, which grids do not give it")
+                raise SettingError(
+                    f"attack {attack.name} needs a clean network, which a grid cannot give; use unbackdoor train"
+                )
         _ = self.config
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise SettingError(f"dtype: expected float32, bfloat16 or float16, got {self.dtype!r}")
@@ -190,10 +192,10 @@ class Repair(_AfterTraining):
 
     Attributes:
         training: the network.
-        method: as behind `defend --method`; "name@preset" takes a preset's settings.
-        clean: share of the training images that the method is given; None for a method that wants none.
-        clean_seed: of their draw and of what the method draws; None likewise.
-        poisoned: share of them with the trigger, for methods that want training images; None for others.
+        method: the method, as in `defend --method`; "name@preset" takes a preset's settings.
+        clean: share of the training images for the method; None for a method that uses none.
+        clean_seed: for the choice of these images and the method's random numbers; None likewise.
+        poisoned: share of these images with the trigger, for methods that use training images; None for others.
         scores: whether the record keeps every channel's score.
     """
 
@@ -209,10 +211,10 @@ class Repair(_AfterTraining):
     def of(
         cls, training: Training, method: str, clean: float, clean_seed: int, *, poisoned: float, scores: bool
     ) -> Repair:
-        """A repair that is given what its method wants, and nothing else.
+        """A repair whose method gets the images that it needs, and no others.
 
         Raises:
-            SettingError: the method is unknown, or a share out of its range.
+            SettingError: the method is unknown, or a share is out of range.
         """
         wants = wants_images(method)
         if wants is None:
@@ -253,12 +255,12 @@ class Repair(_AfterTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class Correlation(_AfterTraining):
-    """How far channels that a trigger activates are those with a large Lipschitz constant (Figure 3).
+    """The correlation between a channel's activation by the trigger and its Lipschitz constant (Figure 3).
 
     Attributes:
         training: a backdoored network.
-        images: test images, and as many with the trigger.
-        seed: of their draw.
+        images: number of test images, each used with and without the trigger.
+        seed: for their choice.
     """
 
     kind: ClassVar[str] = "correlation"
@@ -277,11 +279,11 @@ class Correlation(_AfterTraining):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Cell):
-    """A cell that does nothing, for measuring engines and stores.
+    """A cell that does nothing, to measure engines and stores.
 
     Attributes:
-        number: its name.
-        seconds: how long it takes over that.
+        number: identifies it.
+        seconds: how long it sleeps.
     """
 
     kind: ClassVar[str] = "probe"
@@ -302,18 +304,18 @@ class Probe(Cell):
         return f"probe {self.number}"
 
 
-#: JSON of which equal values have equal bytes.
+#: JSON with equal bytes for equal values.
 canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def wants_images(method: str) -> str | None:
-    """What a method is given beside the network: "clean images", "training images", or None."""
+    """The images that a method needs: "clean images", "training images", or None."""
     needs: str = parse_method(method).needs
     return None if needs == "nothing" else needs
 
 
 def method_origins(text: str) -> dict[str, str]:
-    """Setting of a method -> where its value comes from."""
+    """Each setting of a method -> where its value comes from."""
     method = parse_method(text)
     name, _, options = text.partition(":")
     preset = name.partition("@")[2]
@@ -335,7 +337,7 @@ def method_origins(text: str) -> dict[str, str]:
 
 @functools.cache
 def _attack_version(text: str) -> dict[str, int]:
-    """Nothing for the first version: the keys of older results stand."""
+    """Empty for version 1, so that the keys of older results stay valid."""
     version = parse_attack(text).version
     return {"attack_version": version} if version > 1 else {}
 
@@ -351,7 +353,7 @@ def _method_version(text: str) -> dict[str, int]:
 def _arch(text: str, data: str) -> str:
     arch = parse_arch(text).for_classes(dataset_spec(data).num_classes)
     if arch.source == "own":
-        arch.build(device="meta")  # its options, before anything runs
+        arch.build(device="meta")  # checks its options
     return str(arch)
 
 
@@ -390,6 +392,6 @@ def method_config(text: str) -> Config:
 
 
 def _check_share(name: str, value: float) -> None:
-    """SettingError unless a share lies above 0 and up to 1."""
+    """SettingError unless 0 < share <= 1."""
     if not 0 < value <= 1:
         raise SettingError(f"{name}: expected a share above 0 and up to 1, got {value}")

@@ -1,4 +1,4 @@
-"""Records as one table: a row a cell, in a Parquet file whose bytes depend on the results alone."""
+"""All records in one table, a row per cell, in a Parquet file whose bytes only depend on the results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unbackdoor.experiments.store import Record, Store
 
 
 def rows(grid: Grid, store: Store) -> list[dict[str, Any]]:
-    """One a cell, in the order of their keys; nothing in them tells when, where or in which order they were run."""
+    """One row per cell, sorted by key; they do not depend on when, where or in which order cells were run."""
     found: dict[str, dict[str, Any]] = {}
     for cell, key, record, failure in store.outcomes(grid.cells):
         if key is not None and key not in found and (record is not None or failure is not None):
@@ -23,7 +23,7 @@ def rows(grid: Grid, store: Store) -> list[dict[str, Any]]:
 
 
 def row(cell: Cell, key: str, record: Record | None, failure: Record | None) -> dict[str, Any]:
-    """A cell's configuration and rates, flat."""
+    """A cell's configuration and rates as one flat row."""
     training = cell if isinstance(cell, Training) else cell.needs
     result = {} if record is None else record["result"]
     rates = result.get("rates") or {}
@@ -68,7 +68,9 @@ def compact(grid: Grid, store: Store, path: str | Path) -> int:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MethodError("a Parquet file needs pyarrow: pip install 'unbackdoor[data]'") from error
+        raise MethodError(
+            "a Parquet file needs pyarrow, which is not installed: pip install 'unbackdoor[data]'"
+        ) from error
     kinds = {
         **dict.fromkeys(("rate", "clean", "acc", "asr", "ra", "der"), pyarrow.float64()),
         **dict.fromkeys(("epochs", "seed", "clean_seed", "pruned", "scaled"), pyarrow.int64()),

@@ -1,4 +1,4 @@
-"""The data sets of a grid: loaded once a process, and held against what a store was begun with."""
+"""The data sets of a grid: loaded once per process, and compared with those that a store was started with."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from unbackdoor.experiments.store import Store
 
 
 def check_data(grid: Grid, store: Store, data_dir: str | None) -> dict[str, str]:
-    """The digests of the grid's data sets, held against what the store was begun with.
+    """Check that the grid's data sets are those that the store was started with; returns their digests.
 
     Raises:
-        DataError: a data set was not found, or is another than the store's.
+        DataError: a data set was not found, or differs from the store's.
     """
     for name in grid.data_sets:
         store.check_data(name, data_digest(name, data_dir))
@@ -23,7 +23,7 @@ def check_data(grid: Grid, store: Store, data_dir: str | None) -> dict[str, str]
 
 @functools.cache
 def load(data: str, split: str, data_dir: str | None) -> LabelledImages:
-    """One split, once a process."""
+    """One split of a data set, cached."""
     return load_dataset(data, split, data_dir)
 
 

@@ -1,4 +1,4 @@
-"""A grid brought to its end: what is done is left, what is not is given to an engine, what comes back is stored."""
+"""Run a grid: cells that are not done are given to an engine, and their results are stored."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def run_grid(
     known: Container[str] = frozenset(),
     on_event: Callable[[str, Cell, str], None] = lambda _event, _cell, _text: None,
 ) -> Standing:
-    """Run what is left of a grid.
+    """Run the cells of a grid that are not done.
 
     Args:
-        grid: what is to be run.
-        store: what is done; several drivers may share it.
-        engine: who does it.
+        grid: the grid.
+        store: the results; several processes may share it.
+        engine: runs the cells.
         data_dir: folder of the data sets.
         device: where workers run.
-        threads: of torch, for each worker; 0 leaves them as they are.
-        retry_failed: whether cells that failed are tried again.
-        known: keys of cells whose results are kept elsewhere, which are not done again; a training is, where a cell
-            that is left needs its network.
-        on_event: called with ("start", "done", "failed", "taken"), a cell, and what to say of it.
+        threads: torch threads of each worker; 0 keeps torch's default.
+        retry_failed: whether failed cells are tried again.
+        known: keys of cells whose results are elsewhere. They are skipped, but a training is run if another cell needs
+            its network.
+        on_event: called with "start", "done", "failed" or "taken" (by another process), a cell, and a message.
 
     Raises:
-        DataError: a data set was not found, or is another than the store's; a network that the grid names is not there.
+        DataError: a data set was not found or differs from the store's, or a network that the grid names is missing.
         OutputError: the store cannot be written.
     """
     digests = check_data(grid, store, data_dir)

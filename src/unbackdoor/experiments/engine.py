@@ -1,4 +1,4 @@
-"""What performs cells: one small interface, and the engine that does it in this process."""
+"""Engines, which run cells: the interface, and the engine that runs them in this process."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from unbackdoor.experiments.perform import Failed, Produced, Progress, Work, per
 
 
 class Engine(ABC):
-    """Runs work, and knows nothing of stores and grids."""
+    """Runs work; it does not use stores or grids."""
 
-    #: How many pieces of work it wants to hold at once.
+    #: How many pieces of work it holds at once.
     slots: int
 
     @abstractmethod
     def submit(self, key: str, work: Work) -> None:
-        """Take on a piece of work."""
+        """Accept a piece of work."""
 
     @abstractmethod
     def finished(self) -> Iterator[tuple[str, Produced | Failed]]:
-        """At least one finished piece, as soon as there is one; nothing if nothing was taken on."""
+        """Wait for at least one finished piece, and yield all that are finished; nothing if there is no work."""
 
-    def close(self) -> None:  # noqa: B027 (nothing to let go of, unless an engine says so)
-        """Let go of workers."""
+    def close(self) -> None:  # noqa: B027 (optional)
+        """Release the workers."""
 
 
 class Local(Engine):
     """One cell after the other, in this process.
 
     Args:
-        progress: told how far the cell at hand is.
+        progress: called with the progress of the running cell.
     """
 
     slots = 1
@@ -51,7 +51,7 @@ class Local(Engine):
 
 
 def attempt(work: Work, progress: Progress = lambda _done, _total, _note: None) -> Produced | Failed:
-    """Run a cell; what it raises becomes a reason."""
+    """Run a cell; an exception becomes the reason of a failure."""
     try:
         return perform(work, progress)
     except UnbackdoorError as error:

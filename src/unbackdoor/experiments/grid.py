@@ -1,4 +1,4 @@
-"""A grid as TOML: what is to be run, as products of lists.
+"""A grid in TOML: the experiments to run, as products of lists.
 
     name = "small"
     title = "..."
@@ -39,7 +39,7 @@ from unbackdoor.records import typed
 T = TypeVar("T")
 
 NONE = "none"
-#: The printed tables that may stand beside a grid, and figures that it is about.
+#: The published tables and figures that a grid may be compared with.
 PAPER = ("", "T1", "T2", "T3", "T4", "T5", "VGG", "F3", "F4", "F5")
 
 Some: TypeAlias = T | Annotated[list[T], Meta(min_length=1)]
@@ -84,13 +84,13 @@ class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Grid:
-    """What is to be run.
+    """The experiments of one file.
 
     Attributes:
         name, title: for file names and for readers.
-        paper: the printed table that stands beside it, or "".
-        cells: every cell once; a training stands before what needs it.
-        networks: folders of `unbackdoor train` that hold its networks; without any, they are trained.
+        paper: the published table that it is compared with, or "".
+        cells: every cell once; a training comes before the cells that need it.
+        networks: folders of `unbackdoor train` with its networks; if there are none, they are trained.
     """
 
     name: str
@@ -109,7 +109,7 @@ def read_grid(path: str | Path) -> Grid:
     """Read and check a grid; nothing is run.
 
     Raises:
-        SettingError: the file is missing or no TOML, a key or a value in it is unknown, or out of its range.
+        SettingError: the file is missing or not TOML, or a key or value in it is unknown or out of range.
     """
     path = Path(path)
     try:
@@ -139,12 +139,12 @@ def read_grid(path: str | Path) -> Grid:
 
 
 def _check_names(path: Path, cells: Iterable[Cell]) -> None:
-    """One network under two names would stand in two columns, and count twice in every average."""
+    """SettingError if one network has two names, since it would count twice in every average."""
     named: dict[str, Cell] = {}
     for cell in cells:
         first = named.setdefault(canonical(cell.config), cell) if isinstance(cell, Training) else cell
         if first is not cell:
-            raise SettingError(f"{path}: {first.title!r} and {cell.title!r} are one network: name it in one way")
+            raise SettingError(f"{path}: {first.title!r} and {cell.title!r} are the same network; use one name for it")
 
 
 def _cells(run: Run) -> Iterator[Cell]:
@@ -169,7 +169,7 @@ def _cells(run: Run) -> Iterator[Cell]:
 
 
 def _after_training(training: Training, run: Run) -> Iterator[Cell]:
-    """What is done with a trained network; with "none" nothing, as the training's own record holds its rates."""
+    """The cells that use a trained network; none for the method "none", as the training's record has its rates."""
     for (images,) in run.product("correlation"):
         if images and training.attack is not None:
             yield Correlation(training=training, images=images, seed=0)

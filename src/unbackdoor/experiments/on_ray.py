@@ -1,4 +1,4 @@
-"""The same interface over Ray: many GPUs, many machines, fractions of a GPU, workers that are lost and tried again."""
+"""An engine on Ray: many GPUs, many machines, fractions of a GPU, and retries for lost workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unbackdoor.errors import MethodError
 from unbackdoor.experiments.engine import Engine, attempt
 from unbackdoor.experiments.perform import Failed, Produced, Work
 
-#: How often a piece of work is begun again when its worker or its node was lost.
+#: How often a piece of work is retried when its worker or node is lost.
 RETRIES = 3
 
 
@@ -20,9 +20,9 @@ class OnRay(Engine):
 
     Args:
         address: of a running cluster; None starts one on this machine, "auto" finds one.
-        cpus: a cell's CPUs.
-        gpus: a cell's GPUs; 0.25 lets four cells share one.
-        ahead: how many cells are handed over for each that the cluster can run at once.
+        cpus: CPUs per cell.
+        gpus: GPUs per cell; 0.25 lets four cells share one.
+        ahead: how many cells are queued for each that the cluster can run at once.
 
     Raises:
         MethodError: Ray is not installed.
@@ -32,7 +32,9 @@ class OnRay(Engine):
         try:
             import ray
         except ImportError as error:
-            raise MethodError("--engine ray: expected Ray: pip install 'unbackdoor[ray]'") from error
+            raise MethodError(
+                "--engine ray needs Ray, which is not installed: pip install 'unbackdoor[ray]'"
+            ) from error
         self._ray = ray
         self._own = not ray.is_initialized()
         if self._own:
@@ -59,7 +61,7 @@ class OnRay(Engine):
                 yield key, self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
-                yield key, Failed(f"lost {RETRIES + 1} times: {reason}")
+                yield key, Failed(f"its worker was lost {RETRIES + 1} times: {reason}")
 
     def close(self) -> None:
         for reference in self._running:
@@ -70,6 +72,6 @@ class OnRay(Engine):
 
 
 def _remote(work: Work) -> Produced | Failed:
-    """On a worker: unfinished work stays in a folder of its own there."""
+    """Run on a worker, with a temporary folder for unfinished work."""
     with tempfile.TemporaryDirectory(prefix="unbackdoor-") as folder:
         return attempt(dataclasses.replace(work, folder=folder))

@@ -1,4 +1,4 @@
-"""One cell from start to record: what an engine runs, wherever it runs it."""
+"""Run one cell and make its record; engines call this on their workers."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker is given.
+    """A piece of work for a worker.
 
     Attributes:
         cell: the cell.
-        files: of the training that it needs, by name.
+        files: name -> content, of the training that it needs.
         before: the rates of that training.
-        digests: what the data sets must hold.
-        folder: where unfinished work may be left.
+        digests: name of a data set -> digest of its content.
+        folder: folder for unfinished work.
         data_dir: folder of the data sets; None takes $UNBACKDOOR_DATA.
         device: where to run.
-        threads: of torch; 0 leaves them as they are.
+        threads: torch threads; 0 keeps torch's default.
     """
 
     cell: Cell
@@ -69,7 +69,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Produced:
-    """What a worker gives back: a record, and the files that belong to it."""
+    """The result of a worker: a record, and its files by name."""
 
     record: dict[str, Any]
     files: dict[str, bytes]
@@ -81,7 +81,7 @@ class Failed:
 
     Attributes:
         reason: one line.
-        cause: "cell" where running it again may well fail again, "engine" where the machine was at fault.
+        cause: "cell" if it would probably fail again, "engine" if the machine was at fault.
     """
 
     reason: str
@@ -92,7 +92,7 @@ def perform(work: Work, progress: Progress = lambda _done, _total, _note: None) 
     """Run one cell.
 
     Raises:
-        UnbackdoorError: it cannot be run; the reason is one line.
+        UnbackdoorError: the cell cannot be run; the message is one line.
     """
     if work.threads:
         torch.set_num_threads(work.threads)
@@ -202,7 +202,7 @@ def _correlate(cell: Correlation, work: Work) -> dict[str, Any]:
 
 
 def _trained(training: Training, work: Work) -> tuple[torch.nn.Module, Any, LabelledImages]:
-    """A network out of the store's files, its attack, and the test images."""
+    """A network from the store's files, its attack, and the test images."""
     folder = Path(work.folder)
     folder.mkdir(exist_ok=True)
     for name, content in work.files.items():

@@ -1,4 +1,4 @@
-"""Records of a store as claims: values that pages are made of, without torch."""
+"""Turn a store's records into claims, from which pages are made without torch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def publish(grid: Grid, store: Store, digests: Mapping[str, str] | None = None) 
     """A claim for every cell that is done or has failed.
 
     Args:
-        grid: whose cells.
-        store: what is done.
-        digests: name of a data set -> digest of its content, of those that were not used in this store.
+        grid: the grid.
+        store: its results.
+        digests: name of a data set -> digest of its content, for data sets not used in this store.
     """
     known = {**(digests or {}), **store.digests()}
     claims, keys = [], []
@@ -43,7 +43,7 @@ def publish(grid: Grid, store: Store, digests: Mapping[str, str] | None = None) 
 
 
 def claim_of(cell: Cell, key: str, record: Record | None, failed: str | None = None) -> Claim:
-    """What one record says, or why there is none."""
+    """The claim of one record, or of a failure."""
     training = cell if isinstance(cell, Training) else cell.needs
     assert training is not None
     record = record or {}
@@ -97,7 +97,7 @@ def _counts(rates: dict[str, Any] | None) -> dict[str, Count]:
 
 @functools.cache
 def _plain(text: str) -> dict[str, Any]:
-    """Settings as a claim's file gives them back: lists for tuples."""
+    """Settings as they are read back from a claim's file: lists for tuples."""
     found: dict[str, Any] = json.loads(text)
     return found
 

@@ -1,4 +1,4 @@
-"""The cells of a grid that are left: claimed, handed out as work, and settled when they come back."""
+"""The cells of a grid that are not done: claimed, handed out as work, and stored when finished."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from unbackdoor.experiments.store import Record, Store
 
 
 class Queue:
-    """Those that can be run, and those that wait for a training.
+    """The cells that can be run, and those that wait for a training.
 
-    Cells of one key are one cell under several names: the first of them stands for all.
+    Cells with the same key are the same cell under several names; only the first is run.
 
     Args:
-        grid: whose cells.
-        store: what is done; other drivers may share it.
-        digests: of the data sets.
-        known: keys of cells whose results are kept elsewhere, which are not done again; a training is, where a cell
-            that is left needs its network.
-        retry_failed: whether cells that failed are tried again.
+        grid: the grid.
+        store: the results; other processes may share it.
+        digests: name of a data set -> digest of its content.
+        known: keys of cells whose results are elsewhere. They are skipped, but a training is run if another cell needs
+            its network.
+        retry_failed: whether failed cells are tried again.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Queue:
                 self._waiting.setdefault(keys[cell.needs], deque()).appendleft(cell)
 
     def __bool__(self) -> bool:
-        """Whether anything is left that can be run, or is at work."""
+        """Whether any cell can be run or is running."""
         return bool(self._ready or self._taken)
 
     def take(self, most: int) -> Iterator[tuple[str, Cell, Work | None]]:
-        """Claim cells while fewer than `most` are at work: key, cell and work; no work where it was done since.
+        """Claim cells until `most` are running; yields key, cell, and work (None if another process has done it).
 
         Raises:
             OutputError: the store's disk is full.
@@ -85,14 +85,14 @@ class Queue:
                 yield key, cell, None
 
     def settle(self, key: str, outcome: Produced | Failed) -> tuple[str, Cell, str]:
-        """Keep what came back: "done" or "failed", the cell, and what to say of it.
+        """Store an outcome; returns "done" or "failed", the cell, and a message.
 
-        What waited for a cell that is done comes first: its data are at hand.
+        Cells that waited for it come next, while its data set is loaded.
         """
         cell, stack = self._taken.pop(key)
         with stack:
             if isinstance(outcome, Failed):
-                if outcome.cause == "cell":  # else it is no fault of the cell's, which stays left
+                if outcome.cause == "cell":  # otherwise the cell is not at fault, and stays to be done
                     self._store.fail(cell, key, outcome.reason)
                 return "failed", cell, outcome.reason
             message = _summary(outcome.record)
@@ -102,14 +102,14 @@ class Queue:
         return "done", cell, message
 
     def close(self) -> None:
-        """Let go of what is at work."""
+        """Release the claims on running cells."""
         for _, stack in self._taken.values():
             stack.close()
         self._taken.clear()
 
 
 def _summary(record: Record) -> str:
-    """A finished cell's rates in a few words."""
+    """A finished cell's rates and time, as a short message."""
     rates = record["result"].get("rates")
     parts = []
     for name in ("acc", "asr"):

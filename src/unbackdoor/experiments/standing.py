@@ -1,4 +1,4 @@
-"""How far a grid is: what is done, at work, failed and left, and how long that may take."""
+"""A grid's progress: the cells done, running, failed and left, and the time to go."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from unbackdoor.experiments.store import Record, Store
 
 @dataclass
 class Standing:
-    """How far a grid is.
+    """A grid's progress.
 
     Attributes:
-        total: cells.
-        done: by kind of cell.
+        total: number of cells.
+        done: kind of cell -> number of cells done.
         failed: key -> (title, reason).
-        left: titles of the cells that are neither.
-        blocked: how many of those wait for a training that failed.
-        seconds: what the finished cells took together.
-        estimate: seconds that the others may take, where like cells are done; None where nothing is known.
+        left: titles of the cells that are neither done nor failed.
+        running: titles of the cells that a process is working on.
+        blocked: how many of the cells left wait for a training that failed.
+        seconds: total time of the finished cells.
+        estimate: seconds for the cells left, from similar finished cells; None if one has no similar cell.
     """
 
     total: int = 0
@@ -37,7 +38,7 @@ class Standing:
 def standing(
     grid: Grid, store: Store, digests: dict[str, str] | None = None, known: Container[str] = frozenset()
 ) -> Standing:
-    """How far a grid is, without reading any data set.
+    """A grid's progress, without reading any data set.
 
     Args:
         grid, store, known: as for `run_grid`.
@@ -97,7 +98,7 @@ def standing(
 
 
 def likeness(cell: Cell) -> str:
-    """Cells of the same likeness take about as long."""
+    """A text that is equal for cells that take about the same time."""
     training = cell if isinstance(cell, Training) else cell.needs
     place = "" if training is None else f"{training.data} {training.arch} {training.recipe} {training.epochs}"
     if isinstance(cell, Training):

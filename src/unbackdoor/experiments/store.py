@@ -1,14 +1,14 @@
-"""Where results are kept: one immutable JSON record a cell, and for a training the network beside it.
+"""Results on disk: one immutable JSON record per cell, and for a training its network.
 
-    ROOT/data/NAME.json            what the data set held when it was first used here
+    ROOT/data/NAME.json            digest of the data set when it was first used
     ROOT/training/KEY/             model.safetensors, attack.json, attack.safetensors, log.jsonl, record.json
     ROOT/repair/KEY.json           a repair's record; correlation/ and probe/ likewise
     ROOT/failed/KEY.json           why a cell failed
-    ROOT/damaged/                  records that were not what was written
-    ROOT/work/                     unfinished work; locks/ who is at it
+    ROOT/damaged/                  records that were truncated or altered
+    ROOT/work/                     unfinished work; locks/ of running cells
 
-A record carries its own SHA-256, and those of the files beside it: what was truncated or altered is found, set aside,
-and done again, so that no write waits for the disk. A record appears under its name whole or not at all.
+A record holds its own SHA-256, and those of its files. A truncated or altered record is found, moved to damaged/, and
+its cell run again, so that no write has to wait for the disk. Records are written atomically.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from unbackdoor.lock import claimed, is_claimed
 Record = dict[str, Any]
 
 RECORD = "record.json"
-#: What stands before and behind a record's own JSON.
+#: The bytes before and after a record's JSON.
 _HEAD, _TAIL, _NO_DIGEST = b'{"record":', b',"sha256":"%b"}\n', b"0" * 64
-#: The least free space, in bytes, with which work is begun.
+#: Free disk space, in bytes, that is needed to begin a cell.
 SPACE = 64 * 2**20
-#: Kinds whose results are more than a record.
+#: Kinds of cells that have files besides the record.
 FOLDERS = ("training",)
 
 
@@ -42,11 +42,11 @@ class Store:
     """Results on disk; several processes may share one.
 
     Args:
-        root: where.
-        make: whether to make it if it is missing.
+        root: its folder.
+        make: whether to make the folder if it is missing.
 
     Raises:
-        DataError: it is missing, and is not to be made.
+        DataError: the folder is missing, and `make` is false.
         OutputError: it cannot be made or written.
     """
 
@@ -54,7 +54,7 @@ class Store:
         self.root = Path(root)
         if not make:
             if not (self.root / "data").is_dir():
-                raise DataError(f"{self.root}: expected a store, as `unbackdoor bench run --store` makes it")
+                raise DataError(f"{self.root}: expected a store that `unbackdoor bench run --store` made")
             return
         try:
             for name in ("data", "failed", "damaged", "work", "locks", *VERSIONS):
@@ -64,25 +64,25 @@ class Store:
 
     @classmethod
     def empty(cls, root: str | Path) -> Store:
-        """What a store is before it is made: to be read, and nothing is in it."""
+        """An empty store, for reading only; no folder is made."""
         store = cls.__new__(cls)
         store.root = Path(root)
         return store
 
-    # What is there
+    # Reading
 
     def path(self, cell: Cell, key: str) -> Path:
-        """Of a cell's record, whether it is there or not."""
+        """The path of a cell's record, which may not exist."""
         if cell.kind in FOLDERS:
             return Path(f"{self.root}/{cell.kind}/{key}/{RECORD}")
         return Path(f"{self.root}/{cell.kind}/{key}.json")
 
     def read(self, cell: Cell, key: str, *, look: bool = False) -> Record | None:
-        """A finished cell's record; None if there is none, or it is damaged and was set aside.
+        """A finished cell's record; None if there is none, or if it was damaged and moved away.
 
         Args:
-            cell, key: whose.
-            look: whether nothing but the record is read, and nothing is set aside.
+            cell, key: the cell and its key.
+            look: only read the record: do not check its files, and do not move a damaged one.
         """
         path = self.path(cell, key)
         try:
@@ -97,11 +97,11 @@ class Store:
         return None
 
     def has(self, cell: Cell, key: str) -> bool:
-        """Whether a record is there, unread: for a quick count."""
+        """Whether a record exists, without reading it."""
         return self.path(cell, key).exists()
 
     def failure(self, key: str) -> Record | None:
-        """Why a cell failed, if it did."""
+        """The record of a cell's failure, if it failed."""
         try:
             return unsealed((self.root / "failed" / f"{key}.json").read_bytes())
         except FileNotFoundError:
@@ -110,9 +110,9 @@ class Store:
     def outcomes(
         self, cells: Iterable[Cell], digests: Mapping[str, str] | None = None
     ) -> Iterator[tuple[Cell, str | None, Record | None, Record | None]]:
-        """Each cell with its key, its record if it is done, and else its failure if it failed; nothing is set aside.
+        """Each cell with its key, its record if it is done, and its failure if it failed; nothing is changed.
 
-        The key is None where the cell's data set was never used here, nor is among `digests`.
+        The key is None if the digest of the cell's data set is neither stored here nor in `digests`.
         """
         digests = {**(digests or {}), **self.digests()}
         for cell in cells:
@@ -124,11 +124,11 @@ class Store:
             yield cell, key, record, self.failure(key) if record is None else None
 
     def folder(self, cell: Cell, key: str) -> Path:
-        """Where a training's files are."""
+        """The folder of a training's files."""
         return self.path(cell, key).parent
 
     def digests(self) -> dict[str, str]:
-        """Name of a data set -> digest of its content, of those used here."""
+        """Name of each data set used here -> digest of its content."""
         found = {}
         for path in sorted((self.root / "data").glob("*.json")):
             record = unsealed(path.read_bytes())
@@ -136,13 +136,13 @@ class Store:
                 found[record["name"]] = record["digest"]
         return found
 
-    # What comes in
+    # Writing
 
     def check_data(self, name: str, digest: str) -> None:
-        """Note a data set's content, or hold it against what was used here before.
+        """Store a data set's digest, or compare it with the one stored before.
 
         Raises:
-            DataError: it is another.
+            DataError: the digests differ.
         """
         known = self.digests().get(name)
         if known is None:
@@ -152,15 +152,15 @@ class Store:
         elif known != digest:
             raise DataError(
                 f"{self.root}: holds results on another version of {name!r} (digest {known[:12]}, this one has "
-                f"{digest[:12]}); use another store, or the data that it was begun with"
+                f"{digest[:12]}); use another store, or the data set that this one was started with"
             )
 
     def put(self, cell: Cell, key: str, record: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-        """Keep a finished cell; the record last.
+        """Store a finished cell; the record is written last.
 
         Args:
-            record: without its key and the digests of its files, which are added here.
-            files: what stands beside it, by name.
+            record: the record, to which the key and the digests of the files are added.
+            files: name -> content of the cell's files.
         """
         path = self.path(cell, key)
         full = {
@@ -179,25 +179,25 @@ class Store:
             (self.root / "failed" / f"{key}.json").unlink()
 
     def fail(self, cell: Cell, key: str, reason: str) -> None:
-        """Keep a cell's failure, with its reason."""
+        """Store a cell's failure, with its reason."""
         record = {"kind": cell.kind, "key": key, "title": cell.title, "config": cell.config, "reason": reason}
         with atomic_write(self.root / "failed" / f"{key}.json", overwrite=True, durable=False) as stream:
             stream.write(sealed(record))
 
     def forget_failure(self, key: str) -> None:
-        """So that a failed cell is tried again."""
+        """Delete a cell's failure, so that it is tried again."""
         (self.root / "failed" / f"{key}.json").unlink(missing_ok=True)
 
     def work_folder(self, key: str) -> Path:
-        """Where a cell may leave unfinished work, once it has made it; still there when it is taken up again."""
+        """The folder for a cell's unfinished work, which stays until the cell is done; the cell makes it."""
         return self.root / "work" / key
 
     @contextlib.contextmanager
     def begin(self, cell: Cell, key: str, *, retry_failed: bool = False) -> Iterator[str]:
-        """Claim a cell: it is "left" to this process; or another is at it ("busy"), or has "done" it or "failed" since.
+        """Claim a cell; yields "left" if this process has it, or another process's state: "busy", "done" or "failed".
 
         Raises:
-            OutputError: its disk has no room for the results.
+            OutputError: the disk is full.
         """
         with self.claim(key) as mine:
             if not mine:
@@ -219,13 +219,13 @@ class Store:
         }
 
     def clear_work(self, key: str) -> None:
-        """Behind a finished cell."""
+        """Delete a finished cell's work folder."""
         if (self.root / "work" / key).exists():
             shutil.rmtree(self.root / "work" / key, ignore_errors=True)
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
-        """Whether this process alone works on a cell; a process that dies lets go of its claims."""
+        """Claim a cell; yields whether that worked. A process that dies releases its claims."""
         with claimed(self.root / "locks" / key, patience=0.05) as mine:
             yield mine
 
@@ -234,16 +234,16 @@ class Store:
         return {path.name for path in (self.root / "locks").glob("*") if is_claimed(path)}
 
     def _check_space(self) -> None:
-        """OutputError unless its disk has room for the next cell's results."""
+        """OutputError if the disk has no room for the next cell's results."""
         free = shutil.disk_usage(self.root).free
         if free < SPACE:
             raise OutputError(
-                f"{self.root}: {free / 2**20:.0f} MB are free on its disk, expected {SPACE / 2**20:.0f} at least; what "
-                "is done is kept: make room, and give the same command again"
+                f"{self.root}: expected at least {SPACE / 2**20:.0f} MB of free disk space, got {free / 2**20:.0f} MB; "
+                "finished cells are kept: free some space, and run the same command again"
             )
 
     def _whole(self, path: Path, record: Record) -> bool:
-        """Whether the files beside a record are those that it was written with."""
+        """Whether a record's files are unchanged."""
         for name, digest in record.get("files", {}).items():
             file = path.parent / name
             try:
@@ -255,7 +255,7 @@ class Store:
         return True
 
     def _set_aside(self, cell: Cell, path: Path) -> None:
-        """Move what is damaged out of the way, and lose nothing."""
+        """Move a damaged result to damaged/; nothing is deleted."""
         source = path.parent if cell.kind in FOLDERS else path
         for number in range(1000):
             target = self.root / "damaged" / f"{source.name}.{number}"
@@ -271,7 +271,7 @@ def sealed(record: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(content: bytes) -> Record | None:
-    """The inverse of `sealed`; None if a single bit of it has changed."""
+    """The inverse of `sealed`; None if any bit has changed."""
     inner = content[len(_HEAD) : -len(_TAIL % _NO_DIGEST)]
     if content != _HEAD + inner + _TAIL % hashlib.sha256(inner).hexdigest().encode():
         return None

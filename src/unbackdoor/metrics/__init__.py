@@ -1,4 +1,4 @@
-"""ACC, ASR and RA, counted; and whether they can be, asked beforehand."""
+"""Measure ACC, ASR and RA, and check beforehand that they can be measured."""
 
 from unbackdoor.metrics.evaluate import evaluate_model, predict
 from unbackdoor.metrics.measure import measure

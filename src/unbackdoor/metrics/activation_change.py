@@ -1,4 +1,4 @@
-"""Trigger-activated change (TAC) of each channel, and how it goes with the channel's Lipschitz constant (Figure 3)."""
+"""Trigger-activated change (TAC) of each channel, and its correlation with the Lipschitz constant (Figure 3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def activation_change(model: nn.Module, clean: Tensor, triggered: Tensor, paths:
 
     Args:
         model: in eval mode.
-        clean, triggered: (N, 3, H, W) what the network takes, with and without the trigger.
+        clean, triggered: (N, 3, H, W) network inputs, without and with the trigger.
         paths: modules whose outputs (N, C, ...) are compared: a layer's norm where it has one, else the layer.
     """
     before, after = (_outputs(model, x, paths) for x in (clean, triggered))
@@ -26,7 +26,7 @@ def activation_change(model: nn.Module, clean: Tensor, triggered: Tensor, paths:
 
 
 def _outputs(model: nn.Module, x: Tensor, paths: list[str]) -> dict[str, Tensor]:
-    """What some modules put out."""
+    """The outputs of some modules, by path."""
     seen: dict[str, Tensor] = {}
 
     def see(path: str, _call: int, value: object) -> None:
@@ -45,11 +45,11 @@ def correlations(model: nn.Module, clean: Tensor, triggered: Tensor) -> dict[str
 
     Args:
         model: a backdoored network.
-        clean, triggered: (N, 3, H, W) what it takes, of other classes than the target, without and with the trigger.
+        clean, triggered: (N, 3, H, W) network inputs whose class is not the target, without and with the trigger.
 
     Returns:
-        {"layers": [...], "per_image": [[...] a layer], "per_layer": [...], and both again under "spearman"}; None where
-        a coefficient is not defined.
+        {"layers": [...], "images": N, "pearson": {"per_image": [[...] per layer], "per_layer": [...]}, "spearman": the
+        same}; a coefficient that is not defined is None.
     """
     model = model.float().eval()
     graph = layer_graph(model)
@@ -73,14 +73,14 @@ def correlations(model: nn.Module, clean: Tensor, triggered: Tensor) -> dict[str
 
 
 def coefficient(a: Tensor, b: Tensor) -> float | None:
-    """Pearson's, of (C,) and (C,); None where one of them does not vary."""
+    """Pearson's coefficient of (C,) and (C,); None if one of them is constant."""
     a, b = a - a.mean(), b - b.mean()
     length = float(a.norm() * b.norm())
     return float(a @ b) / length if length > 0 else None
 
 
 def ranks(values: Tensor) -> Tensor:
-    """(N, C) -> (N, C): each value's rank in its row, ties sharing the mean of theirs."""
+    """(N, C) -> (N, C): each value's rank in its row, ties get the mean of their ranks."""
     below = (values[:, None, :] < values[:, :, None]).sum(2)
     equal = (values[:, None, :] == values[:, :, None]).sum(2)
     return below.double() + (equal.double() - 1) / 2

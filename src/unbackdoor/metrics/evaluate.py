@@ -1,4 +1,4 @@
-"""Run a network over a test set and count."""
+"""Run a network on a test set, and count its correct and attacked predictions."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def predict(
     Args:
         images: (N, C, H, W) uint8.
         prepare: turns a batch of them into what the network expects.
-        output: which part of what the network returns is its logits: a key, a number or a field's name.
+        output: which part of the network's output is the logits: a key, a number or a field's name.
         progress: called with the number of images of each batch done.
 
     Returns:
-        (N,) int64 on the CPU; NO_CLASS where a logit is not a number (argmax would call that a class).
+        (N,) int64 on the CPU; NO_CLASS if a logit is NaN, which argmax would take for the class.
 
     Raises:
         ArchitectureError: the network does not answer with one logit a class.
@@ -84,10 +84,10 @@ def evaluate_model(
         images: (N, C, H, W) uint8 clean test images.
         labels: (N,) int64.
         prepare: turns a uint8 batch into what the network expects (`data.normalise`).
-        attack: stamps the images whose class is not the one it asks for.
+        attack: puts its trigger on the images whose class is not the target.
         num_classes: of the data set; the largest label + 1 if None. Only all-to-all attacks need it.
-        output: which part of what the network returns is its logits: a key, a number or a field's name.
-        progress: called with (images done, images in all).
+        output: which part of the network's output is the logits: a key, a number or a field's name.
+        progress: called with (images done, total images).
 
     Raises:
         ArchitectureError: the network does not answer with one logit a class.

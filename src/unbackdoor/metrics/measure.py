@@ -30,11 +30,11 @@ def measure(
     """ACC, ASR and RA of a network on a data set; half-precision weights are used in float32.
 
     Args:
-        output: which part of what the network returns is its logits (see `unbackdoor.outputs`).
-        progress: called with (images done, images in all).
+        output: which part of the network's output is the logits (see `unbackdoor.outputs`).
+        progress: called with (images done, total images).
 
     Raises:
-        ArchitectureError: the network cannot see the images, or has another number of classes.
+        ArchitectureError: the network fails on the images, or has another number of classes.
         SettingError: the attack does not fit the data set.
     """
     if attack is not None:

@@ -1,8 +1,7 @@
-"""ACC, ASR and RA counted from predictions.
+"""ACC, ASR and RA (the share of triggered images with their true class), counted from predictions.
 
-Of ten published evaluation scripts some count target-class images into the ASR, some drop the target class from
-the ACC; here ACC is over the whole clean test set, ASR and RA over the triggered images whose true class is not
-the target.
+ACC is over the whole clean test set, ASR and RA over the triggered images whose true class is not the target. Some
+published scripts count images of the target class in the ASR, or leave them out of the ACC.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from unbackdoor.findings import Rate
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> Rate:
-    """ACC: (N,) predicted classes against (N,) true classes."""
+    """ACC: the share of (N,) predictions that equal the (N,) true classes."""
     return Rate(int((predictions == labels).sum()), len(labels))
 
 
@@ -23,8 +22,7 @@ def attack_success(predictions: Tensor, labels: Tensor, targets: Tensor | int) -
     Args:
         predictions: (N,) classes predicted for triggered images.
         labels: (N,) their true classes.
-        targets: the attacker's class, or (N,) the class that is asked for each image; rows whose true class it is are
-            left out here.
+        targets: the attacker's class, or (N,) one per image; images whose true class it is are not counted.
     """
     others = labels != targets
     total = int(others.sum())

@@ -1,4 +1,4 @@
-"""Whether a network can see a data set's images, and a device can be used: asked before hours are spent."""
+"""Check that a network can process a data set's images and that a device works, before time is spent."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def check_answer(
     name: str = "the network",
     output: str | None = None,
 ) -> None:
-    """Show a network two black images; its mode is restored, and no generator is touched.
+    """Run a network on two black images; its mode and all random generators are restored.
 
     Args:
-        training: in training mode, which moves the network's running statistics.
-        name: what a reader calls it.
-        output: which part of what it returns is its logits (see `unbackdoor.outputs`).
+        training: whether to run in training mode, which changes the running statistics.
+        name: the network's name in messages.
+        output: which part of its output is the logits (see `unbackdoor.outputs`).
 
     Raises:
-        ArchitectureError: it fails, or does not answer with one logit a class.
+        ArchitectureError: the network fails, or does not return one logit per class.
     """
     modes = {module: module.training for module in model.modules()}
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
@@ -38,7 +38,7 @@ def check_answer(
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArchitectureError(
-            f"{name} cannot see the {spec.size}x{spec.size} {'grey ' if spec.channels == 1 else ''}pixels of "
+            f"{name} cannot process the {spec.size}x{spec.size} {'grey ' if spec.channels == 1 else ''}images of "
             f"{spec.title}: {reason}; choose another network{_other_channels(model, spec)}"
         ) from error
     finally:
@@ -48,16 +48,18 @@ def check_answer(
     if output is not None:
         answer = part_of(answer, output)
     if not isinstance(answer, Tensor) or answer.ndim != 2 or len(answer) != 2:
-        raise ArchitectureError(f"{name}: expected (2, classes) logits for two images{where}, got {described(answer)}")
+        raise ArchitectureError(
+            f"{name}: expected logits of shape (2, classes) for two images{where}, got {described(answer)}"
+        )
     if answer.shape[1] != spec.num_classes:
         raise ArchitectureError(
-            f"{name} tells {answer.shape[1]} classes apart, {spec.title} has {spec.num_classes}: give another network, "
-            "or another data set"
+            f"{name}: expected the {spec.num_classes} classes of {spec.title}, got {answer.shape[1]}; choose another "
+            "network or data set"
         )
 
 
 def check_device(device: str) -> None:
-    """SettingError unless tensors can be put on `device`."""
+    """SettingError if tensors cannot be put on `device`."""
     try:
         torch.empty(1, device=device).item()
     except Exception as error:
@@ -66,7 +68,7 @@ def check_device(device: str) -> None:
 
 
 def _other_channels(model: nn.Module, spec: DatasetSpec) -> str:
-    """The other way out, where grey images meet a network for colour ones, or colour images one for grey ones."""
+    """The hint to use other images, if a network for colour images gets grey ones, or the other way round."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None or first.in_channels == spec.channels or first.in_channels not in (1, 3):
         return ""

@@ -25,7 +25,7 @@ from unbackdoor.train.resume import keep, restore
 
 @dataclass(frozen=True)
 class Step:
-    """What the loop tells after each step: for a progress bar."""
+    """The state of the training loop after a step, for a progress bar."""
 
     epoch: int
     step: int
@@ -35,14 +35,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What the loop tells after each epoch: for a log.
+    """The state of the training loop after an epoch, for a log.
 
     Attributes:
         number: from 1.
         loss: mean over the training images.
         accuracy: on the augmented training images, poisoned ones included.
         images_per_second: training only.
-        watched: what `fit`'s `watch` said behind it.
+        watched: what `fit`'s `watch` returned after it.
     """
 
     number: int
@@ -96,18 +96,18 @@ def fit(
     Args:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64.
-        spec: normalisation, and whether mirror images are allowed.
-        seed: of the order, the augmentation and the dropout.
+        spec: the data set, for normalisation and for whether images may be mirrored.
+        seed: for the order, the augmentation and the dropout.
         session: of an attack that edits the batches.
         penalty: a loss that is added in each step; a run can only be resumed with one of the same text (`repr`).
         compiled: whether the forward pass goes through torch.compile.
         resume: a file that holds the state after the last full epoch; read if it exists, written after each.
-        overwrite: whether a resume file that is damaged or another run's is replaced.
-        attack: what else tells this run from others, for the resume file.
+        overwrite: whether a resume file that is damaged or from another run is replaced.
+        attack: the attack as text, which identifies the run in the resume file.
         log: gets every epoch, those of the resumed run first.
         watch: called after each epoch, with the network in eval mode; what it returns goes into the log.
         on_step: called after each step.
-        on_begin: called with (steps done, steps in all) while the session prepares itself.
+        on_begin: called with (steps done, total steps) while the session is prepared.
 
     Raises:
         CheckpointError: the resume file is damaged, or belongs to another network, recipe, seed or training set.
@@ -218,14 +218,14 @@ def _draw_of(seed: int, epoch: int) -> int:
 
 @contextlib.contextmanager
 def _seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """What a network draws by itself (dropout) comes from (seed, epoch) too; the global generators are put back."""
+    """Seed the network's own random numbers (dropout) from (seed, epoch); the global generators are restored."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(~_draw_of(seed, epoch))  # other numbers than those of the order
+        torch.manual_seed(~_draw_of(seed, epoch))  # not the same numbers as for the order
         yield
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:
-    """Of an epoch: the rest is a smaller batch; a single image joins the one before, for BatchNorm needs two values."""
+    """The batch sizes of an epoch: the last may be smaller, but not 1, because BatchNorm needs two values."""
     full, rest = divmod(images, batch_size)
     if rest == 1 and full:
         return [batch_size] * (full - 1) + [batch_size + 1]
@@ -233,7 +233,7 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
 
 
 def _fingerprint(images: Tensor, labels: Tensor) -> str:
-    """Of a training set, poisoned images and all."""
+    """A digest of a training set, including poisoned images."""
     digest = hashlib.sha256()
     for tensor in (images, labels):
         digest.update(tensor.contiguous().cpu().numpy().data)

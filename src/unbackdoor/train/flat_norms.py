@@ -5,7 +5,7 @@ LPP and CLP presume that backdoor channels stand out of their layer. Whoever tra
     flat_norms * mean over layers of Var_j(LC_j) / mean_j(LC_j)^2
 
 to the loss, LC_j being the channel's folded norm (`unbackdoor.lipschitz`) with the running variance held fixed, and so
-trade a little accuracy for channels that do not. This says where such defences end.
+trade a little accuracy for channels that do not. It shows the limits of such defences.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Flatness:
                 parts = (tensors[layer.weight], tensors[norm.weight], tensors[norm.var])
                 self._layers.append((*parts, norm.eps))
         if not self._layers:
-            raise SettingError("flat_norms: expected a network with a BatchNorm behind a layer, this one has none")
+            raise SettingError("flat_norms: expected a network with a BatchNorm after a layer, found none")
 
     def __repr__(self) -> str:
         return f"Flatness(weight={self.weight})"

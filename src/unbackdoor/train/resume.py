@@ -1,4 +1,4 @@
-"""The state after a full epoch, on disk: where a run that was stopped goes on."""
+"""The training state after a full epoch, on disk, so that a stopped run can be resumed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from unbackdoor.errors import CheckpointError
 
 
 def keep(file: Path, parts: Mapping[str, Any], log: list[dict[str, Any]], identity: Mapping[str, str]) -> None:
-    """Write the state, whole or not at all.
+    """Write the state, completely or not at all.
 
     Args:
-        parts: name -> what has a `state_dict`.
-        log: one entry an epoch.
-        identity: what the run is, by kind ("seed", "recipe", ...): a run of another identity must not go on from here.
+        parts: name -> an object with a `state_dict`.
+        log: one entry per epoch.
+        identity: what identifies the run ("seed", "recipe", ...); only a run with the same identity may resume it.
 
     Raises:
         OutputError: it cannot be written.
@@ -32,13 +32,13 @@ def keep(file: Path, parts: Mapping[str, Any], log: list[dict[str, Any]], identi
 def restore(
     file: Path, parts: Mapping[str, Any], identity: Mapping[str, str], *, overwrite: bool = False
 ) -> list[dict[str, Any]]:
-    """Put a state back, if there is one; returns its log, with one entry an epoch.
+    """Load a state, if there is one; returns its log, with one entry per epoch.
 
     Args:
-        overwrite: whether a state that is damaged or another run's is passed over, to be replaced.
+        overwrite: whether a state that is damaged or from another run is ignored, to be replaced.
 
     Raises:
-        CheckpointError: the state is damaged, or another run's.
+        CheckpointError: the state is damaged, or from another run.
     """
     if not file.exists():
         return []
@@ -65,11 +65,11 @@ def _read(file: Path, identity: Mapping[str, str]) -> dict[str, Any]:
         _ = state["states"], state["log"]
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{file}: not a state to resume from ({reason}); remove it to start afresh") from error
+        raise CheckpointError(f"{file}: cannot be resumed from ({reason}); delete it to start again") from error
     different = [kind for kind in (*identity, *theirs) if identity.get(kind) != theirs.get(kind)]
     if different:
         raise CheckpointError(
-            f"{file}: belongs to another run (other {', '.join(dict.fromkeys(different))}); repeat its settings, "
-            "choose another folder, or start afresh with --force"
+            f"{file}: belongs to another run (different {', '.join(dict.fromkeys(different))}); use its settings, "
+            "choose another folder, or start again with --force"
         )
     return state

@@ -1,4 +1,4 @@
-"""The kinds of model files. A file in this folder is one as soon as it registers itself."""
+"""The model file formats; each file in this folder registers its own."""
 
 from unbackdoor.checkpoint.formats import safetensors, torch  # in this order: a safetensors file may begin as any other
 

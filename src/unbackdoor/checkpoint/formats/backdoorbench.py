@@ -1,14 +1,14 @@
-"""A layout of torch's files, BackdoorBench's `attack_result.pt`: of what is in it, only the network is taken."""
+"""BackdoorBench's `attack_result.pt`, a torch file of which only the network is read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-#: What describes the network; `defense_result.pt` holds the same.
+#: The entries that describe the network; `defense_result.pt` has the same.
 MODEL, MODEL_NAME, NUM_CLASSES = "model", "model_name", "num_classes"
 
-#: What tells an attack's result from any other file.
+#: Entries by which an attack's result is recognised.
 _DATA = ("clean_data", "bd_train", "bd_test")
 
 
@@ -22,7 +22,7 @@ def network_part(content: Any) -> dict[str, Any] | None:
 
 
 def network_named(content: Any) -> tuple[str, int] | None:
-    """The network's name and its classes, where a file's content says them."""
+    """The network's name and its number of classes, if the content holds them."""
     entries = content if isinstance(content, Mapping) else {}
     name, classes = entries.get(MODEL_NAME), entries.get(NUM_CLASSES)
     return (name, classes) if isinstance(name, str) and type(classes) is int else None

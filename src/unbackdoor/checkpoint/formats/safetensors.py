@@ -1,4 +1,4 @@
-"""safetensors files: tensors and strings, nothing that runs."""
+"""safetensors files: tensors and strings, and no code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read(path: Path) -> Contents:
     """Read a file.
 
     Raises:
-        CheckpointError: it is not a safetensors file, a damaged one, or an empty one.
+        CheckpointError: it is not a safetensors file, is damaged, or holds no tensors.
     """
     try:
         _check_header(path)
@@ -41,23 +41,23 @@ def read(path: Path) -> Contents:
 
 
 def _check_header(path: Path) -> None:
-    """Refuse what the format's own reader takes: a header that is huge, or names a tensor twice (ValueError)."""
+    """Refuse what the safetensors library accepts: a huge header, or a tensor named twice (ValueError)."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > MAX_HEADER:
-            raise ValueError(f"its header claims {length} bytes, more than {MAX_HEADER}")
+            raise ValueError(f"expected a header of at most {MAX_HEADER} bytes, got {length}")
         json.loads(stream.read(length), object_pairs_hook=_without_repeats)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise ValueError("a name stands twice in its header")
+        raise ValueError("a name appears twice in its header")
     return result
 
 
 def _in_order(data: bytes) -> tuple[bytes, memoryview]:
-    """A file's header with its strings sorted, and its body: the library writes the strings in a random order."""
+    """A file's header with its strings sorted, and its body; the library writes the strings in random order."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -69,13 +69,15 @@ def _in_order(data: bytes) -> tuple[bytes, memoryview]:
 def save(
     path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None, overwrite: bool
 ) -> None:
-    """Write a file, whole or not at all.
+    """Write a file, completely or not at all.
 
-    Tensors that share memory are written once each, as the format wants; loading them gives equal values, and the
-    module that they are loaded into restores the tie.
+    Tensors that share memory are written separately, as the format requires; the module that they are loaded into ties
+    them again.
     """
-    if "__metadata__" in tensors:  # the library writes it, and a file that nobody can read
-        raise OutputError(f"{path}: safetensors cannot hold these tensors: '__metadata__' is no name for one")
+    if "__metadata__" in tensors:  # the library would write a file that it cannot read
+        raise OutputError(
+            f"{path}: safetensors cannot hold these tensors: the name '__metadata__' is reserved; rename that tensor"
+        )
     plain = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -88,7 +90,7 @@ def save(
     try:
         data = _to_bytes(plain, metadata={"format": "pt", **(metadata or {})})
     except Exception as error:
-        raise OutputError(f"{path}: safetensors cannot hold these tensors: {error}; write a .pt file") from error
+        raise OutputError(f"{path}: safetensors cannot hold these tensors: {error}; save them as a .pt file") from error
     header, body = _in_order(data)
     with atomic_write(path, overwrite=overwrite) as stream:
         stream.write(header)
@@ -102,7 +104,7 @@ class Safetensors:
     nested = False
 
     def recognises(self, head: bytes, path: Path) -> bool:
-        """By the header behind its length; where that is beyond reason, only if it is nothing else."""
+        """By the header after its length; if that is too large, only if the file is nothing else that is known."""
         plausible = int.from_bytes(head[:8], "little") <= MAX_HEADER
         return head[8:9] == b"{" and (plausible or foreign.name(head, path) is None)
 

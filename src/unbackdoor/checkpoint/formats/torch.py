@@ -24,13 +24,13 @@ from unbackdoor.checkpoint.places import describe, replaced, state_dicts
 from unbackdoor.checkpoint.stand_ins import is_stand_in, read_around_objects, without_stand_ins
 from unbackdoor.errors import CheckpointError
 
-#: What the pickle of a plain state dict names; `torch.load` decides, this only keeps them out of a message.
+#: Names in the pickle of any plain state dict, which messages leave out; what is allowed, `torch.load` decides.
 _PLAIN = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.(\w*Storage|Size|device|\w*\d+)")
 
 _NUMPY = re.compile(r"_codecs\.encode|(numpy|ndarray)\..*")
 
-#: Never how to open it elsewhere: whoever made it can, a reader who does not trust it must not.
-_ASK_AUTHOR = "ask whoever made it for a file of model.state_dict() alone"
+#: Never how to open the file by other means, since that would run its code.
+_ASK_AUTHOR = "ask its author for a file with model.state_dict() only"
 
 #: Functions that may allocate any amount of memory, spelled as a pickle names them.
 _ALLOCATORS = (b"\nbytearray\n", b"\n_rebuild_device_tensor_from_")
@@ -56,7 +56,7 @@ def read(path: Path) -> Contents:
         raise CheckpointError(_refusal(path, objects))
     if not places:
         raise CheckpointError(
-            f"{path}: expected a state dict (names and tensors), at the top or up to three levels below; "
+            f"{path}: expected a state dict (names and tensors), at the top or up to three levels down, "
             f"got {describe(content)}"
         )
     if objects:
@@ -71,16 +71,16 @@ def read(path: Path) -> Contents:
 
 
 def _check_whole(path: Path, state: Mapping[str, Any]) -> None:
-    """Refuse a state dict that has an object in the place of a tensor, whose name has a dot."""
+    """Refuse a state dict with an object in place of a tensor, which is known by the dot in its name."""
     for name, value in state.items():
         if is_stand_in(value) and "." in name and not name.endswith("_extra_state"):
             raise CheckpointError(f"{path}: refused: {name!r} is a pickled object, not a tensor; {_ASK_AUTHOR}")
 
 
 def _content(path: Path) -> tuple[Any, tuple[str, ...]]:
-    """What a file holds, and the names of the pickled objects in it, for which it has stand-ins."""
+    """A file's content, with stand-ins for pickled objects, and the names of these objects."""
     try:
-        # From a stream, since of a path torch.load believes the suffix.
+        # From a stream, because torch.load trusts a path's suffix.
         with path.open("rb") as stream, warnings.catch_warnings(action="ignore"):
             return torch.load(stream, map_location="cpu", weights_only=True), ()
     except Exception as error:
@@ -89,7 +89,7 @@ def _content(path: Path) -> tuple[Any, tuple[str, ...]]:
             content = read_around_objects(path, calls)
             if content is None and all(_NUMPY.fullmatch(name) for name in calls) and not zipfile.is_zipfile(path):
                 raise CheckpointError(
-                    f"{path}: refused: a pickle of NumPy arrays, which torch.save did not write; {_ASK_AUTHOR}"
+                    f"{path}: refused: a pickle of NumPy arrays that torch.save did not write; {_ASK_AUTHOR}"
                 ) from error
             if content is None:
                 raise CheckpointError(_refusal(path, calls)) from error
@@ -109,16 +109,16 @@ def _refusal(path: Path, names: Sequence[str]) -> str:
 
 
 def save(path: Path, content: Any, *, overwrite: bool) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file, completely or not at all."""
     with atomic_write(path, overwrite=overwrite) as stream:
         torch.save(content, stream)
 
 
 def named_callables(path: Path) -> list[str]:
-    """Every class or function that the file's pickles name besides those of tensors; read, not called.
+    """Every class or function that the file's pickles name, except those of tensors; none is called.
 
     Returns:
-        Sorted, for example ["builtins.exec"]; what is readable of a damaged file.
+        Sorted names, for example ["builtins.exec"]; of a damaged file, those that can be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -134,7 +134,7 @@ def named_callables(path: Path) -> list[str]:
 
 
 def _globals(stream: BinaryIO) -> Iterator[str]:
-    """The globals of the pickles that stand one behind the other, as far as they can be read."""
+    """The globals in a sequence of pickles, as far as they can be read."""
     strings: list[str] = []
     try:
         while True:
@@ -145,12 +145,12 @@ def _globals(stream: BinaryIO) -> Iterator[str]:
                     yield ".".join(strings[-2:])
                 elif isinstance(argument, str):
                     strings.append(argument)
-    except Exception:  # the end of the file, or of what is a pickle in it
+    except Exception:  # the end of the file, or of its pickles
         return
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse what torch's reader would take: compressed, encrypted, repeated, overlapping or damaged entries."""
+    """Refuse what torch's reader accepts: compressed, encrypted, repeated, overlapping or damaged entries."""
     try:
         if not zipfile.is_zipfile(path):
             return
@@ -158,16 +158,16 @@ def _check_archive(path: Path) -> None:
             entries = archive.infolist()
             names = {entry.filename for entry in entries}
             if any(name.endswith("/constants.pkl") for name in names):
-                raise CheckpointError(f"{path}: refused: a TorchScript program, which is code; {_ASK_AUTHOR}")
+                raise CheckpointError(f"{path}: refused: a TorchScript program, which contains code; {_ASK_AUTHOR}")
             if names and not any(name.endswith("/data.pkl") for name in names):
-                raise CheckpointError(f"{path}: {foreign.archive(names)}")
+                raise CheckpointError(f"{path}: expected a PyTorch file, got {foreign.archive(names)}")
             for entry in entries:
                 if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                     raise CheckpointError(f"{path}: refused: its entry {entry.filename!r} is compressed or encrypted")
                 if entry.is_dir() or entry.external_attr & _FOLDER:
-                    raise CheckpointError(f"{path}: refused: its entry {entry.filename!r} says that it is a folder")
+                    raise CheckpointError(f"{path}: refused: its entry {entry.filename!r} is marked as a folder")
             if len(names) < len(entries) or sum(entry.file_size for entry in entries) > path.stat().st_size:
-                raise CheckpointError(f"{path}: refused: entries of this archive overlap or come twice")
+                raise CheckpointError(f"{path}: refused: entries of this archive overlap or are repeated")
             damaged = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         raise CheckpointError(f"{path}: not a readable PyTorch file: {_first_line(error)}") from error
@@ -196,7 +196,7 @@ def _first_line(error: BaseException) -> str:
 
 
 class Torch:
-    """State dicts, in dicts and lists with whatever plain data."""
+    """State dicts, inside dicts and lists with other plain data."""
 
     suffixes = (".pt", ".pth", ".bin", ".ckpt", ".tar")
     nested = True
@@ -222,7 +222,7 @@ class Torch:
         save(path, state if like is None else replaced(like.container, like.place, state), overwrite=overwrite)
 
     def kept(self, like: Checkpoint) -> tuple[str, ...]:
-        """What stands around the state dict, and what it holds."""
+        """Everything around the state dict."""
         return entries_around(like)
 
     def lost(self, like: Checkpoint) -> tuple[str, ...]:
