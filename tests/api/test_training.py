@@ -471,7 +471,7 @@ def test_too_small_a_rate_is_refused(tmp_path: Path) -> None:
     """Before a trigger is made, and before there is a folder."""
     for text, message in (
         ("ssba", "poisons none"),
-        ("wanet", r"expected at least one attacked image, 2 epochs would see 0.064 on average"),
+        ("wanet", r"expected at least one attacked image, but 2 epochs would see 0.064 on average"),
     ):
         with pytest.raises(SettingError, match=message):
             train_run(replace(RUN, rate=0.001, attack=parse_attack(text)), TRAIN, TEST, tmp_path / "out")

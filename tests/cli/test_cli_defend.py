@@ -105,8 +105,8 @@ def test_presets(images: LabelledImages) -> None:
         (("--method", "bnp", "--data", "cifar10", "--clean", "0", "--evaluate"), "clean subset: expected a share"),
         (("--method", "bnp", "--data", "cifar10", "--clean", "70.5", "--evaluate"), "or a whole number of images"),
         (("--method", "bnp", "--data", "cifar10", "--clean", "999", "--evaluate"), "expected 1 to 100 images"),
-        (("--method", "bnp", "--data", "cifar10", "--poisoned", "0.1", "--evaluate"), "bnp wants clean images"),
-        (("--method", "ep", "--data", "cifar10", "--poisoned", "0.1", "--evaluate"), "only with an attack"),
+        (("--method", "bnp", "--data", "cifar10", "--poisoned", "0.1", "--evaluate"), "bnp uses clean images"),
+        (("--method", "ep", "--data", "cifar10", "--poisoned", "0.1", "--evaluate"), "poisoned images need an attack"),
         (("--method", "ft", "--data", "cifar10", "--device", "moon", "--evaluate"), "device 'moon' cannot be used"),
         (
             ("--method", "ft", "--data", "cifar10", "--attack", "badnet:target=10"),
@@ -172,8 +172,8 @@ def test_detecting_in_the_packaged_network(
     [
         (("--method", "nx"), "unknown detector 'nx'"),
         (("--method", "nc:steps=0"), "steps: expected a whole number of at least 1"),
-        (("--method", "nc", "--poisoned", "0.1", "--attack", "badnet"), "nc wants clean images"),
-        (("--method", "ac", "--poisoned", "0.1"), "only with an attack"),
+        (("--method", "nc", "--poisoned", "0.1", "--attack", "badnet"), "nc uses clean images"),
+        (("--method", "ac", "--poisoned", "0.1"), "poisoned images need an attack"),
         (("--method", "ac", "--images", "1e9"), "expected 1 to 100 images"),
         (("--method", "ac", "--images", "inf"), "or a whole number of images"),
         (("--method", "ac", "--seed", "9" * 30), "seed: expected a number from 0 to"),
