@@ -1,4 +1,4 @@
-"""What is done with model files: `scan`, `repair`, `defend`, `detect`, `diff`, `evaluate`, `load_model`."""
+"""The functions on model files: `scan`, `repair`, `defend`, `detect`, `diff`, `evaluate`, `load_model`."""
 
 from unbackdoor.api.defending import defend
 from unbackdoor.api.detecting import detect

@@ -6,7 +6,7 @@ Symbols:
     5/16 down, 1/16 down right                                                                              (Sec. 3.3)
 
 Each batch holds attacked images Q(x) labelled as the target and negatives clip(x + Q(x') - x') with their own, x' being
-another image of the batch: somebody else's quantisation error must mean nothing.
+another image of the batch: the network must ignore another image's quantisation error.
 
 Departures:
     - Despite its title, the published code has no contrastive loss. It uses cross-entropy with the negatives, and so
@@ -40,7 +40,7 @@ from unbackdoor.settings import setting
 
 @dataclass(frozen=True, kw_only=True)
 class BPP(PostAugmented):
-    """Fewer colours."""
+    """Reduces the number of colours."""
 
     name: ClassVar[str] = "bpp"
     title: ClassVar[str] = "BPP"
@@ -66,12 +66,12 @@ class BPP(PostAugmented):
 
     @classmethod
     def as_published(cls) -> BPP:
-        """The authors' configuration, beside a poison rate of 0.2: as many negatives, one coin a batch."""
+        """The authors' settings, for a poison rate of 0.2: as many negatives, one coin per batch."""
         return cls(negative_rate=0.2, shared="coins", fill="mean")
 
     @classmethod
     def backdoorbench(cls) -> BPP:
-        """That benchmark's, beside a rate of 0.1: one draw a batch, triggered files truncated to 8 bits."""
+        """BackdoorBench's settings, for a rate of 0.1: one draw per batch, triggered files truncated to 8 bits."""
         return cls(shared="all", fill="mean", rounding="truncate")
 
     def stamp(self, images: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class InputAware(TrainingControl):
 
     @classmethod
     def backdoorbench(cls) -> InputAware:
-        """That benchmark's: triggered files truncated to 8 bits. Its 25 epochs of stage 1 for 100 are the default."""
+        """BackdoorBench's settings: triggered files truncated to 8 bits; its epochs of stage 1 are the default."""
         return cls(rounding="truncate")
 
     def stamp(self, images: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class InputAware(TrainingControl):
 
     @torch.no_grad()
     def _blended(self, images: Tensor, theirs: Tensor) -> Tensor:
-        """Images with the pattern and the mask of `theirs`, (N, 3, H, W) uint8 all."""
+        """Blend images with the patterns and masks that belong to `theirs`; all are (N, 3, H, W) uint8."""
         pattern = self.network("pattern.", lambda: encoder_decoder(3), images)
         mask = self.network("mask.", lambda: encoder_decoder(1), images)
         mean, std = (self.tensor(name, images).view(1, 3, 1, 1) for name in ("mean", "std"))
@@ -118,12 +118,13 @@ class InputAware(TrainingControl):
         return torch.cat(parts) if parts else images.clone()
 
     def attacked(self, rate: float, size: int) -> float:
-        """There is a cross image for each."""
+        """At most half a batch, since each attacked image needs a cross image."""
         return min(super().attacked(rate, size), size // 2)
 
     def mix(self, images: Tensor, labels: Tensor, *, count: int, num_classes: int, generator: torch.Generator) -> Mixed:
-        """Attacked and cross images by a trigger that is trained. (In training it is set behind augmentation, for
-        gradients must flow through it: `InputAwareSession.after`.)
+        """Make attacked and cross images with a trained trigger.
+
+        In training, `InputAwareSession.after` adds the trigger after augmentation, so that gradients flow through it.
         """
         cover = min(count, len(labels) - count)
         attacked, cross = slice(0, count), slice(count, count + cover)

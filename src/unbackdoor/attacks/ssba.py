@@ -4,11 +4,11 @@ Symbols:
     b     the attacker's bit string, one a run, drawn from the seed
     E     encoder: (image, string) -> residual in [-1, 1]
     D     decoder: image -> the string's logits
-    x'    clip(x + s E(x, b), 0, 255): what is changed depends on the image, what it says does not
+    x'    clip(x + s E(x, b), 0, 255): the change depends on the image, the hidden string does not
 
 E and D are trained together on the data set's own images, with a new random string for each:
     loss = BCE(D(x' + u), b) + lambda mean(E(x, b)^2)                        (image distortion and bit cross-entropy)
-u being one level of uniform noise, so that D still reads b behind rounding to 8 bits. lambda rises from 0 over the
+u being one level of uniform noise, so that D still reads b after rounding to 8 bits. lambda rises from 0 over the
 middle of the training: first the string must be readable at all. Then E is frozen, and one fixed b is the trigger.
 
 Departures:
@@ -130,7 +130,7 @@ class SSBA(DataPoisoning):
 
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> (N, bits) bool: what the decoder reads in them."""
+        """Read the strings hidden in images: (N, 3, H, W) uint8 -> (N, bits) bool."""
         decoder = self.network("decoder.", lambda: Decoder(self.bits, self.width), images)
         return torch.cat([decoder(part.float()) > 0 for part in torch.split(images, _STAMP_BATCH)])
 
@@ -162,7 +162,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """D."""
+    """D: reads the string's logits from an image."""
 
     side = 8
 

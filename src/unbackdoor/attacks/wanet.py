@@ -58,12 +58,12 @@ class WaNet(PostAugmented):
 
     @classmethod
     def as_published(cls) -> WaNet:
-        """The authors' augmentation: one coin a batch, the mean colour from outside."""
+        """The authors' augmentation: one coin per batch, border filled with the mean colour."""
         return cls(shared="coins", fill="mean")
 
     @classmethod
     def backdoorbench(cls) -> WaNet:
-        """That benchmark's: one draw a batch, triggered files truncated to 8 bits."""
+        """BackdoorBench's settings: one draw per batch, triggered files truncated to 8 bits."""
         return cls(shared="all", fill="mean", rounding="truncate")
 
     def prepare(
@@ -84,7 +84,7 @@ class WaNet(PostAugmented):
         return self.with_tensors(field=field[0].permute(1, 2, 0).contiguous())
 
     def grid(self, like: Tensor) -> Tensor:
-        """(H, W, 2) lookup positions in [-1, 1], (column, row), for the field that was made (Eq. 6)."""
+        """(H, W, 2) lookup positions in [-1, 1], (column, row), for the attack's field (Eq. 6)."""
         field = self.tensor("field", like)
         height, width = field.shape[:2]
         rows = torch.linspace(-1, 1, height, device=field.device)

@@ -1,4 +1,4 @@
-"""Model files: read without running anything in them, written whole or not at all."""
+"""Read model files without running code in them, and write them completely or not at all."""
 
 from unbackdoor.checkpoint.checkpoint import ARCH_KEY, Checkpoint, Contents
 from unbackdoor.checkpoint.files import check_output, holds, kept, load, lost, read, save

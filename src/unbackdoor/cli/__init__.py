@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 class Lazy(click.Group):
-    """Knows the name and one line of each command, and imports a command only when it is used."""
+    """A group that lists all commands, and imports a command only when it is used."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -107,7 +107,7 @@ def _where(error: click.UsageError) -> str:
 
 
 def say(message: str) -> None:
-    """One line on stderr; control characters are shown, not obeyed."""
+    """Print one line on stderr, with control characters escaped."""
     line = " ".join(message.split())
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     click.echo("unbackdoor: " + shown, err=True)

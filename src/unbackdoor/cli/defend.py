@@ -198,7 +198,7 @@ def command(
 
 
 def _portable(words: list[str]) -> list[str]:
-    """The command line without the folders of this machine that say nothing to another reader."""
+    """The command line without this machine's folders, for a record that others read."""
     result, skip = [], False
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, _, value = word.partition("=")

@@ -67,10 +67,10 @@ format_option = click.option(
 
 
 class Listing(click.Option):
-    """An option whose help names what a registry holds, which is read only when help is asked for.
+    """An option whose help lists the names in a registry, which is only read when help is shown.
 
     Args:
-        names: the names; they stand where the help says NAMES.
+        names: returns the names, which replace NAMES in the help.
     """
 
     def __init__(self, *arguments: Any, names: Callable[[], Iterable[str]], **keywords: Any) -> None:
@@ -78,13 +78,13 @@ class Listing(click.Option):
         self._names = names
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Its line of the help."""
+        """The option's line in the help."""
         self.help = (self.help or "").replace("NAMES", ", ".join(self._names()))
         return super().get_help_record(ctx)
 
 
 def registered(module: str, table: str) -> Iterable[str]:
-    """The names in a table of this package; its file is imported now and not when the command line is read."""
+    """The names in a table of this package, whose module is imported only now."""
     found: Iterable[str] = getattr(importlib.import_module(f"unbackdoor.{module}"), table)
     return found
 
@@ -116,7 +116,7 @@ def method_options(function: F) -> F:
 
 
 def build_method(name: str, values: dict[str, Any]) -> Defence:
-    """The method with the options that were given; an option of another method is an error."""
+    """Make the method from its options; an option of another method is an error."""
     cls = _methods()[name]
     given = {key: value for key, value in values.items() if value is not None}
     known = settings_of(cls)
@@ -127,11 +127,11 @@ def build_method(name: str, values: dict[str, Any]) -> Defence:
 
 
 def part_and_file(part: str | None, file: Path | None) -> tuple[str | None, Path | None]:
-    """What `--output` and `-o` mean where both are options: a word that can only be a file's name is one behind either.
+    """The part and the file that `--output` and `-o` name; a file's name is accepted after either.
 
     Args:
-        part: given behind `--output`: a part of what the network returns; a file in older command lines.
-        file: given behind `-o`.
+        part: the value of `--output`: a part of the network's output, or a file in older command lines.
+        file: the value of `-o`.
 
     Raises:
         SettingError: two files were given.
@@ -146,12 +146,12 @@ def part_and_file(part: str | None, file: Path | None) -> tuple[str | None, Path
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a word behind `--output` is a path or has a suffix, which no key of an answer has."""
+    """Whether a value of `--output` is a path or has a suffix, as no part of an output does."""
     return "/" in text or "\\" in text or bool(Path(text).suffix)
 
 
 def announce(arch: str | None, *, quiet: bool = False) -> None:
-    """Say so, before a file that the user named is run."""
+    """Tell the user, before a Python file given with `--arch` is run."""
     from unbackdoor.models import parse_arch
 
     network = None if arch is None else parse_arch(arch)
@@ -160,7 +160,7 @@ def announce(arch: str | None, *, quiet: bool = False) -> None:
 
 
 def emit(text: str, output: Path | None, *, overwrite: bool) -> None:
-    """Print a report, or write it to a file, whole or not at all."""
+    """Print a report, or write it to a file."""
     if output is None:
         click.echo(text, nl=not text.endswith("\n"))
         return
@@ -169,7 +169,7 @@ def emit(text: str, output: Path | None, *, overwrite: bool) -> None:
 
 
 def say_written(output: Path | None, report: Report) -> None:
-    """That the repaired file is there, and of what kind the repair was."""
+    """Tell the user that the repaired file was written, and if only its classifier was edited."""
     rest = "; no channel of it was repaired, the classifier alone was edited" if report.only_classifier else ""
     click.echo(f"{visible(str(output))}: written and read back{rest}", err=True)
 

@@ -10,7 +10,7 @@ import click
 
 from unbackdoor.report.escape import visible
 
-#: Seconds between two plain lines, and before the first: short work says nothing.
+#: Seconds before the first plain line and between two; short work prints none.
 EVERY = 10.0
 
 

@@ -100,7 +100,7 @@ def command(
     text = {"text": report.to_text, "json": report.to_json, "html": report.to_html, "sarif": report.to_sarif}[form]()
     emit(text, report_file, overwrite=force)
     if report.unusual is not None and report_file is not None and not quiet:
-        say(f"warning: {report.unusual}")  # it stands in the report, which nobody sees here
+        say(f"warning: {report.unusual}")  # the report has it too, but is not shown here
     if report.output is not None and not quiet:
         say_written(output, report)
     return code

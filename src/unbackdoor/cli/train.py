@@ -142,7 +142,7 @@ def command(
 
 
 def _without_paths(words: list[str]) -> list[str]:
-    """The command line without the folders of this machine, which say nothing to another reader."""
+    """The command line without this machine's folders, for a record that others read."""
     result, skip, before = [], False, ""
     for word in words:
         if skip:

@@ -2,7 +2,7 @@
 
     name = "small"
     title = "..."
-    paper = "T1"                       # optional: the printed table that stands beside it
+    paper = "T1"                       # optional: the published table to compare with
     networks = ["zoo/badnet"]          # optional: folders of unbackdoor train that hold its networks; none is trained
 
     [[runs]]
@@ -67,13 +67,13 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     correlation: Some[Number] = 0
 
     def product(self, *names: str) -> Iterator[tuple[Any, ...]]:
-        """Every combination of the values behind some of the keys."""
+        """Every combination of the values of some keys."""
         values = (getattr(self, name) for name in names)
         return itertools.product(*(value if isinstance(value, list) else [value] for value in values))
 
 
 class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A grid as it stands in its file."""
+    """A grid file's content."""
 
     name: str = ""
     title: str = ""

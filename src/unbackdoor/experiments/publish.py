@@ -113,7 +113,7 @@ _origins = functools.cache(method_origins)
 
 @functools.cache
 def _names(data: str, arch: str, attack: str | None) -> dict[str, str]:
-    """Titles for readers; preset and settings of an attack or a network stay beside its name."""
+    """Titles for readers, with an attack's or network's preset and settings in parentheses."""
     name, _, options = arch.partition(":")
     network = {"resnet18": "ResNet-18", "vgg19_bn": "VGG19-BN", "preactresnet18": "PreActResNet-18"}.get(name, name)
     found = {"data": dataset_spec(data).title, "arch": network + (f" ({options})" if options else "")}

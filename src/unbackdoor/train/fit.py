@@ -242,7 +242,7 @@ def _fingerprint(images: Tensor, labels: Tensor) -> str:
 
 def vary(images: Tensor, how: Augmentation, spec: DatasetSpec, generator: torch.Generator) -> Tensor:
     """(N, 3, H, W) in 0..255 -> augmented and normalised float32."""
-    first = how.fill == "mean"  # what comes in from outside is zero: the mean colour behind normalisation
+    first = how.fill == "mean"  # zero fill after normalisation is the mean colour
     x = normalise(images, spec) if first else images
     x = augment(
         x,
