@@ -8,12 +8,15 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor, nn
 
 from layer_zoo import calibrate
 
+hypothesis.settings.register_profile("unbackdoor", deadline=None)  # a slow machine is no failure
+hypothesis.settings.load_profile("unbackdoor")
 torch.set_num_threads(1)  # each pytest-xdist worker keeps to one core
 
 

@@ -121,7 +121,7 @@ def defend(
     if test is not None:
         after = measure(outcome.model, test, attack, output=answer, progress=with_note("measuring after", progress))
     if output is not None:
-        if report.gap is not None and not (partial and report.editable):
+        if report.blocks(partial=partial):
             rest = "--partial (partial=True) writes what was repaired"
             if not report.editable:
                 rest = "no layer that can be edited was found, so there is nothing to repair"

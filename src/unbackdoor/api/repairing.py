@@ -66,7 +66,7 @@ def repair(
     _refuse_damaged(plan, file)
     if dry_run or output is None:
         return dataclasses.replace(report, action="plan")
-    if report.gap is not None and not (partial and report.editable):
+    if report.blocks(partial=partial):
         rest = "--partial (partial=True) repairs the rest"
         if not report.editable:
             rest = "no layer that can be edited was found, so there is nothing to repair"

@@ -45,7 +45,7 @@ def _record(file: ModelFile) -> dict[str, Any]:
         "format": found.format,
         "key": found.key,
         "prefix": found.prefix,
-        "metadata": dict(found.metadata),
+        "metadata": dict(sorted(found.metadata.items())),
         "arch": None if file.arch is None else str(file.arch),
         "tensors": [
             {"name": name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}

@@ -84,9 +84,7 @@ def command(
             partial=partial,
             dry_run=dry_run,
         )
-        if dry_run and report.gap is not None and not (partial and report.editable):
-            code = 3
-        if report.only_classifier:
+        if report.only_classifier or (dry_run and report.blocks(partial=partial)):
             code = 3
     except IncompleteError as error:
         say(str(error))

@@ -96,7 +96,7 @@ def command(
             click.echo(f"{visible(str(output))}: written", err=True)
     if failed:
         return 2
-    if any(report.gap is not None for report in reports):
+    if not all(report.complete for report in reports):
         return 3
     findings = sum(_findings(report, fail_on) for report in reports)
     return 1 if findings else 0

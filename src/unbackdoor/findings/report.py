@@ -178,8 +178,8 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether every layer could be read and paired."""
-        return not self.not_covered
+        """Whether this report speaks for the whole network: it has no gap, and is about more than the classifier."""
+        return self.gap is None and not self.only_classifier
 
     @property
     def gap(self) -> str | None:
@@ -201,6 +201,14 @@ class Report:
     def only_classifier(self) -> bool:
         """Whether the classifier is all that may be edited, so that no channel of the network was repaired."""
         return self.classifier is not None and not self._channels_known and not self.stages
+
+    def blocks(self, *, partial: bool) -> bool:
+        """Whether nothing may be written.
+
+        Args:
+            partial: whether the user asked for a repair of what could be read.
+        """
+        return self.gap is not None and not (partial and self.editable)
 
     @property
     def _channels_known(self) -> bool:

@@ -126,7 +126,7 @@ class View:
     def alarms(self) -> list[Alarm]:
         """What is not covered, and a warning if more is pruned than in any network measured so far."""
         found = []
-        if not self.report.complete:
+        if self.report.not_covered:
             groups = summary.group(self.report.not_covered)
             found.append(Alarm("Incomplete", summary.not_covered(self.report), groups))
         if self.report.unusual is not None:

@@ -77,7 +77,7 @@ def render(report: Report) -> str:
     """
     uri = file_uri(report.source) if report.source else NO_FILE
     properties = {
-        "summary": summary.headline(report) if report.complete else summary.not_covered(report),
+        "summary": summary.not_covered(report) if report.not_covered else summary.headline(report),
         "complete": report.complete,
         "action": short(report.action, NAME_LIMIT),
         "architecture": short(report.arch, NAME_LIMIT) if report.arch else None,
@@ -85,7 +85,7 @@ def render(report: Report) -> str:
         "settings": {short(k, NAME_LIMIT): short(v, NAME_LIMIT) for k, v in summary.settings(report.settings).items()},
     }
     results = [_result(uri, *finding) for finding in _findings(report)]
-    return _document(uri, list(_notifications(report)), results, properties, report.digest, success=report.gap is None)
+    return _document(uri, list(_notifications(report)), results, properties, report.digest, success=report.complete)
 
 
 def render_unread(source: str, reason: str, *, action: str = "scan") -> str:
@@ -143,7 +143,7 @@ def _notifications(report: Report) -> Iterator[tuple[str, str, str]]:
         more = f" and {len(group.paths) - LISTED:,} more" if len(group.paths) > LISTED else ""
         kind = f"{short(group.kind, NAME_LIMIT)} " if group.kind else ""
         yield "not-covered", "warning", f"Not covered: {kind}{paths}{more}: {short(group.reason, NAME_LIMIT)}"
-    if report.complete and report.gap is not None:
+    if not report.not_covered and report.gap is not None:
         yield "not-covered", "warning", summary.headline(report)
     if report.unusual is not None:
         yield "unusual-cut", "warning", report.unusual

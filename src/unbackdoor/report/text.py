@@ -53,7 +53,7 @@ def _heading(report: Report) -> list[str]:
 
 
 def _not_covered(report: Report) -> list[str]:
-    if report.complete:
+    if not report.not_covered:
         return []
     lines = ["!" * COLUMNS, *_wrap(f"INCOMPLETE: {summary.not_covered(report)}", first="!!  ", rest="!!  ")]
     for group in summary.group(report.not_covered):
