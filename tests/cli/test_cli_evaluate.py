@@ -155,3 +155,7 @@ def test_a_file_that_does_not_say_what_it_is(tmp_path: Path, tiny_net: Build) ->
         "its unbackdoor.arch names a network that the file does not hold: not used; give the network with --arch"
         in line
     )
+
+
+def test_a_target_without_an_attack_is_refused() -> None:
+    assert "give --attack too" in refuse("evaluate", PACKAGED, "--data", "cifar10", "--target", "3")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unbackdoor import checkpoint
+from unbackdoor.api.arguments import as_attack, as_method
 from unbackdoor.api.reading import network_of, open_model, with_source
 from unbackdoor.api.repairing import write_repaired
 from unbackdoor.defences.base import Defence, Outcome
@@ -29,11 +30,11 @@ def defend(
     source: str | Path,
     output: str | Path | None = None,
     *,
-    method: Defence,
+    method: Defence | str,
     data: str | None = None,
     clean: float = 0.05,
     seed: int = 0,
-    attack: Attack | None = None,
+    attack: Attack | str | None = None,
     poisoned: float = 0.0,
     measured: bool = False,
     arch: str | Arch | None = None,
@@ -52,7 +53,7 @@ def defend(
     Args:
         source: a model file; it is never modified.
         output: the repaired file; None writes none.
-        method: any defence.
+        method: any defence, or its name.
         data: name of the data set, a data.toml, or a folder of images; its training part gives the method's images,
             its test part is what is measured on.
         clean: training images for the method: a fraction up to 1, or a count.
@@ -85,6 +86,7 @@ def defend(
 
     if output is not None:
         checkpoint.check_output(output, overwrite=overwrite, inputs=[source])
+    method, attack = as_method(method), as_attack(attack)
     wants = method.needs != "nothing"
     if data is None and (wants or measured):
         asks = f"{method.name} needs {method.needs}" if wants else "measuring needs test images"

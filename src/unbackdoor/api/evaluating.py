@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from unbackdoor.api.arguments import as_attack
 from unbackdoor.api.reading import load_model
+from unbackdoor.errors import SettingError
 from unbackdoor.findings import Evaluation
 from unbackdoor.models import Arch
 
@@ -21,7 +23,7 @@ def evaluate(
     model: nn.Module | str | Path,
     *,
     data: str | LabelledImages = "cifar10",
-    attack: Attack | None = None,
+    attack: Attack | str | None = None,
     arch: str | Arch | None = None,
     output: str | None = None,
     data_dir: str | Path | None = None,
@@ -34,7 +36,7 @@ def evaluate(
     Args:
         model: a network that expects the data set's normalised images, or a model file.
         data: name of the data set, a data.toml, or a folder of images; or the images themselves.
-        attack: puts its trigger on the test images whose class is not the target.
+        attack: puts its trigger on the test images whose class is not the target; an attack, or its name.
         arch: the network, as in `--arch`, if the file does not name it.
         output: which part of the network's output is the logits, if it is a dict, a tuple or a dataclass: a key, a
             number or a field's name.
@@ -51,11 +53,14 @@ def evaluate(
     from unbackdoor.data import LabelledImages, load_dataset
     from unbackdoor.metrics import measure
 
+    attack = as_attack(attack)
     if not isinstance(model, nn.Module):
         model = load_model(model, arch=arch)
     if isinstance(data, LabelledImages):
         test = data
     else:
+        if not isinstance(data, (str, Path)):
+            raise SettingError(f"data: expected a data set's name, a path or LabelledImages, got {type(data).__name__}")
         test = load_dataset(data, "test", data_dir, download=download, progress=progress)
     if device is not None:
         model = model.to(device)

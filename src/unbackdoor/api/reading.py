@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from unbackdoor import checkpoint
+from unbackdoor.api.arguments import as_arch
 from unbackdoor.checkpoint import ARCH_KEY, MODEL_NAME, Checkpoint, Contents
 from unbackdoor.defences.base import Defence
 from unbackdoor.defender.case import Case
@@ -72,8 +73,8 @@ def open_model(
         ArchitectureError: the network is unknown, or is not the one in the file.
         SettingError: an example was given, but no network to run it on.
     """
+    network = as_arch(arch)
     contents = checkpoint.read(path)
-    network = parse_arch(arch) if isinstance(arch, str) else arch
     hint: Remark | None = None
     if network is None:
         network, hint = _recorded_arch(contents, key)
@@ -106,8 +107,8 @@ def load_model(path: str | Path, *, arch: str | Arch | None = None, key: str | N
         CheckpointError: the file cannot be read.
         ArchitectureError: no network is named, or it is not the one in the file.
     """
+    network = as_arch(arch)
     contents = checkpoint.read(path)
-    network = parse_arch(arch) if isinstance(arch, str) else arch
     if network is None:
         network, hint = _recorded_arch(contents, key)
         if network is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unbackdoor import checkpoint
+from unbackdoor.api.arguments import as_method
 from unbackdoor.api.reading import ModelFile, case_of, memory_of, open_model, with_source
 from unbackdoor.checkpoint import ARCH_KEY, Checkpoint
 from unbackdoor.defences.base import Defence
@@ -26,7 +27,7 @@ def repair(
     source: str | Path,
     output: str | Path | None = None,
     *,
-    method: Defence | None = None,
+    method: Defence | str | None = None,
     arch: str | Arch | None = None,
     key: str | None = None,
     example: Any = None,
@@ -39,7 +40,7 @@ def repair(
     Args:
         source: a model file; it is never modified.
         output: the new file; its suffix decides the format. Optional for a dry run only.
-        method: None takes LPP with its defaults.
+        method: a method, or its name; None takes LPP with its defaults.
         arch: the network, as in `--arch`.
         key: which entry of a torch file to read, if there are several.
         example: an input for the network, if its layers cannot be read without one (see `layer_graph`).
@@ -60,7 +61,7 @@ def repair(
     elif not dry_run:
         raise SettingError("repair: expected an output, or dry_run=True")
     file = open_model(source, arch=arch, key=key, example=example)
-    method = method or LPP()
+    method = LPP() if method is None else as_method(method)
     plan = method.plan_for(case_of(file, method))
     report = with_source(plan.report(action="repair"), file)
     _refuse_damaged(plan, file)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from unbackdoor.api.arguments import as_method
 from unbackdoor.api.reading import case_of, open_model, with_source
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import LPP
@@ -19,7 +20,7 @@ def scan(
     source: str | Path | nn.Module,
     *,
     arch: str | Arch | None = None,
-    method: Defence | None = None,
+    method: Defence | str | None = None,
     key: str | None = None,
     example: Any = None,
 ) -> Report:
@@ -28,7 +29,7 @@ def scan(
     Args:
         source: a model file, or a network.
         arch: the network of a file, as in `--arch`.
-        method: how channels are scored and selected; None takes LPP with its defaults.
+        method: how channels are scored and selected, or its name; None takes LPP with its defaults.
         key: which entry of a torch file to read, if there are several.
         example: an input for the network, if its layers cannot be read without one (see `layer_graph`).
 
@@ -37,7 +38,7 @@ def scan(
         GraphError: the network could not be read at all.
         SettingError: the source is neither a file nor a network.
     """
-    method = method or LPP()
+    method = LPP() if method is None else as_method(method)
     if isinstance(source, nn.Module):
         return method.plan(source, example=example).report(action="scan")
     if not isinstance(source, (str, Path)):

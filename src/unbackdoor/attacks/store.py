@@ -40,8 +40,11 @@ def load_attack(path: str | Path) -> Attack:
     path = Path(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SettingError(f"{path}: expected the attack.json of a training run: {error}") from error
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise SettingError(f"{path}: expected the attack.json of a training run, but: {reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingError(f"{path}: expected the attack.json of a training run, found no valid JSON") from error
     if not isinstance(record, dict):
         raise SettingError(f"{path}: expected the attack.json of a training run, an object with a name")
     digest = record.pop(_DIGEST, None)

@@ -23,6 +23,8 @@ def parse_attack(text: str, *, target: int | None = None) -> Attack:
     Raises:
         SettingError: the attack, the preset or a setting is unknown, or the text has another target.
     """
+    if not isinstance(text, str):
+        raise SettingError(f"attack: expected a name such as badnet or badnet:size=3, got {type(text).__name__}")
     head, _, options = text.partition(":")
     name, at, preset = head.partition("@")
     kind = ATTACKS[name]

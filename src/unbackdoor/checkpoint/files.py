@@ -26,6 +26,8 @@ def load(path: str | Path, *, key: str | None = None) -> Checkpoint:
     Raises:
         CheckpointError: the file is missing, damaged, refused, or holds no state dict.
     """
+    if not isinstance(path, (str, Path)):
+        raise CheckpointError(f"expected the path of a model file, got {type(path).__name__}")
     return choose(read(path), key)
 
 

@@ -18,6 +18,7 @@ from unbackdoor.cli.options import (
     part_option,
     quiet_option,
 )
+from unbackdoor.errors import SettingError
 
 
 @click.command()
@@ -73,6 +74,8 @@ def command(
     from unbackdoor.metrics import check_device
     from unbackdoor.report.results import rates
 
+    if target is not None and attack_text is None:
+        raise SettingError("--target names the class of an attack: give --attack too, or leave --target out")
     if csv_file is not None:
         check_target(csv_file, overwrite=force, inputs=[model])
     spec = dataset_spec(data)

@@ -10,6 +10,7 @@ from typing import ClassVar, Unpack
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Beside, Case, Needs
+from unbackdoor.errors import SettingError
 from unbackdoor.findings import Report
 from unbackdoor.papers import Published
 from unbackdoor.prune import Plan, copy_model
@@ -71,6 +72,7 @@ class Defence(Configured, Published, ABC):
         **more: Unpack[Beside],
     ) -> Plan:
         """What the method would do; nothing is changed. The arguments are those of a `Case`."""
+        self._check_images(images, labels)
         return self.plan_for(Case(network=model, images=images, labels=labels, **more))
 
     def __call__(
@@ -83,4 +85,10 @@ class Defence(Configured, Published, ABC):
             images, labels: for a method that needs them (`needs`).
             more: graph, example, generator, spec, output and progress, as in a `Case`.
         """
+        self._check_images(images, labels)
         return self.run(Case(network=model, images=images, labels=labels, **more))
+
+    def _check_images(self, images: Tensor | None, labels: Tensor | None) -> None:
+        """SettingError if images come that the method would not look at."""
+        if self.needs == "nothing" and (images is not None or labels is not None):
+            raise SettingError(f"{self.name} uses no images: expected the network alone")

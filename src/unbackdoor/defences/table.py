@@ -24,6 +24,8 @@ def parse_method(text: str, *, preset: str | None = None) -> Defence:
     Raises:
         SettingError: the method, a setting or the preset is unknown, or a value is out of its range.
     """
+    if not isinstance(text, str):
+        raise SettingError(f"method: expected a name such as lpp or anp:threshold=0.1, got {type(text).__name__}")
     head, _, options = text.partition(":")
     name, at, behind = head.partition("@")
     kind = DEFENCES[name]

@@ -68,6 +68,10 @@ def read_model(
         if not isinstance(model, nn.Module):
             raise SettingError("tensors without a network: give graph=, for example layer_graph of the architecture")
         return Tensors(model), layer_graph(model, example)
+    if not isinstance(graph, LayerGraph):
+        raise SettingError(
+            f"graph: expected a LayerGraph, as layer_graph(model) returns it, got {type(graph).__name__}"
+        )
     tensors = Tensors(model)
     for layer in graph.layers:
         computed = layer.parametrization == "other"  # from numbers of any shape

@@ -116,7 +116,10 @@ class Arch:
 
     def _check_options(self) -> None:
         """The package's own networks take positive whole numbers; no library may fetch or read weights."""
+        known = inspect.signature(ARCHITECTURES[self.name]).parameters if self.source == "own" else None
         for key, value in self.options.items():
+            if known is not None and key not in known:
+                raise ArchitectureError(f"--arch {self}: unknown option {key!r}; {self.name} has {', '.join(known)}")
             if self.source == "own" and (type(value) is not int or value < 1):
                 raise ArchitectureError(f"--arch {self}: {key}: expected a whole number from 1, got {value!r}")
             if self.source in ("torchvision", "timm") and key.startswith(("weights", "pretrained", "checkpoint")):
