@@ -177,7 +177,7 @@ def test_detecting_in_the_packaged_network(
         (("--method", "ac", "--images", "1e9"), "expected 1 to 100 images"),
         (("--method", "ac", "--images", "inf"), "or a whole number of images"),
         (("--method", "ac", "--seed", "9" * 30), "seed: expected a number from 0 to"),
-        (("--method", "ac"), "expected at least 20 images of a class"),
+        (("--method", "ac"), "expected at least 20 images of one class"),
     ],
 )
 def test_detector_refusals(images: LabelledImages, words: tuple[str, ...], says: str) -> None:

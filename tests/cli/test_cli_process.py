@@ -103,4 +103,4 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = _start("scan", "missing.pt", "--debug", cwd=tmp_path)
     assert done.returncode not in (0, 3)
     assert "Traceback" in done.stderr
-    assert "CheckpointError: missing.pt: expected a model file" in done.stderr
+    assert "CheckpointError: missing.pt: the file does not exist" in done.stderr

@@ -106,7 +106,7 @@ class Attention(nn.Module):
 def test_attention_weights_are_no_maps() -> None:
     assert [place.path for place in last_maps(Attention(), torch.randn(2, 3, 32, 32), count=3)] == ["patches"]
     x, y = torch.randn(12, 3, 32, 32), torch.arange(12) % 8
-    with pytest.raises(MethodError, match="of several resolutions, and 1 were found"):
+    with pytest.raises(MethodError, match="of several resolutions, and this network has 1"):
         NAD()(Attention(), x, y, generator=torch.Generator())
 
 

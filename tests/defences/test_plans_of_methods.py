@@ -183,7 +183,7 @@ def test_what_a_case_lacks_is_said() -> None:
 def test_a_repair_that_would_not_be_finite_is_refused() -> None:
     """A learning rate at which fine-tuning diverges: nothing is written that half precision cannot hold."""
     method = parse_method("ft:epochs=2,lr=1000,momentum=0")
-    with pytest.raises(MethodError, match=r"ft: diverged: .* would hold numbers that are not finite"):
+    with pytest.raises(MethodError, match=r"ft: training diverged: .* would hold numbers that are not finite"):
         method(
             small().half(), torch.randn(12, 3, 8, 8), torch.arange(12) % 4, generator=torch.Generator().manual_seed(0)
         )

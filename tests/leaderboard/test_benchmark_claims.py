@@ -41,7 +41,7 @@ def test_claims_of_no_cell_of_the_grid_are_in_no_mean(tmp_path):
     [shown] = write_report(tmp_path, [grid(claim(acc=80, key="a" * 32), cells=2, keys=("a" * 32, "b" * 32))])
     assert (shown.done, shown.left, shown.strays, len(shown.claims)) == (1, 1, 1, 2)
     assert "10.00" not in (tmp_path / "tables.md").read_text()
-    assert "1 claims in its folder are of no cell of it" in (tmp_path / "tables.md").read_text()
+    assert "belong to no cell, and are left out: 1" in (tmp_path / "tables.md").read_text()
 
 
 def test_machines_with_a_data_set_each_add_up_in_both_orders(tmp_path):

@@ -54,7 +54,7 @@ def standing(grid: ClaimedGrid) -> str:
     words = f"{grid.done:,} of {grid.cells:,} cells are done"
     words += f", {len(grid.failed):,} failed" if grid.failed else ""
     words += f", {grid.left:,} were not run" if grid.left else ""
-    words += f"; {grid.strays:,} claims in its folder belong to no cell and are left out" if grid.strays else ""
+    words += f"; claims in its folder that belong to no cell, and are left out: {grid.strays:,}" if grid.strays else ""
     return words + "."
 
 
