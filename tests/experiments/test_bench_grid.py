@@ -101,7 +101,7 @@ def test_keys_tell_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.
         ({"data": "cifar11"}, "unknown data set"),
         ({"arch": "resnet19"}, "resnet19"),
         ({"arch": "resnet18:width=-1"}, "width: expected a whole number from 1"),
-        ({"arch": "resnet18:widht=2"}, "unexpected keyword argument 'widht'"),
+        ({"arch": "resnet18:widht=2"}, "unknown option 'widht'"),
         ({"arch": "resnet18:num_classes=7"}, "has 10 classes, not 7"),
     ],
 )
