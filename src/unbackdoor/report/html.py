@@ -171,7 +171,7 @@ class View:
     @property
     def zeroes(self) -> str:
         """What happens to the weights that the classifier step chose."""
-        return "set to zero" if self.report.changed else "a repair sets them to zero"
+        return "set to zero" if self.report.changed else "set to zero by a repair"
 
     @functools.cached_property
     def axis(self) -> strip.Axis:

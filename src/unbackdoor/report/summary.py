@@ -63,7 +63,7 @@ def consequence(report: Report) -> tuple[str, str]:
     """What happens to an outlier and to a near outlier: it was done in a repair, and not yet in a scan or a plan."""
     if report.changed:
         return "pruned", "shrunk"
-    return "a repair prunes it", "a repair shrinks it"
+    return "pruned by a repair", "shrunk by a repair"
 
 
 def stage(stage: Stage) -> str:
