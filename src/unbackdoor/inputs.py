@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,25 @@ BATCH = 2
 MOST = 2**26
 KINDS = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
 _INPUT = re.compile(r"(?P<sizes>\d{1,9}(x\d{1,9})*)(:(?P<kind>[a-z]+))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
+    """The images that a classifier takes.
+
+    Attributes:
+        shape: (channels, height, width).
+        mean, std: per channel; the network takes (pixels in [0, 1] - mean) / std.
+    """
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(N, C, H, W) in [0, 1] -> what the network takes."""
+        mean, std = (torch.tensor(values, dtype=pixels.dtype, device=pixels.device) for values in (self.mean, self.std))
+        return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
 def parse_example(text: str) -> tuple[Tensor, ...]:

@@ -1,0 +1,100 @@
+"""Images for a method that is given none: their form, their statistics, and that the network is left as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.defender.surrogates import dead_leaves, impressions, random_spectra, total_variation
+from unbackdoor.inputs import InputSpec
+
+CIFAR = InputSpec(shape=(3, 32, 32), mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
+FAMILIES = pytest.mark.parametrize("family", [dead_leaves, random_spectra], ids=lambda f: f.__name__)
+Family = Callable[[int, InputSpec, torch.Generator], Tensor]
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@FAMILIES
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 24, 40), (3, 160, 160)])
+def test_any_form_of_image(family: Family, shape: tuple[int, int, int]) -> None:
+    spec = InputSpec(shape=shape, mean=(0.0,) * shape[0], std=(1.0,) * shape[0])
+    images = family(3, spec, _generator())
+    assert images.shape == (3, *shape)
+    assert 0 <= float(images.min()) < float(images.max()) <= 1
+
+
+@FAMILIES
+def test_a_seed_gives_the_same_images_and_another_others(family: Family) -> None:
+    first, again, other = (family(4, CIFAR, _generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert (first[0] - first[1]).abs().mean() > 0.02  # and each image is one of its own
+
+
+@FAMILIES
+def test_power_falls_with_frequency_as_in_photographs(family: Family) -> None:
+    """Amplitude about 1 / f: a slope of the power between -1 and -3 in a log-log plot (Field, 1987)."""
+    images = family(64, CIFAR, _generator()).mean(1)
+    power = torch.fft.fft2(images - images.mean((1, 2), keepdim=True)).abs().square().mean(0)
+    row = torch.log(power[0, 1:12])
+    at = torch.log(torch.arange(1, 12).float())
+    slope = ((at - at.mean()) * (row - row.mean())).sum() / ((at - at.mean()) ** 2).sum()
+    assert -3 < float(slope) < -1
+
+
+def test_what_the_network_takes_is_normalised_by_hand() -> None:
+    pixels = torch.full((1, 3, 2, 2), 0.74)
+    assert CIFAR.normalise(pixels)[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.26 / 0.24, 0.29 / 0.26])
+
+
+def test_total_variation_by_hand() -> None:
+    pixels = torch.tensor([[[[0.0, 1.0], [0.5, 1.0]]], [[[0.0, 0.0], [0.0, 0.0]]]])
+    assert float(total_variation(pixels)) == pytest.approx((1 + 0.25 + 0.25 + 0) / 2)
+
+
+def _network(norm: Callable[[int], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 16, 3, padding=1), norm(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2), norm(32), nn.ReLU()]
+    model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
+    leaves = CIFAR.normalise(dead_leaves(64, CIFAR, _generator(9)))
+    with torch.no_grad():
+        for _ in range(30):
+            model(leaves)  # running statistics of something
+        model.eval()
+        model[-1].weight *= 50  # an untrained network has one favourite: here every class is within reach
+        model[-1].bias -= model(leaves).mean(0)
+    return model
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, lambda c: nn.GroupNorm(4, c), lambda _: nn.Identity()])
+def test_the_network_is_sure_of_its_impressions_and_left_as_it_was(norm: Callable[[int], nn.Module]) -> None:
+    model = _network(norm)
+    before = copy.deepcopy(model.state_dict())
+    found = impressions(model, CIFAR, range(4), per_class=4, steps=60, match=0.1, generator=_generator())
+    assert (found.answers == found.labels).float().mean() >= 0.75
+    assert found.labels.bincount().tolist() == [4] * 4
+    assert (found.images >= 0).all()
+    assert (found.images <= 1).all()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_impressions_match_the_running_statistics_better_than_dead_leaves() -> None:
+    model = _network(nn.BatchNorm2d)
+    found = impressions(model, CIFAR, range(4), per_class=8, steps=40, match=10.0, generator=_generator())
+
+    def distance(images: Tensor) -> float:
+        x = model[0](CIFAR.normalise(images))
+        off = (x.mean((0, 2, 3)) - model[1].running_mean) / model[1].running_var.sqrt()
+        return float(off.square().mean())
+
+    with torch.no_grad():
+        assert distance(found.images) < distance(dead_leaves(32, CIFAR, _generator(1)))
