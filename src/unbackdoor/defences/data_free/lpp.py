@@ -198,8 +198,10 @@ class LPP(Defence):
             heads = ", ".join(graph.outputs) or "no single layer makes the answers"
             if graph.no_classes:
                 layer = graph[heads]
-                why = _no_classifier(layer, tensors[layer.weight].detach()) or graph.no_classes
-                editor.left_alone.append(Remark(heads, layer.kind, f"the classifier step was skipped: {why}"))
+                why = readable(tensors, layer) or _no_classifier(layer, tensors[layer.weight].detach())
+                editor.left_alone.append(
+                    Remark(heads, layer.kind, f"the classifier step was skipped: {why or graph.no_classes}")
+                )
                 return None
             if any(layer.path == heads and layer.norm is not None for layer in graph.layers):
                 heads = f"{heads} makes the output through a norm"
