@@ -171,6 +171,7 @@ def test_detecting_in_the_packaged_network(
     ("words", "says"),
     [
         (("--method", "nx"), "unknown detector 'nx'"),
+        (("--method", "nc@backdoorbench"), "detectors have no presets"),
         (("--method", "nc:steps=0"), "steps: expected a whole number of at least 1"),
         (("--method", "nc", "--poisoned", "0.1", "--attack", "badnet"), "nc uses clean images"),
         (("--method", "ac", "--poisoned", "0.1"), "poisoned images need an attack"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unbackdoor.defender.case import Beside, Case, Needs
 from unbackdoor.defender.images import DefenderData, images_of
+from unbackdoor.errors import SettingError
 from unbackdoor.findings import ClassFinding, Detection
 from unbackdoor.papers import Published
 from unbackdoor.registry import Registry
@@ -76,4 +77,6 @@ class Detector(Configured, Published, ABC):
 def parse_detector(text: str) -> Detector:
     """`nc` or `nc:steps=200` -> a detector; SettingError if it or a setting is unknown."""
     name, _, options = text.partition(":")
+    if "@" in name:
+        raise SettingError(f"{text!r}: detectors have no presets; write settings after a colon, such as nc:steps=200")
     return build(DETECTORS[name], f"detector {name}", read_options(options))
