@@ -8,7 +8,7 @@ import torch
 from prepared_attacks import NAMES, Brightness, arm, data_of
 from torch import Tensor
 
-from unbackdoor.api.defending import mixture
+from unbackdoor.api.images import mixture
 from unbackdoor.attacks import ATTACKS, TrainingControl
 from unbackdoor.attacks.bpp import BPP
 from unbackdoor.attacks.input_aware import InputAware

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +12,16 @@ import torch
 
 from unbackdoor import checkpoint
 from unbackdoor.api.arguments import as_attack, as_method
-from unbackdoor.api.reading import network_of, open_model, with_source
+from unbackdoor.api.images import case_with_network, check_poisoned, check_seed, with_images, with_note
+from unbackdoor.api.reading import open_model, with_source
 from unbackdoor.api.repairing import write_repaired
 from unbackdoor.defences.base import Defence, Outcome
-from unbackdoor.defender.case import Case
 from unbackdoor.errors import IncompleteError, SettingError
 from unbackdoor.findings import DataReport, Defended
 from unbackdoor.models import Arch
 
 if TYPE_CHECKING:
     from unbackdoor.attacks import Attack
-    from unbackdoor.data import LabelledImages
 
 
 def defend(
@@ -81,7 +79,7 @@ def defend(
         IncompleteError: part of the network could not be read, and `partial` is false; nothing was written.
         OutputError: the output exists, is the input, or cannot be written.
     """
-    from unbackdoor.data import dataset_spec
+    from unbackdoor.data import dataset_spec, load_dataset
     from unbackdoor.metrics import check_answer, check_device, measure
 
     if output is not None:
@@ -91,31 +89,24 @@ def defend(
     if data is None and (wants or measured):
         asks = f"{method.name} needs {method.needs}" if wants else "measuring needs test images"
         raise SettingError(f"defend: {asks}: give a data set with --data (data=...)")
-    if poisoned and (method.needs != "training images" or attack is None):
-        raise SettingError(
-            f"poisoned: expected 0, got {poisoned}; poisoned images need an attack and a method that uses training "
-            f"images (ep), and {method.name} uses {method.needs}"
-        )
+    check_poisoned(poisoned, attack, kind="method", example="ep", name=method.name, needs=method.needs)
     check_seed(seed)
     check_device(device)
     if data is not None and attack is not None:
         attack.check_data(dataset_spec(data))
     file = open_model(source, arch=arch, key=key, example=example)
-    model = network_of(file).to(device)
+    case = case_with_network(file, device=device, seed=seed, example=example, output=answer, progress=progress)
+    model = case.module
     before = after = None
     test = None
     if data is not None and measured:
-        test = _load(data, "test", data_dir, download=download, progress=with_note("reading test images", progress))
+        test = load_dataset(
+            data, "test", data_dir, download=download, progress=with_note("reading test images", progress)
+        )
         check_answer(model, test.spec, name=str(file.checkpoint.path), output=answer)
         before = measure(model, test, attack, output=answer, progress=with_note("measuring before", progress))
-    generator = torch.Generator().manual_seed(seed)
-    case = Case(network=model, graph=file.graph, example=example, generator=generator, output=answer, progress=progress)
     if wants:
-        given, _ = method_images(
-            str(data), clean, seed, attack, poisoned, data_dir, download=download, progress=progress
-        )
-        check_answer(model, given.spec, name=str(file.checkpoint.path), output=answer)
-        case = dataclasses.replace(case, images=given.images, labels=given.labels, spec=given.spec)
+        case = with_images(case, file, str(data), clean, seed, attack, poisoned, data_dir, download=download)
     outcome, seconds = timed(lambda: method.run(case))
     report = with_source(outcome.report, file)
     if report.data is not None:
@@ -149,68 +140,5 @@ def timed(call: Callable[[], Outcome]) -> tuple[Outcome, float]:
     return call(), now() - started
 
 
-def method_images(
-    data: str,
-    clean: float,
-    seed: int,
-    attack: Attack | None,
-    poisoned: float,
-    data_dir: str | Path | None,
-    *,
-    download: bool,
-    progress: Callable[[int, int, str], None],
-) -> tuple[LabelledImages, int]:
-    """The images for a method or detector, and how many of them carry the trigger."""
-    from unbackdoor.data import clean_subset
-
-    train = _load(data, "train", data_dir, download=download, progress=with_note("reading training images", progress))
-    if not math.isfinite(clean) or (clean > 1 and clean != int(clean)):
-        raise SettingError(f"clean: expected a fraction up to 1, or a whole number of images, got {clean}")
-    subset = (
-        clean_subset(train, count=int(clean), seed=seed) if clean > 1 else clean_subset(train, share=clean, seed=seed)
-    )
-    images = subset.data
-    if not poisoned or attack is None:
-        return images, 0
-    return mixture(images, attack, poisoned, seed)
-
-
-def check_seed(seed: int) -> None:
-    """SettingError if a random generator cannot use the seed."""
-    if not 0 <= seed < 2**32:
-        raise SettingError(f"seed: expected a number from 0 to {2**32 - 1}, got {seed}")
-
-
-def mixture(images: LabelledImages, attack: Attack, share: float, seed: int) -> tuple[LabelledImages, int]:
-    """Poison a share of training images; returns them, and how many carry the trigger.
-
-    Raises:
-        SettingError: the share is out of range, or the attack cannot poison more images.
-    """
-    if not 0 <= share <= 1:
-        raise SettingError(f"poisoned: expected a share between 0 and 1, got {share}")
-    classes, generator = images.spec.num_classes, torch.Generator().manual_seed(seed)
-    poisoned = attack.poison(images.images, images.labels, rate=share, num_classes=classes, generator=generator)
-    return dataclasses.replace(images, images=poisoned.images, labels=poisoned.labels), int(poisoned.mask.sum())
-
-
 def _with_draw(report: DataReport, clean: float, seed: int) -> DataReport:
     return dataclasses.replace(report, share=clean if clean <= 1 else None, seed=seed)
-
-
-def with_note(note: str, progress: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
-    """A progress function of two arguments that adds this note."""
-    return lambda done, total: progress(done, total, note)
-
-
-def _load(
-    data: str,
-    split: str,
-    data_dir: str | Path | None,
-    *,
-    download: bool,
-    progress: Callable[[int, int], None] | None = None,
-) -> LabelledImages:
-    from unbackdoor.data import load_dataset
-
-    return load_dataset(data, split, data_dir, download=download, progress=progress)

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from unbackdoor.api.defending import check_seed, method_images
-from unbackdoor.api.reading import network_of, open_model
-from unbackdoor.defender.case import Case
+from unbackdoor.api.arguments import as_attack
+from unbackdoor.api.images import case_with_network, check_poisoned, check_seed, with_images
+from unbackdoor.api.reading import open_model
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import Detection
 from unbackdoor.models import Arch
@@ -28,7 +26,7 @@ def detect(
     data: str | None = None,
     images: float = 0.05,
     seed: int = 0,
-    attack: Attack | None = None,
+    attack: Attack | str | None = None,
     poisoned: float = 0.0,
     arch: str | Arch | None = None,
     key: str | None = None,
@@ -65,27 +63,18 @@ def detect(
         SettingError: a setting is out of its range, or no data set was given to a detector that needs one.
         MethodError: the detector cannot work on this network.
     """
-    from unbackdoor.metrics import check_answer, check_device
+    from unbackdoor.metrics import check_device
 
-    if poisoned and (attack is None or detector.needs != "training images"):
-        raise SettingError(
-            f"poisoned: expected 0, got {poisoned}; poisoned images need an attack and a detector that uses training "
-            f"images (ac), and {detector.name} uses {detector.needs}"
-        )
+    attack = as_attack(attack)
+    check_poisoned(poisoned, attack, kind="detector", example="ac", name=detector.name, needs=detector.needs)
     wants = detector.needs != "nothing"
     if wants and data is None:
         raise SettingError(f"detect: {detector.name} needs {detector.needs}: give a data set with --data (data=...)")
     check_seed(seed)
     check_device(device)
     file = open_model(source, arch=arch, key=key, example=example)
-    model = network_of(file).to(device)
-    generator = torch.Generator().manual_seed(seed)
-    case = Case(network=model, graph=file.graph, example=example, generator=generator, output=output, progress=progress)
+    case = case_with_network(file, device=device, seed=seed, example=example, output=output, progress=progress)
     if wants:
-        given, _ = method_images(
-            str(data), images, seed, attack, poisoned, data_dir, download=download, progress=progress
-        )
-        check_answer(model, given.spec, name=str(file.checkpoint.path), output=output)
-        case = dataclasses.replace(case, images=given.images, labels=given.labels, spec=given.spec)
+        case = with_images(case, file, str(data), images, seed, attack, poisoned, data_dir, download=download)
     found = detector.run(case)
     return dataclasses.replace(found, source=str(source))

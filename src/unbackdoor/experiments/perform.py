@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from unbackdoor.api import load_model
-from unbackdoor.api.defending import mixture, timed
+from unbackdoor.api.defending import timed
+from unbackdoor.api.images import mixture
 from unbackdoor.api.training import Run, train_run
 from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, clean_subset, normalise

@@ -194,22 +194,16 @@ class LPP(Defence):
         """Lines 14 to 18: cut the suspected target class's k weights furthest above the other classes'."""
         if self.fc_weights == 0:
             return None
-        if graph.classifier is None:
+        path = graph.classifier or (graph.outputs[0] if graph.no_classes else None)
+        if path is None:
             heads = ", ".join(graph.outputs) or "no single layer makes the answers"
-            if graph.no_classes:
-                layer = graph[heads]
-                why = readable(tensors, layer) or _no_classifier(layer, tensors[layer.weight].detach())
-                editor.left_alone.append(
-                    Remark(heads, layer.kind, f"the classifier step was skipped: {why or graph.no_classes}")
-                )
-                return None
             if any(layer.path == heads and layer.norm is not None for layer in graph.layers):
                 heads = f"{heads} makes the output through a norm"
             editor.left_alone.append(Remark("*", "classifier", f"the classifier step was skipped: {heads}"))
             return None
-        layer = graph[graph.classifier]
+        layer = graph[path]
         weight = tensors[layer.weight].detach()
-        reason = readable(tensors, layer) or _no_classifier(layer, weight)
+        reason = readable(tensors, layer) or _no_classifier(layer, weight) or graph.no_classes or None
         if reason is None and tensors.module is not None and not isinstance(tensors[layer.weight], nn.Parameter):
             reason = "its weight is a buffer, not a parameter, so it was not trained"
         if reason is not None:
