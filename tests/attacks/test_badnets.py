@@ -58,3 +58,18 @@ def test_no_images_are_stamped_without_complaint() -> None:
 def test_settings_out_of_range(settings: dict, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         BadNets(**settings)
+
+
+@pytest.mark.parametrize(
+    ("place", "rows", "columns"),
+    [
+        ("bottom-right", [5, 6, 7], [5, 6, 7]),
+        ("bottom-left", [5, 6, 7], [0, 1, 2]),
+        ("top-right", [0, 1, 2], [5, 6, 7]),
+        ("top-left", [0, 1, 2], [0, 1, 2]),
+        ("centre", [2, 3, 4], [2, 3, 4]),
+    ],
+)
+def test_every_place(place: str, rows: list[int], columns: list[int]) -> None:
+    stamped = BadNets(place=place).stamp(torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    assert stamped[0, 0].nonzero().tolist() == [[row, column] for row in rows for column in columns]

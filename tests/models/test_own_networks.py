@@ -16,11 +16,15 @@ def _count(model: nn.Module, kind: type[nn.Module]) -> int:
     ("name", "parameters", "convolutions", "norms"),
     [
         ("resnet18", 11_173_962, 20, 20),
+        ("resnet18_gn", 11_173_962, 20, 0),
         ("resnet34", 21_282_122, 36, 36),
         # torchvision's 25,557,032 less the classifier of 1,000 and the 7x7 stem, plus that of 10 and the 3x3 one.
         ("resnet50", 25_557_032 - 2_049_000 - 9_408 + 20_490 + 1_728, 53, 53),
         ("preactresnet18", 11_171_146, 20, 16),
+        # WRN-16-4: the paper's table says 2.7 million.
+        ("wideresnet16", 2_748_890, 16, 13),
         ("vgg16_bn", 14_728_266, 13, 13),
+        ("vgg16_bn_elu", 14_728_266, 13, 13),
         ("vgg19_bn", 20_040_522, 16, 16),
         ("vgg19", 20_029_514, 16, 0),
         # torchvision's with a classifier of 10; DenseNet also with a 3x3 stem, and no norm behind it.
@@ -45,14 +49,39 @@ def test_vit_small_counts() -> None:
     assert (_count(model, nn.Conv2d), _count(model, nn.BatchNorm2d), _count(model, nn.LayerNorm)) == (1, 0, 13)
 
 
+def test_mixer_small_counts() -> None:
+    """Per block an MLP over 64 patches with 64 hidden units, one over 128 channels with 512, biases and two norms."""
+    model = parse_arch("mixer_small").build(device="meta")
+    block = (2 * 64 * 64 + 64 + 64) + (2 * 128 * 512 + 512 + 128) + 4 * 128
+    around = (48 * 128 + 128) + 2 * 128 + (10 * 128 + 10)
+    assert sum(p.numel() for p in model.parameters()) == 4 * block + around
+
+
+@pytest.mark.parametrize(("name", "narrow"), [("mobilenetv2", "width=4"), ("densenet121", "growth=2")])
+def test_a_stride_of_the_stem_halves_the_maps(name: str, narrow: str) -> None:
+    sizes = []
+    for stride in (1, 2):
+        model = parse_arch(f"{name}:{narrow},stride={stride}").build()
+        last = [module for module in model.modules() if isinstance(module, nn.Conv2d)][-1]
+        last.register_forward_hook(lambda _module, _inputs, out: sizes.append(out.shape[-1]))
+        with torch.no_grad():
+            model(torch.zeros(1, 3, 32, 32))
+    assert sizes[0] == 2 * sizes[1]
+
+
+def test_elu_stands_behind_every_convolution() -> None:
+    model = parse_arch("vgg16_bn_elu:width=2").build(device="meta")
+    assert (_count(model, nn.ELU), _count(model, nn.ReLU)) == (13, 0)
+
+
 #: What makes each network narrow, where it is not `width`.
-_NARROW = {"densenet121": "growth=2", "vit_small": "width=6,depth=1"}
+_NARROW = {"densenet121": "growth=2", "vit_small": "width=6,depth=1", "mixer_small": "width=6,depth=1"}
 
 
 @pytest.mark.parametrize("name", list(ARCHITECTURES))
 @pytest.mark.parametrize("size", [32, 64])
 def test_images_of_32_and_64_pixels_give_one_logit_a_class(name: str, size: int) -> None:
-    fixed = f",size={size}" if name == "vit_small" else ""  # its positions are learned
+    fixed = f",size={size}" if name in ("vit_small", "mixer_small") else ""  # a weight for each position
     model = parse_arch(f"{name}:{_NARROW.get(name, 'width=2')},num_classes=7{fixed}").build()
     assert not model.training
     with torch.no_grad():

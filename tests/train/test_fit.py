@@ -395,3 +395,29 @@ def test_vary_crops_before_it_normalises() -> None:
     assert float(x[:, 0].min()) == pytest.approx(black)
     assert float(x[:, 0].max()) == pytest.approx(white)
     assert x.dtype == torch.float32
+
+
+def test_a_recipe_without_mirroring_never_mirrors(tiny_net: Build) -> None:
+    images = torch.zeros(40, 3, 8, 8, dtype=torch.uint8)
+    images[..., 0] = 200  # the left edge
+    spec = replace(SPEC, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    edges: dict[bool, set[tuple[bool, bool]]] = {}
+    for flip in (True, False):
+        seen = edges.setdefault(flip, set())
+        model = tiny_net()
+        model.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.update((bool(x[0, 0, 0] > 0), bool(x[0, 0, -1] > 0)) for x in args[0])
+        )
+        list(fit(model, images, _images()[1], recipe=replace(RECIPE, crop_padding=0, flip=flip), spec=spec, seed=0))
+    assert edges == {True: {(True, False), (False, True)}, False: {(True, False)}}
+
+
+def test_adam_takes_the_step_of_adam(tiny_net: Build) -> None:
+    """Adam's first step is lr times the sign of the gradient, so no weight moves by more than lr."""
+    recipe = replace(RECIPE, epochs=1, batch_size=40, lr=0.01, schedule="cosine", weight_decay=0.0, optimiser="adam")
+    model = tiny_net()
+    before = [p.detach().clone() for p in model.parameters()]
+    list(fit(model, *_images(), recipe=recipe, spec=SPEC, seed=0))
+    moved = torch.cat([(p.detach() - old).abs().flatten() for p, old in zip(model.parameters(), before, strict=True)])
+    assert float(moved.max()) == pytest.approx(0.01, rel=1e-3)
+    assert float(moved.quantile(0.5)) > 0.005

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unbackdoor.errors import SettingError
-from unbackdoor.train import RECIPES, Recipe
+from unbackdoor.train import RECIPES, Recipe, parse_recipe
 from unbackdoor.train.recipe import plateaus
 
 
@@ -110,3 +110,35 @@ def test_known_recipes() -> None:
 def test_settings_out_of_range(settings: dict, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         Recipe(**{"name": "x", "epochs": 1, "lr": 0.1, **settings})
+
+
+def test_a_recipe_with_settings() -> None:
+    recipe = parse_recipe("fast:optimiser=adam,lr=1,crop_padding=0,flip=false")
+    assert recipe == replace(
+        RECIPES["fast"],
+        name="fast:optimiser=adam,lr=1,crop_padding=0,flip=false",
+        optimiser="adam",
+        lr=1.0,
+        crop_padding=0,
+        flip=False,
+    )
+    assert parse_recipe("paper") is RECIPES["paper"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("quick", "quick"),
+        ("fast:optimizer=adam", "recipe fast: unknown setting 'optimizer'; it has .*optimiser"),
+        ("fast:optimiser=lamb", "optimiser: expected .*adam.*, got 'lamb'"),
+        ("fast:flip=2", "flip: expected bool, got 2"),
+        ("fast:lr=-1", "lr: expected"),
+        ("fast:lr=high", "lr: expected"),
+        ("fast:name=slow", "name and milestones cannot be given"),
+        ("fast:milestones=3", "name and milestones cannot be given"),
+        ("fast:epochs", "expected key=value"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(text: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        parse_recipe(text)

@@ -29,7 +29,12 @@ from unbackdoor.cli.options import Listing, download_option, registered
 @click.option("--rate", type=float, default=0.1, help="Share of the training images that carry the trigger.")
 @click.option("--target", type=int, help="The attacker's class. Default: the one in --attack, else 0.")
 @click.option(
-    "--recipe", "recipe_name", cls=Listing, names=lambda: registered("train", "RECIPES"), default="fast", help="NAMES."
+    "--recipe",
+    "recipe_text",
+    cls=Listing,
+    names=lambda: registered("train", "RECIPES"),
+    default="fast",
+    help="NAMES; with settings as in fast:optimiser=adam,lr=0.001.",
 )
 @click.option("--epochs", type=int, help="Overrides the recipe's number.")
 @click.option("--seed", type=int, default=0, help="Seed of the weights, poisoned images, order and augmentation.")
@@ -50,7 +55,7 @@ def command(
     attack_text: str | None,
     rate: float,
     target: int | None,
-    recipe_name: str,
+    recipe_text: str,
     epochs: int | None,
     seed: int,
     dtype: str,
@@ -76,9 +81,9 @@ def command(
     from unbackdoor.findings import Evaluation, read_evaluation
     from unbackdoor.models import parse_arch
     from unbackdoor.report.results import rates_line
-    from unbackdoor.train import RECIPES, Epoch, Step
+    from unbackdoor.train import Epoch, Step, parse_recipe
 
-    recipe = RECIPES[recipe_name]
+    recipe = parse_recipe(recipe_text)
     if epochs is not None:
         recipe = dataclasses.replace(recipe, epochs=epochs)
     run = Run(

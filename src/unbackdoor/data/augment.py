@@ -27,6 +27,7 @@ class Augmentation:
         shared: "nothing": every image is varied by itself; "coins": one coin a batch says whether its images are
             cropped, and one whether they are rotated; "all": they are cropped, rotated and mirrored alike, too.
         fill: what comes in from outside: "black", or the data set's "mean" colour.
+        flip: whether half of the images are mirrored, if the data set allows it.
     """
 
     padding: int = 4
@@ -35,6 +36,7 @@ class Augmentation:
     rotate_share: float = 0.0
     shared: Shared = "nothing"
     fill: Fill = "black"
+    flip: bool = True
 
 
 def augment(

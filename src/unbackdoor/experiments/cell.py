@@ -22,7 +22,7 @@ from unbackdoor.defences.table import parse_method
 from unbackdoor.errors import SettingError
 from unbackdoor.models import parse_arch
 from unbackdoor.settings import distinguishing, settings_of
-from unbackdoor.train import RECIPES, Recipe
+from unbackdoor.train import Recipe, parse_recipe
 
 #: The version of each kind's code, raised by one when a change of the code changes results; older records are then not
 #: reused. Keys and records call it "epoch", as existing ones do.
@@ -163,7 +163,7 @@ class Training(Cell):
 
     def build_recipe(self) -> Recipe:
         """The recipe with this cell's number of epochs."""
-        recipe = RECIPES[self.recipe]
+        recipe = parse_recipe(self.recipe)
         return recipe if self.epochs is None else dataclasses.replace(recipe, epochs=self.epochs)
 
 
@@ -365,7 +365,8 @@ def _attack(text: str, target: int) -> Config:
 
 @functools.cache
 def _recipe(name: str, epochs: int | None) -> Config:
-    return recipe_config(RECIPES[name] if epochs is None else dataclasses.replace(RECIPES[name], epochs=epochs))
+    recipe = parse_recipe(name)
+    return recipe_config(recipe if epochs is None else dataclasses.replace(recipe, epochs=epochs))
 
 
 def attack_config(attack: Attack) -> Config:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from unbackdoor.errors import ArchitectureError, SettingError
-from unbackdoor.models import densenet, mobilenet_v2, preact_resnet, resnet, vgg, vit
+from unbackdoor.models import densenet, mixer, mobilenet_v2, preact_resnet, resnet, vgg, vit, wide_resnet
 from unbackdoor.registry import Registry
 from unbackdoor.settings import read_options, write_options
 
@@ -34,13 +34,17 @@ for _build in (
     resnet.resnet18,
     resnet.resnet34,
     resnet.resnet50,
+    resnet.resnet18_gn,
     preact_resnet.preactresnet18,
+    wide_resnet.wideresnet16,
     vgg.vgg16_bn,
+    vgg.vgg16_bn_elu,
     vgg.vgg19_bn,
     vgg.vgg19,
     mobilenet_v2.mobilenetv2,
     densenet.densenet121,
     vit.vit_small,
+    mixer.mixer_small,
 ):
     ARCHITECTURES.add(_build.__name__, _build)
 

@@ -37,12 +37,13 @@ class DenseNet(nn.Module):
         blocks: layers of each dense block.
         num_classes: outputs of the classifier.
         growth: channels that each layer adds (32 in the paper).
+        stride: of the stem.
     """
 
-    def __init__(self, blocks: tuple[int, ...], *, num_classes: int = 10, growth: int = 32) -> None:
+    def __init__(self, blocks: tuple[int, ...], *, num_classes: int = 10, growth: int = 32, stride: int = 1) -> None:
         super().__init__()
         channels = 2 * growth
-        layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, padding=1, bias=False)]
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 3, stride, 1, bias=False)]
         for index, count in enumerate(blocks):
             for _ in range(count):
                 layers.append(DenseLayer(channels, growth))
@@ -60,6 +61,6 @@ class DenseNet(nn.Module):
         return cast(Tensor, self.classifier(x.mean((2, 3))))
 
 
-def densenet121(*, num_classes: int = 10, growth: int = 32) -> DenseNet:
+def densenet121(*, num_classes: int = 10, growth: int = 32, stride: int = 1) -> DenseNet:
     """DenseNet-121, small images."""
-    return DenseNet((6, 12, 24, 16), num_classes=num_classes, growth=growth)
+    return DenseNet((6, 12, 24, 16), num_classes=num_classes, growth=growth, stride=stride)

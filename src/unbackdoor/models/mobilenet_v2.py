@@ -48,16 +48,17 @@ class MobileNetV2(nn.Module):
     Args:
         num_classes: outputs of the classifier.
         width: channels of the stem (32 in the paper); all others follow in proportion.
+        stride: of the stem (2 in the paper).
     """
 
-    def __init__(self, *, num_classes: int = 10, width: int = 32) -> None:
+    def __init__(self, *, num_classes: int = 10, width: int = 32, stride: int = 1) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_conv(3, width, 3)]
+        layers: list[nn.Module] = [_conv(3, width, 3, stride)]
         c_in = width
-        for expansion, channels, blocks, stride in _STAGES:
+        for expansion, channels, blocks, step in _STAGES:
             c_out = max(1, channels * width // 32)
             for index in range(blocks):
-                layers.append(InvertedResidual(c_in, c_out, expansion, stride if index == 0 else 1))
+                layers.append(InvertedResidual(c_in, c_out, expansion, step if index == 0 else 1))
                 c_in = c_out
         last = max(1, 1280 * width // 32)
         self.features = nn.Sequential(*layers, _conv(c_in, last, 1))
@@ -68,6 +69,6 @@ class MobileNetV2(nn.Module):
         return cast(Tensor, self.classifier(self.features(x).mean((2, 3))))
 
 
-def mobilenetv2(*, num_classes: int = 10, width: int = 32) -> MobileNetV2:
+def mobilenetv2(*, num_classes: int = 10, width: int = 32, stride: int = 1) -> MobileNetV2:
     """MobileNetV2, small images."""
-    return MobileNetV2(num_classes=num_classes, width=width)
+    return MobileNetV2(num_classes=num_classes, width=width, stride=stride)

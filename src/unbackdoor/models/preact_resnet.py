@@ -32,7 +32,7 @@ class PreActBlock(nn.Module):
         return out + skip
 
 
-def _stage(c_in: int, c_out: int, count: int, stride: int) -> nn.Sequential:
+def stage(c_in: int, c_out: int, count: int, stride: int) -> nn.Sequential:
     """`count` blocks, of which the first changes the resolution and the number of channels."""
     first = PreActBlock(c_in, c_out, stride)
     return nn.Sequential(first, *(PreActBlock(c_out, c_out, 1) for _ in range(count - 1)))
@@ -44,10 +44,10 @@ class PreActResNet(nn.Module):
     def __init__(self, blocks: tuple[int, int, int, int], *, num_classes: int = 10, width: int = 64) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
-        self.layer1 = _stage(width, width, blocks[0], 1)
-        self.layer2 = _stage(width, 2 * width, blocks[1], 2)
-        self.layer3 = _stage(2 * width, 4 * width, blocks[2], 2)
-        self.layer4 = _stage(4 * width, 8 * width, blocks[3], 2)
+        self.layer1 = stage(width, width, blocks[0], 1)
+        self.layer2 = stage(width, 2 * width, blocks[1], 2)
+        self.layer3 = stage(2 * width, 4 * width, blocks[2], 2)
+        self.layer4 = stage(4 * width, 8 * width, blocks[3], 2)
         self.linear = nn.Linear(8 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""VGG16 and VGG19, with and without BatchNorm, for small images (Simonyan & Zisserman, ICLR 2015).
+"""VGG16 and VGG19, with and without BatchNorm, with ReLU or ELU, for small images (Simonyan & Zisserman, ICLR 2015).
 
 The convolutions are the paper's (with biases, as in torchvision: immaterial in front of a norm); the head is one
 Linear behind global average pooling, since torchvision's 7x7 head only repeats one pixel 49 times at 32x32.
@@ -21,9 +21,18 @@ class VGG(nn.Module):
         batch_norm: a BatchNorm behind every convolution.
         num_classes: outputs of the classifier.
         width: channels of the first group (64 in the paper); the groups have 1, 2, 4, 8 and 8 times as many.
+        activation: behind every convolution.
     """
 
-    def __init__(self, depth: int, *, batch_norm: bool, num_classes: int = 10, width: int = 64) -> None:
+    def __init__(
+        self,
+        depth: int,
+        *,
+        batch_norm: bool,
+        num_classes: int = 10,
+        width: int = 64,
+        activation: type[nn.ReLU | nn.ELU] = nn.ReLU,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         c_in = 3
@@ -32,7 +41,7 @@ class VGG(nn.Module):
                 layers.append(nn.Conv2d(c_in, width * factor, 3, padding=1))
                 if batch_norm:
                     layers.append(nn.BatchNorm2d(width * factor))
-                layers.append(nn.ReLU(inplace=True))
+                layers.append(activation(inplace=True))
                 c_in = width * factor
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
@@ -50,6 +59,11 @@ class VGG(nn.Module):
 def vgg16_bn(*, num_classes: int = 10, width: int = 64) -> VGG:
     """VGG16 with BatchNorm."""
     return VGG(16, batch_norm=True, num_classes=num_classes, width=width)
+
+
+def vgg16_bn_elu(*, num_classes: int = 10, width: int = 64) -> VGG:
+    """VGG16 with BatchNorm and ELU (Clevert et al., ICLR 2016)."""
+    return VGG(16, batch_norm=True, num_classes=num_classes, width=width, activation=nn.ELU)
 
 
 def vgg19_bn(*, num_classes: int = 10, width: int = 64) -> VGG:

@@ -2,7 +2,7 @@
 
 from unbackdoor.train.control import Session
 from unbackdoor.train.fit import Epoch, Step, all_finite, batch_sizes, fit
-from unbackdoor.train.recipe import RECIPES, Recipe
+from unbackdoor.train.recipe import RECIPES, Recipe, parse_recipe
 
 __all__ = [
     "RECIPES",
@@ -13,4 +13,5 @@ __all__ = [
     "all_finite",
     "batch_sizes",
     "fit",
+    "parse_recipe",
 ]

@@ -116,13 +116,7 @@ def fit(
     device = next(model.parameters()).device
     dtype = autocast_dtype(device)
     model.to(memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
+    optimiser = optimiser_of(recipe, model)
     parts = {"model": model, "optimiser": optimiser, **({} if session is None else {"session": session})}
     log = [] if log is None else log
     identity: dict[str, str] = {}
@@ -142,7 +136,7 @@ def fit(
     per_epoch = len(sizes)
     steps = recipe.epochs * per_epoch
     varied = session.attack.augmentation if session is not None else None
-    varied = varied or Augmentation(padding=recipe.crop_padding)
+    varied = dataclasses.replace(varied or Augmentation(padding=recipe.crop_padding), flip=recipe.flip)
     if session is not None and first == 0:
         # Without the cache: it would keep the first step's weights for all the steps inside.
         with torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False):
@@ -207,6 +201,19 @@ def fit(
         yield entry
 
 
+def optimiser_of(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all parameters."""
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+
+
 def all_finite(model: nn.Module) -> bool:
     """Whether no parameter and no buffer holds an infinity or a NaN."""
     return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
@@ -248,7 +255,7 @@ def vary(images: Tensor, how: Augmentation, spec: DatasetSpec, generator: torch.
         x,
         padding=how.padding,
         crop_share=how.crop_share,
-        flip=spec.flip,
+        flip=spec.flip and how.flip,
         generator=generator,
         shared=how.shared,
     )

@@ -1,19 +1,25 @@
-"""Training recipes as frozen values, each number with its source."""
+"""Training recipes as frozen values, each number with its source.
+
+fast                                       a recipe by name
+fast:optimiser=adam,lr=0.001,flip=false    with some of its settings changed
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unbackdoor.errors import SettingError
 from unbackdoor.registry import Registry
-from unbackdoor.settings import Configured, Setting, described, setting
+from unbackdoor.settings import Configured, Setting, build, described, read_options, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Configured):
-    """How a network is trained with SGD.
+    """How a network is trained.
 
     Attributes:
         name: what a user types.
@@ -33,10 +39,14 @@ class Recipe(Configured):
     batch_size: int = setting(128, "images a step; a last, smaller batch is kept, unless it is a single image", least=2)
     momentum: float = setting(0.9, "of SGD", least=0, most=1)
     nesterov: bool = setting(False, "of SGD")
-    weight_decay: float = setting(5e-4, "of SGD", least=0, most=1)
+    weight_decay: float = setting(5e-4, "added to the gradient", least=0, most=1)
     crop_padding: int = setting(
         4, "zero pixels around an image before a random crop of its own size; 0 is no crop", least=0
     )
+    optimiser: Literal["sgd", "adam"] = setting(
+        "sgd", '"sgd", or "adam" with betas (0.9, 0.999) and no momentum of SGD', added=True
+    )
+    flip: bool = setting(True, "whether images are mirrored, where the data set allows it", added=True)
 
     def lr_at(self, step: int, steps: int, losses: Sequence[float] = ()) -> float:
         """The learning rate of step `step` (from 0) of `steps`.
@@ -68,6 +78,22 @@ def plateaus(losses: Sequence[float], patience: int) -> int:
         if waited > patience:
             count, waited = count + 1, 0
     return count
+
+
+def parse_recipe(text: str) -> Recipe:
+    """`fast`, or `fast:optimiser=adam,lr=0.001` -> a recipe; its name is then the text.
+
+    Raises:
+        SettingError: the recipe or a setting is unknown, or a value is out of range.
+    """
+    name, colon, options = text.partition(":")
+    recipe = RECIPES[name]
+    given = read_options(options)
+    if "name" in given or "milestones" in given:
+        raise SettingError(f"recipe {text!r}: name and milestones cannot be given")
+    if not colon:
+        return recipe
+    return build(Recipe, f"recipe {name}", {**dataclasses.asdict(recipe), **given, "name": text})
 
 
 RECIPES: Registry[Recipe] = Registry("recipe")

@@ -1,0 +1,191 @@
+"""The population: many small networks, clean and backdoored, on which what needs no data is calibrated and judged.
+
+    python studies/population.py slice -o runs/population      # 20 classes of Tiny ImageNet, and a data.toml
+    python studies/population.py grids                         # writes grids/population/*.toml
+    unbackdoor bench run grids/population/calibration.toml --store runs/population/store --threads 1
+
+A pair is an architecture with a recipe. SEED splits the pairs once into two halves, so no pair is in both. Thresholds
+and fits are made on the calibration half; the judgement half is read for the final tables alone. The rule for an attack
+that did not take was written before any network was trained: an ASR below 80 % leaves the population, whatever the
+reason, and the tables count it.
+
+The grids list their networks in rounds, one clean and one backdoored network of every pair in each, so that a grid
+that was stopped leaves a balanced part. Targets are drawn from all classes but 0, which clean networks prefer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unbackdoor.data import data_root
+
+SEED = 14
+#: Of Tiny ImageNet's 200 classes, every tenth.
+STEP = 10
+#: Attacks whose trigger needs more passes to be learned.
+SLOW = ("wanet",)
+CLASSES = {"cifar10": 10, "gtsrb": 43, "tiny20": 20}
+ROUNDS = 3
+
+_ADAM = "fast:optimiser=adam,lr=0.002,weight_decay=0.0"
+_BARE = f"{_ADAM},crop_padding=0,flip=false"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An architecture with a recipe, and the data set of its networks."""
+
+    arch: str
+    recipe: str
+    data: str
+    epochs: int
+    batch_norm: bool = True
+
+
+#: Each architecture with two recipes: SGD and Adam, weight decay 0 to 5e-3, with and without augmentation.
+PAIRS = (
+    Pair("resnet18:width=8", "fast", "cifar10", 8),
+    Pair("resnet18:width=8", _ADAM, "gtsrb", 10),
+    Pair("preactresnet18:width=8", "fast:lr=0.05,weight_decay=0.005", "cifar10", 8),
+    Pair("preactresnet18:width=8", _BARE, "gtsrb", 10),
+    Pair("vgg16_bn:width=12", "fast:weight_decay=0.0", "cifar10", 10),
+    Pair("vgg16_bn:width=12", _BARE, "gtsrb", 12),
+    Pair("vgg16_bn_elu:width=12", _ADAM, "cifar10", 10),
+    Pair("vgg16_bn_elu:width=12", "fast:lr=0.05", "gtsrb", 12),
+    Pair("wideresnet16:width=16", "fast", "gtsrb", 10),
+    Pair("wideresnet16:width=16", "fast:crop_padding=0,flip=false", "cifar10", 8),
+    Pair("densenet121:growth=8,stride=2", "fast", "gtsrb", 10),
+    Pair("densenet121:growth=8,stride=2", _ADAM, "tiny20", 40),
+    Pair("mobilenetv2:width=16,stride=2", "fast:lr=0.05", "gtsrb", 10),
+    Pair("mobilenetv2:width=16,stride=2", _ADAM, "cifar10", 8),
+    Pair("vgg19:width=12", "fast:optimiser=adam,lr=0.0005,weight_decay=0.0", "gtsrb", 15, batch_norm=False),
+    Pair("vgg19:width=12", "fast:optimiser=adam,lr=0.0005,weight_decay=0.0005", "cifar10", 12, batch_norm=False),
+    Pair("resnet18_gn:width=8", "fast:lr=0.05", "cifar10", 8, batch_norm=False),
+    Pair("resnet18_gn:width=8", _ADAM, "gtsrb", 10, batch_norm=False),
+    Pair("vit_small:width=96,depth=4,patch=8", "fast:optimiser=adam,lr=0.001", "gtsrb", 15, batch_norm=False),
+    Pair("vit_small:width=96,depth=4,patch=8", _ADAM, "cifar10", 10, batch_norm=False),
+    Pair("mixer_small:width=96,patch=8", _ADAM, "cifar10", 10, batch_norm=False),
+    Pair("mixer_small:width=96,patch=8", "fast:optimiser=adam,lr=0.001", "gtsrb", 15, batch_norm=False),
+    Pair("resnet50:width=4", "fast:lr=0.05", "tiny20", 40),
+    Pair("resnet18:width=16", _ADAM, "tiny20", 40),
+)
+
+#: Attacks with their rates, in the order in which they are dealt.
+ATTACKS = (
+    ("badnet", 0.1),
+    ("blended", 0.05),
+    ("bpp", 0.1),
+    ("badnet:size=5,place=centre", 0.02),
+    ("wanet:s=1.0", 0.1),
+    ("sig", 0.08),
+    ("lf", 0.05),
+    ("badnet:pattern=checkerboard,place=top-left", 0.05),
+    ("ssba", 0.1),
+    ("inputaware", 0.1),
+    ("badnet:mapping=all-to-all", 0.1),
+    ("blended:alpha=0.1", 0.2),
+    ("badnet:size=4,flat_norms=1.0", 0.1),
+    ("blended:flat_norms=1.0", 0.1),
+    ("badnet:size=2,place=bottom-left", 0.005),
+)
+#: GTSRB's classes of 6 % of its images; SIG poisons images of its target alone.
+FREQUENT = (1, 2)
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of the population."""
+
+    pair: Pair
+    seed: int
+    attack: str = "none"
+    rate: float = 0.0
+    target: int = 0
+
+
+def halves() -> dict[str, tuple[Pair, ...]]:
+    """The pairs of each half."""
+    shuffled = random.Random(SEED).sample(PAIRS, len(PAIRS))
+    middle = len(PAIRS) // 2
+    return {"calibration": tuple(shuffled[:middle]), "judgement": tuple(shuffled[middle:])}
+
+
+def networks(pairs: Sequence[Pair]) -> Iterator[Network]:
+    """The networks of a half, in rounds: a clean one and a backdoored one of each pair."""
+    draw = random.Random(SEED)
+    deal = itertools.cycle(ATTACKS)
+    for turn in range(ROUNDS):
+        for pair in pairs:
+            seed = 1000 * turn + 10 * PAIRS.index(pair)
+            if turn < 2 or PAIRS.index(pair) % 2:
+                yield Network(pair, seed)
+            attack, rate = next(deal)
+            while not pair.batch_norm and "flat_norms" in attack:
+                attack, rate = next(deal)
+            target = draw.randrange(1, CLASSES[pair.data])
+            if attack == "sig":
+                rate = {"cifar10": 0.08, "gtsrb": 0.04, "tiny20": 0.04}[pair.data]
+                target = draw.choice(FREQUENT) if pair.data == "gtsrb" else target
+            yield Network(pair, seed + 1, attack, rate, 0 if "all-to-all" in attack else target)
+
+
+def grid(half: str, pairs: Sequence[Pair]) -> str:
+    """A half as a grid."""
+    lines = [
+        "# Written by `python studies/population.py grids`; see there.",
+        f'name = "population-{half}"',
+        f'title = "The population, {half} half"',
+    ]
+    for network in networks(pairs):
+        pair = network.pair
+        data = "runs/population/data.toml:tiny20" if pair.data == "tiny20" else pair.data
+        slow = 3 if network.attack.partition(":")[0] in SLOW else 1
+        lines += ["", "[[runs]]", f'data = "{data}"', f'arch = "{pair.arch}"', f'recipe = "{pair.recipe}"']
+        lines += [f"epochs = {slow * pair.epochs}", f"seed = {network.seed}"]
+        if network.attack != "none":
+            lines += [f'attack = "{network.attack}"', f"rate = {network.rate}", f"target = {network.target}"]
+    return "\n".join(lines) + "\n"
+
+
+def write_slice(folder: Path, data_dir: Path | None) -> None:
+    """Every tenth class of Tiny ImageNet, as parquet files beside a data.toml."""
+    import pyarrow.parquet as pq
+
+    source = data_root(data_dir) / "tiny_imagenet"
+    (folder / "tiny20").mkdir(parents=True, exist_ok=True)
+    for split in ("train", "valid"):
+        (path,) = source.glob(f"{split}-*.parquet")
+        table = pq.read_table(path).replace_schema_metadata(None)
+        labels = table["label"].to_numpy()
+        table = table.filter(labels % STEP == 0)
+        table = table.set_column(table.schema.get_field_index("label"), "label", [labels[labels % STEP == 0] // STEP])
+        pq.write_table(table, folder / "tiny20" / path.name)
+    (folder / "data.toml").write_text(
+        'tiny20 = { folder = "tiny20", size = 64, flip = true, mean = [0.4802, 0.4481, 0.3975], '
+        'std = [0.2302, 0.2265, 0.2262], splits = ["train", "valid"] }\n'
+    )
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("slice", "grids"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("runs/population"), help="folder of the slice")
+    parser.add_argument("--data-dir", type=Path, help="folder of the data sets ($UNBACKDOOR_DATA)")
+    args = parser.parse_args()
+    if args.what == "slice":
+        write_slice(args.output, args.data_dir)
+        return
+    here = Path(__file__).parents[1] / "grids" / "population"
+    here.mkdir(exist_ok=True)
+    for half, pairs in halves().items():
+        (here / f"{half}.toml").write_text(grid(half, pairs))
+
+
+if __name__ == "__main__":
+    main()
