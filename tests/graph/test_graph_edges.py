@@ -903,6 +903,13 @@ def test_a_vector_that_multiplies_channels_is_said() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(self.norm(self.conv(x)).mean((2, 3)) * self.gamma * self.temperature)
 
-    (remark,) = layer_graph(Scaled()).aside
+    model = Scaled()
+    (remark,) = layer_graph(model).aside
     assert remark.path == "gamma"
     assert "may multiply channels" in remark.reason
+    before = layer_graph(model)
+    with torch.no_grad():
+        model.gamma[2] = 50.0  # trained: now it can hold what the scores miss, so it counts as not read
+    after = layer_graph(model)
+    assert after.uncovered == (*before.uncovered, remark)
+    assert not after.aside

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from unbackdoor.dataflow.effects import KNOWN_INSIDE, Effect, Role, canonical
 from unbackdoor.dataflow.flow import Dataflow
@@ -255,7 +255,11 @@ class Owners:
         return self._holding(flow, layers, inputs, effect)
 
     def remarks(self, flow: Dataflow) -> tuple[Remark, ...]:
-        """What plays no part: modules that are never called, parameters outside every layer and norm."""
+        """What plays no part: modules that are never called, parameters outside every layer and norm.
+
+        Of the latter, vectors of different values (LayerScale after training) may make one channel stand out, and are
+        refused instead.
+        """
         known = {name for layer in flow.layers.values() for name in (layer.weight, layer.bias, layer.gain)}
         result, idle = [], set()
         running = {self.modules[path] for path in (*flow.layers, *flow.norms, *flow.uncovered) if path in self.modules}
@@ -284,7 +288,10 @@ class Owners:
                 reason = (
                     "outside every convolution, Linear and BatchNorm; it may multiply channels, which no score shows"
                 )
-                result.append(Remark(name, "parameter", reason))
+                if _singles_out(tensor):
+                    flow.refuse(name, "parameter", reason)
+                else:
+                    result.append(Remark(name, "parameter", reason))
         return tuple(result)
 
     def learnt(self, graph: LayerGraph) -> LayerGraph:
@@ -366,3 +373,11 @@ class Owners:
 def _hooks(module: nn.Module) -> list[object]:
     """A module's forward hooks of both kinds."""
     return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def _singles_out(tensor: Tensor) -> bool:
+    """Whether it is one vector whose entries differ in size."""
+    if tensor.is_meta or max(tensor.shape, default=0) != tensor.numel():
+        return False
+    sizes = tensor.detach().abs()
+    return bool(sizes.max() > sizes.min())
