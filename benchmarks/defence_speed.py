@@ -30,8 +30,8 @@ from unbackdoor.defences.table import parse_method
 from unbackdoor.defender.case import Case
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph import layer_graph
+from unbackdoor.precision import autocast_dtype
 from unbackdoor.provenance import processor
-from unbackdoor.train.fit import autocast_dtype
 
 NETWORK = Path(__file__).parents[1] / "zoo" / "cifar10_badnet" / "model.safetensors"
 IMAGES = 500

@@ -25,9 +25,9 @@ from torchvision import transforms
 
 from unbackdoor.data import LabelledImages, load_dataset
 from unbackdoor.models import parse_arch
+from unbackdoor.precision import autocast_dtype
 from unbackdoor.provenance import processor
 from unbackdoor.train import RECIPES, fit
-from unbackdoor.train.fit import autocast_dtype
 
 RECIPE = replace(RECIPES["fast"], epochs=1)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defender.surrogates import dead_leaves, impressions, random_spectra, total_variation
+from unbackdoor.defender.surrogates import _statistics, dead_leaves, impressions, random_spectra, total_variation
 from unbackdoor.inputs import InputSpec
 
 CIFAR = InputSpec(shape=(3, 32, 32), mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
@@ -77,7 +77,7 @@ def _network(norm: Callable[[int], nn.Module]) -> nn.Module:
 def test_the_network_is_sure_of_its_impressions_and_left_as_it_was(norm: Callable[[int], nn.Module]) -> None:
     model = _network(norm)
     before = copy.deepcopy(model.state_dict())
-    found = impressions(model, CIFAR, range(4), per_class=4, steps=60, match=0.1, generator=_generator())
+    found = impressions(model, CIFAR, range(4), per_class=4, match=0.1, generator=_generator())
     assert (found.answers == found.labels).float().mean() >= 0.75
     assert found.labels.bincount().tolist() == [4] * 4
     assert (found.images >= 0).all()
@@ -85,6 +85,7 @@ def test_the_network_is_sure_of_its_impressions_and_left_as_it_was(norm: Callabl
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())
+    assert found.images.is_contiguous()
 
 
 def test_impressions_match_the_running_statistics_better_than_dead_leaves() -> None:
@@ -98,3 +99,56 @@ def test_impressions_match_the_running_statistics_better_than_dead_leaves() -> N
 
     with torch.no_grad():
         assert distance(found.images) < distance(dead_leaves(32, CIFAR, _generator(1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_network_of_another_precision_gets_float32_images(dtype: torch.dtype) -> None:
+    model = _network(nn.BatchNorm2d).to(dtype)
+    found = impressions(model, CIFAR, range(4), per_class=2, match=0.1, generator=_generator())
+    assert found.images.dtype == torch.float32
+    assert (found.answers == found.labels).float().mean() >= 0.75
+    assert all(parameter.dtype == dtype for parameter in model.parameters())
+
+
+def test_a_seed_gives_the_same_impressions_and_another_others() -> None:
+    model = _network(nn.BatchNorm2d)
+    first, again, other = (
+        impressions(model, CIFAR, range(4), per_class=1, steps=3, generator=_generator(seed)).images
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_each_step_matches_a_share_of_the_norms_and_all_have_their_turn() -> None:
+    norms = nn.Sequential(*(nn.BatchNorm2d(1) for _ in range(7))).eval()
+    generator, seen = _generator(), set()
+    with _statistics(norms) as statistics:
+        for share, count in ((1.0, 7), (1 / 3, 2), (0.01, 1), (0, 0)):
+            for _ in range(40):
+                statistics.draw(share, generator)
+                norms(torch.zeros(1, 1, 2, 2))
+                assert len(statistics.distances) == count
+                if share == 0.01:
+                    seen |= statistics._drawn
+    assert seen == set(norms)
+
+
+def test_the_distance_of_a_norm_by_hand() -> None:
+    """Mean 3 and variance 4 against 1 and 16: (2 / 4)^2 + ((2 - 4) / 4)^2."""
+    norm = nn.BatchNorm2d(1, eps=0.0).eval()
+    norm.running_mean.fill_(1)
+    norm.running_var.fill_(16)
+    with _statistics(norm) as statistics:
+        statistics.draw(1.0, _generator())
+        norm(torch.tensor([1.0, 5.0]).view(1, 1, 1, 2))
+    assert [float(distance) for distance in statistics.distances] == pytest.approx([0.5])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_network_on_a_cuda_device(dtype: torch.dtype) -> None:
+    model = _network(nn.BatchNorm2d).to("cuda", dtype)
+    found = impressions(model, CIFAR, range(4), per_class=4, match=0.1, generator=_generator())
+    assert (found.answers == found.labels).float().mean() >= 0.75
+    assert found.images.device.type == found.answers.device.type == "cpu"

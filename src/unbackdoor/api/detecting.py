@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from unbackdoor.api.images import case_with_network, check_poisoned, check_seed,
 from unbackdoor.api.reading import open_model
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import Detection
+from unbackdoor.inputs import normalisation
 from unbackdoor.models import Arch
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def detect(
     arch: str | Arch | None = None,
     key: str | None = None,
     example: Any = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     output: str | None = None,
     data_dir: str | Path | None = None,
     download: bool = False,
@@ -50,7 +53,10 @@ def detect(
         poisoned: that share.
         arch: the network, as in `--arch`, if the file does not name it.
         key: which entry of a torch file to read, if there are several.
-        example: an input for the network, if its layers cannot be read without one (see `layer_graph`).
+        example: an input for the network, if its layers cannot be read without one (see `layer_graph`); the size of its
+            images, for a detector that makes some.
+        mean, std: of the images that the network takes, one number or one a channel, for pixels from 0 to 1. Default:
+            the data set's; else a detector that makes images finds them out (`defender.input_spec`).
         output: which part of the network's output is the logits: a key, a number or a field's name.
         data_dir: folder of the data sets; default $UNBACKDOOR_DATA, else ./data.
         download: whether to fetch a known data set that is missing.
@@ -70,10 +76,13 @@ def detect(
     wants = detector.needs != "nothing"
     if wants and data is None:
         raise SettingError(f"detect: {detector.name} needs {detector.needs}: give a data set with --data (data=...)")
+    given = normalisation(mean, std)
     check_seed(seed)
     check_device(device)
     file = open_model(source, arch=arch, key=key, example=example)
-    case = case_with_network(file, device=device, seed=seed, example=example, output=output, progress=progress)
+    case = case_with_network(
+        file, device=device, seed=seed, example=example, output=output, progress=progress, normalisation=given
+    )
     if wants:
         case = with_images(case, file, str(data), images, seed, attack, poisoned, data_dir, download=download)
     found = detector.run(case)

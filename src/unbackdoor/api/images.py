@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unbackdoor.api.reading import ModelFile, network_of
+from unbackdoor.api.reading import MAX_ARCH, ModelFile, network_of
 from unbackdoor.defender.case import Case, Needs
-from unbackdoor.errors import SettingError
+from unbackdoor.errors import ArchitectureError, SettingError
+from unbackdoor.inputs import Normalisation
+from unbackdoor.models import parse_arch
+from unbackdoor.records import read_json
 
 if TYPE_CHECKING:
     from unbackdoor.attacks import Attack
-    from unbackdoor.data import LabelledImages
+    from unbackdoor.data import DatasetSpec, LabelledImages
 
 Progress = Callable[[int, int, str], None]
+
+#: BackdoorBench's names of data sets that have another one here.
+_BACKDOORBENCH_DATA = {"tiny": "tiny_imagenet"}
+#: Bytes of a record that are read; more is no record of a training run.
+_LONGEST_RECORD = 2**20
 
 
 def check_poisoned(poisoned: float, attack: Attack | None, *, kind: str, example: str, name: str, needs: Needs) -> None:
@@ -36,17 +44,60 @@ def check_poisoned(poisoned: float, attack: Attack | None, *, kind: str, example
 
 
 def case_with_network(
-    file: ModelFile, *, device: str, seed: int, example: Any, output: str | None, progress: Progress
+    file: ModelFile,
+    *,
+    device: str,
+    seed: int,
+    example: Any,
+    output: str | None,
+    progress: Progress,
+    normalisation: Normalisation | None = None,
 ) -> Case:
-    """The file's network on a device, with a seeded generator and no images yet."""
+    """The file's network on a device, with a seeded generator and no images yet; its data set's spec, if that is known.
+
+    Args:
+        normalisation: of the images that the network takes, where the user gave one.
+    """
     return Case(
         network=network_of(file).to(device),
         graph=file.graph,
         example=example,
+        spec=trained_on(file),
+        normalisation=normalisation,
         generator=torch.Generator().manual_seed(seed),
         output=output,
         progress=progress,
     )
+
+
+def trained_on(file: ModelFile) -> DatasetSpec | None:
+    """The known data set that a file's network was trained on, if the file or the record of its training names it.
+
+    A record beside the file is that of `unbackdoor train`, unless it is of another architecture.
+    """
+    from unbackdoor.data import DATASETS
+
+    name = _BACKDOORBENCH_DATA.get(str(file.data), file.data) or _recorded_data(file)
+    return DATASETS[name] if name is not None and name in DATASETS else None
+
+
+def _recorded_data(file: ModelFile) -> str | None:
+    """The data set's name in the record beside a model file; None where there is no such record."""
+    from unbackdoor.api.training_record import RECORD
+
+    path = file.checkpoint.path.parent / RECORD
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as stream:
+            record = read_json(stream.read(_LONGEST_RECORD))
+        name, arch = record["data"]["name"], parse_arch(record["arch"][:MAX_ARCH])
+    except (OSError, ValueError, LookupError, TypeError, ArchitectureError):  # damaged, or something else
+        return None
+    own = file.arch
+    if own is None or (own.source, own.name) != (arch.source, arch.name) or not isinstance(name, str):
+        return None
+    return name if all(arch.options.get(key, value) == value for key, value in own.options.items()) else None
 
 
 def with_images(
@@ -63,6 +114,8 @@ def with_images(
 ) -> Case:
     """The same case with training images, of which a share may carry the attack's trigger.
 
+    They are normalised as the case says, else as their data set.
+
     Args:
         clean: a fraction up to 1, or a count.
 
@@ -75,7 +128,11 @@ def with_images(
 
     given = method_images(data, clean, seed, attack, poisoned, data_dir, download=download, progress=case.progress)
     check_answer(case.module, given.spec, name=str(file.checkpoint.path), output=case.output)
-    return dataclasses.replace(case, images=given.images, labels=given.labels, spec=given.spec)
+    spec = given.spec
+    if case.normalisation is not None:
+        inputs = case.normalisation.spec((spec.channels, spec.size, spec.size))
+        spec = dataclasses.replace(spec, mean=inputs.mean, std=inputs.std)
+    return dataclasses.replace(case, images=given.images, labels=given.labels, spec=spec)
 
 
 def method_images(

@@ -48,12 +48,14 @@ class ModelFile:
         arch: the network it was read with; None if its layers were found by their names.
         graph: its layers.
         source: what a method scores: the tensors, or a network with them if some weights must be computed.
+        data: what the file calls its data set, if it says so.
     """
 
     checkpoint: Checkpoint
     arch: Arch | None
     graph: LayerGraph
     source: nn.Module | Mapping[str, Tensor]
+    data: str | None = None
 
 
 def open_model(
@@ -82,14 +84,14 @@ def open_model(
         refuse_example(path, example)
         found = checkpoint.choose(contents, key)
         graph = _with_remarks(_checked(contents.graph, found), found)
-        return ModelFile(found, None, graph, found.tensors)
+        return ModelFile(found, None, graph, found.tensors, contents.data)
     if network is None:
         refuse_example(path, example)
         found = checkpoint.folded(checkpoint.choose(contents, key))
         graph = _with_ties(of_tensors(found.tensors, ordered=found.ordered), found.tensors)
         if hint is not None:
             graph = dataclasses.replace(graph, aside=(hint, *graph.aside))
-        return ModelFile(found, None, _with_remarks(graph, found), found.tensors)
+        return ModelFile(found, None, _with_remarks(graph, found), found.tensors, contents.data)
     model = network.build(device="meta")
     found = _fitted(contents, key, model, network)
     graph = layer_graph(model, None if example is None else placed(example, model))
@@ -97,7 +99,7 @@ def open_model(
     source: nn.Module | Mapping[str, Tensor] = found.tensors
     if any(layer.parametrization == "other" for layer in graph.layers):
         source = load_weights(network.build(), found, network)
-    return ModelFile(found, network, _with_remarks(graph, found), source)
+    return ModelFile(found, network, _with_remarks(graph, found), source, contents.data)
 
 
 def load_model(path: str | Path, *, arch: str | Arch | None = None, key: str | None = None) -> nn.Module:

@@ -36,6 +36,7 @@ class Contents:
         passed_over: entries of a torch file that are not in `content`: pickled objects, an attack's data.
         objects: the classes and functions that the pickled objects name; none was imported or called.
         graph: the layers (`unbackdoor.findings.layers.LayerGraph`), if the format stores them.
+        data: what the file calls the data set that it was trained on, if it says so.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Contents:
     passed_over: tuple[str, ...] = ()
     objects: tuple[str, ...] = ()
     graph: Any = None
+    data: str | None = None
 
     def at(self, place: Place) -> Mapping[str, Any]:
         """The state dict at a place."""

@@ -16,9 +16,11 @@ from unbackdoor.cli.options import (
     force_option,
     input_option,
     key_option,
+    mean_option,
     part_and_file,
     part_option,
     quiet_option,
+    std_option,
 )
 
 
@@ -57,6 +59,8 @@ def _detectors() -> list[str]:
 )
 @arch_option
 @input_option
+@mean_option
+@std_option
 @key_option
 @part_option
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
@@ -77,6 +81,8 @@ def command(
     poisoned: float,
     arch: str | None,
     example: Any,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     key: str | None,
     part: str | None,
     device: str,
@@ -114,6 +120,8 @@ def command(
             arch=arch,
             key=key,
             example=example,
+            mean=mean,
+            std=std,
             output=part,
             data_dir=data_dir,
             download=download,

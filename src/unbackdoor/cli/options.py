@@ -41,6 +41,19 @@ input_option = click.option(
     help="Sizes of the network's inputs, without the batch, if its layers cannot be read otherwise: 3x32x32. Separate "
     "several inputs by commas, and add :int or :bool to those that are not floating point: 3x224x224,10:int.",
 )
+mean_option = click.option(
+    "--mean",
+    metavar="NUMBERS",
+    callback=lambda _context, _option, text: None if text is None else _parse_numbers("mean", text),
+    help="Mean that the network's images are normalised by, one number or one a channel, for pixels from 0 to 1: "
+    "0.485,0.456,0.406. Default: the data set's; without one, estimated from the network.",
+)
+std_option = click.option(
+    "--std",
+    metavar="NUMBERS",
+    callback=lambda _context, _option, text: None if text is None else _parse_numbers("std", text),
+    help="Deviation that they are divided by, beside --mean: 0.229,0.224,0.225.",
+)
 part_option = click.option(
     "--output",
     "part",
@@ -178,6 +191,12 @@ def _parse_input(text: str) -> Any:
     from unbackdoor.inputs import parse_example
 
     return parse_example(text)
+
+
+def _parse_numbers(option: str, text: str) -> tuple[float, ...]:
+    from unbackdoor.inputs import parse_numbers
+
+    return parse_numbers(option, text)
 
 
 def _methods() -> dict[str, type[Defence]]:

@@ -15,6 +15,7 @@ from unbackdoor.errors import SettingError
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph import layer_graph
 from unbackdoor.graph.tensors import Tensors, read_model
+from unbackdoor.inputs import Normalisation
 from unbackdoor.outputs import answering
 
 #: What a method asks for beside the network: no images; clean ones; or the training set, poisoned images and all.
@@ -34,6 +35,7 @@ class Beside(TypedDict, total=False):
     graph: LayerGraph | None
     example: Any
     spec: object
+    normalisation: Normalisation | None
     generator: torch.Generator | None
     output: str | None
     progress: Progress
@@ -53,6 +55,8 @@ class Case:
             there are none.
         labels: (N,) int64.
         spec: the data set whose normalisation the network expects.
+        normalisation: of the images that the network takes, where a method makes some and it is known (see
+            `defender.input_spec`); of images that are given, `spec` decides.
         generator: of everything that is drawn, on the CPU: the same one gives the same result.
         output: which part of what the network returns is its logits: a key, a number or a field's name.
         progress: called with (done, total, a note).
@@ -64,6 +68,7 @@ class Case:
     images: Tensor | None = None
     labels: Tensor | None = None
     spec: object = None  # checked, with images and labels, by defender.images: what reads weights alone knows no data
+    normalisation: Normalisation | None = None
     generator: torch.Generator | None = None
     output: str | None = None
     progress: Progress = silent

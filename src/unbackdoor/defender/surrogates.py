@@ -6,7 +6,7 @@ with a random power spectrum and colour covariance (the same paper). Class impre
 knowledge distillation", ICML 2019) are optimised until the network is sure of a class, here with the match of
 normalisation statistics of Yin et al., "Dreaming to distill", CVPR 2020.
 
-All images are pixels in [0, 1], (N, C, H, W) float32 on the CPU; `InputSpec` turns them into what the network takes.
+All images are pixels in [0, 1], (N, C, H, W) float32 on the CPU; an `InputSpec` turns them into what the network takes.
 Every random number comes from the generator: the same seed gives the same images.
 """
 
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.inputs import InputSpec
+from unbackdoor.precision import autocast_dtype
 
 #: Pixels a side up to which procedural images are drawn; larger ones are enlarged from there.
 LARGEST = 96
@@ -111,9 +112,10 @@ def impressions(
     classes: Sequence[int],
     *,
     per_class: int = 20,
-    steps: int = 100,
+    steps: int = 50,
     lr: float = 0.1,
     match: float = 1.0,
+    matched: float = 1 / 3,
     variation: float = 2e-3,
     shift: int = 2,
     generator: torch.Generator,
@@ -123,36 +125,47 @@ def impressions(
     Adam on the logit of the pixel, from dead leaves. The loss is the cross-entropy to the wanted class, plus `match`
     times the distance to the running statistics, plus `variation` times the total variation. The distance is squared,
     of means and deviations, in units of the layer's own deviation, and averaged over channels and BatchNorms. Each step
-    shifts and mirrors the images at random. A network without running statistics has nothing to match.
+    takes other BatchNorms for it, and shifts and mirrors the images at random. A network without running statistics has
+    nothing to match. A float32 network is run in bfloat16 where the hardware is faster at it (`precision`).
 
     Args:
-        model: in eval mode, not changed.
+        model: in eval mode, on any device and in any precision; not changed.
         classes: wanted, `per_class` images of each.
+        matched: share of the BatchNorms that a step matches, drawn anew; at least one is.
     """
     labels = torch.tensor(list(classes)).repeat(per_class)
     made, answers = [], []
-    with _statistics(model) as distances:
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    device = weight.device
+    fast = autocast_dtype(device) if weight.dtype == torch.float32 else None
+
+    def shown(pixels: Tensor) -> Tensor:
+        return spec.normalise(pixels).to(weight.dtype).contiguous(memory_format=torch.channels_last)
+
+    with _statistics(model) as statistics:
         for part in torch.split(labels, BATCH):
             start = dead_leaves(len(part), spec, generator).clamp(0.05, 0.95)
-            free = torch.logit(start).requires_grad_()
+            free = torch.logit(start).to(device, memory_format=torch.channels_last).requires_grad_()
+            wanted = part.to(device)
             optimiser = torch.optim.Adam([free], lr=lr)
             for step in range(steps):
                 for group in optimiser.param_groups:
                     group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-                distances.clear()
+                statistics.draw(matched if match else 0, generator)
                 pixels = torch.sigmoid(free)
-                logits = model(spec.normalise(_moved(pixels, shift, generator)))
-                loss = F.cross_entropy(logits, part)
-                if distances:
-                    loss = loss + match * torch.stack(distances).mean()
+                with torch.autocast(device.type, fast, enabled=fast is not None):
+                    logits = model(shown(_moved(pixels, shift, generator)))
+                loss = F.cross_entropy(logits.float(), wanted)
+                if statistics.distances:
+                    loss = loss + match * torch.stack(statistics.distances).mean()
                 loss = loss + variation * total_variation(pixels)
-                optimiser.zero_grad(set_to_none=True)
                 (free.grad,) = torch.autograd.grad(loss, [free])
                 optimiser.step()
+            statistics.draw(0, generator)
             with torch.no_grad():
                 pixels = torch.sigmoid(free)
-                answers.append(model(spec.normalise(pixels)).argmax(1))
-            made.append(pixels.detach())
+                answers.append(model(shown(pixels)).argmax(1).cpu())
+            made.append(pixels.detach().cpu().contiguous())
     return Impressions(images=torch.cat(made), labels=labels, answers=torch.cat(answers))
 
 
@@ -169,29 +182,52 @@ def _moved(pixels: Tensor, shift: int, generator: torch.Generator) -> Tensor:
     return pixels.flip(3) if torch.rand((), generator=generator) < 0.5 else pixels
 
 
-@contextlib.contextmanager
-def _statistics(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Within, each forward pass adds one distance a BatchNorm to the list."""
-    distances: list[Tensor] = []
+class _Statistics:
+    """How far what the drawn BatchNorms are given is from their running statistics, one number a call.
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    Attributes:
+        distances: of the forward passes since the last draw.
+    """
+
+    def __init__(self, norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> None:
+        self.norms = norms
+        self.distances: list[Tensor] = []
+        self._drawn: frozenset[nn.Module] = frozenset()
+
+    def draw(self, share: float, generator: torch.Generator) -> None:
+        """Forget the distances, and choose which norms are looked at from now on; at least one, but none for 0."""
+        count = min(len(self.norms), max(1, round(share * len(self.norms)))) if share else 0
+        order = torch.randperm(len(self.norms), generator=generator) if count else torch.empty(0)
+        self._drawn = frozenset(self.norms[int(i)] for i in order[:count])
+        self.distances = []
+
+    def see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """The hook of a norm."""
+        if module not in self._drawn:
+            return
         (x,) = inputs
-        dims = [0, *range(2, x.ndim)]
-        mean, var = x.mean(dims), x.var(dims, unbiased=False)
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         assert module.running_mean is not None
         assert module.running_var is not None
-        std = (module.running_var + module.eps).sqrt()
+        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+        var, mean = torch.var_mean(x.to(exact), [0, *range(2, x.ndim)], correction=0)
+        std = (module.running_var.to(exact) + module.eps).sqrt()
         off = ((mean - module.running_mean) / std).square() + (((var + module.eps).sqrt() - std) / std).square()
-        distances.append(off.mean())
+        self.distances.append(off.mean())
 
-    handles = [
-        module.register_forward_pre_hook(hook)
+
+@contextlib.contextmanager
+def _statistics(model: nn.Module) -> Iterator[_Statistics]:
+    """Within, each forward pass adds the distances of the BatchNorms that were drawn."""
+    norms = [
+        module
         for module in model.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     ]
+    statistics = _Statistics(norms)
+    handles = [module.register_forward_pre_hook(statistics.see) for module in norms]
     try:
-        yield distances
+        yield statistics
     finally:
         for handle in handles:
             handle.remove()

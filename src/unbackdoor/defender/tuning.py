@@ -13,8 +13,9 @@ from unbackdoor.data.augment import Augmentation, cutout
 from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.images import DefenderData, logits_of
 from unbackdoor.findings import Stage, finite
+from unbackdoor.precision import autocast_dtype
 from unbackdoor.train import Recipe
-from unbackdoor.train.fit import autocast_dtype, batch_sizes
+from unbackdoor.train.fit import batch_sizes
 
 #: (inputs, labels) -> (loss, logits).
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

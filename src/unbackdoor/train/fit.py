@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from unbackdoor.data import DatasetSpec, normalise
 from unbackdoor.data.augment import Augmentation, augment, rotate
 from unbackdoor.errors import SettingError
+from unbackdoor.precision import autocast_dtype
 from unbackdoor.train.control import Session
 from unbackdoor.train.recipe import Recipe
 from unbackdoor.train.resume import keep, restore
@@ -51,22 +52,6 @@ class Epoch:
     images_per_second: float
     seconds: float
     watched: dict[str, Any] | None = None
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the hardware multiplies it faster than float32, else None.
-
-    On CPUs without AMX or AVX512-BF16 a bfloat16 convolution is emulated, ten times slower than float32.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else None
-    capability = torch.backends.cpu.get_cpu_capability()
-    fast = capability.startswith("AVX512") and _cpu_has("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return torch.bfloat16 if fast else None
-
-
-def _cpu_has(*features: str) -> bool:
-    return any(getattr(torch.cpu, feature, lambda: False)() for feature in features)
 
 
 def fit(

@@ -21,6 +21,12 @@ def network_part(content: Any) -> dict[str, Any] | None:
     return {name: content[name] for name in (MODEL_NAME, NUM_CLASSES, MODEL)} if MODEL in content else None
 
 
+def data_named(content: Any) -> str | None:
+    """The name of the data set that an attack's result was trained on, if the content holds it."""
+    name = content.get(_DATA[0]) if isinstance(content, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
 def network_named(content: Any) -> tuple[str, int] | None:
     """The network's name and its number of classes, if the content holds them."""
     entries = content if isinstance(content, Mapping) else {}

@@ -19,7 +19,7 @@ from unbackdoor.atomic import atomic_write
 from unbackdoor.checkpoint import foreign
 from unbackdoor.checkpoint.checkpoint import Checkpoint, Contents, entries_around, follow
 from unbackdoor.checkpoint.format import FORMATS
-from unbackdoor.checkpoint.formats.backdoorbench import network_part
+from unbackdoor.checkpoint.formats.backdoorbench import data_named, network_part
 from unbackdoor.checkpoint.places import describe, replaced, state_dicts
 from unbackdoor.checkpoint.stand_ins import is_stand_in, read_around_objects, without_stand_ins
 from unbackdoor.errors import CheckpointError
@@ -48,7 +48,7 @@ def read(path: Path) -> Contents:
     _check_archive(path)
     _check_memory(path)
     content, objects = _content(path)
-    network = network_part(content)
+    network, data = network_part(content), data_named(content)
     passed_over = () if network is None else tuple(str(name) for name in content if name not in network)
     content = content if network is None else network
     places = state_dicts(content)
@@ -67,7 +67,7 @@ def read(path: Path) -> Contents:
         except RecursionError as error:
             raise CheckpointError(f"{path}: refused: nested too deeply") from error
         passed_over = (*passed_over, *taken)
-    return Contents(path, "torch", content, places, ordered=True, passed_over=passed_over, objects=objects)
+    return Contents(path, "torch", content, places, ordered=True, passed_over=passed_over, objects=objects, data=data)
 
 
 def _check_whole(path: Path, state: Mapping[str, Any]) -> None:
