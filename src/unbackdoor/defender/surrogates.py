@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.errors import MethodError
 from unbackdoor.inputs import InputSpec
-from unbackdoor.precision import autocast_dtype
 
 #: Pixels a side up to which procedural images are drawn; larger ones are enlarged from there.
 LARGEST = 96
@@ -99,11 +100,36 @@ class Impressions:
         images: (N, C, H, W) in [0, 1].
         labels: (N,) the class that each was made for.
         answers: (N,) what the network answers.
+        classes: how many classes the network has.
     """
 
     images: Tensor
     labels: Tensor
     answers: Tensor
+    classes: int
+
+
+def class_images(shown: OnPixels, count: int, generator: torch.Generator) -> Impressions:
+    """About `count` impressions: as many of each class, or one each of as many classes as that, drawn at random.
+
+    Args:
+        shown: the network.
+        count: of images.
+        generator: of everything.
+
+    Raises:
+        MethodError: the network does not answer (N, classes) logits of two classes or more.
+    """
+    grey = torch.full((2, *shown.spec.shape), 0.5)
+    logits = shown.logits(grey)
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise MethodError(f"expected (N, classes) logits of 2 or more classes, got shape {tuple(logits.shape)}")
+    classes = logits.shape[1]
+    if classes <= count:
+        chosen, per_class = list(range(classes)), round(count / classes)
+    else:
+        chosen, per_class = torch.randperm(classes, generator=generator)[:count].tolist(), 1
+    return impressions(shown.model, shown.spec, chosen, per_class=per_class, generator=generator)
 
 
 def impressions(
@@ -134,39 +160,30 @@ def impressions(
         matched: share of the BatchNorms that a step matches, drawn anew; at least one is.
     """
     labels = torch.tensor(list(classes)).repeat(per_class)
-    made, answers = [], []
-    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    device = weight.device
-    fast = autocast_dtype(device) if weight.dtype == torch.float32 else None
-
-    def shown(pixels: Tensor) -> Tensor:
-        return spec.normalise(pixels).to(weight.dtype).contiguous(memory_format=torch.channels_last)
-
+    made, logits = [], []
+    shown = OnPixels(model, spec)
     with _statistics(model) as statistics:
         for part in torch.split(labels, BATCH):
             start = dead_leaves(len(part), spec, generator).clamp(0.05, 0.95)
-            free = torch.logit(start).to(device, memory_format=torch.channels_last).requires_grad_()
-            wanted = part.to(device)
+            free = torch.logit(start).to(shown.device, memory_format=torch.channels_last).requires_grad_()
+            wanted = part.to(shown.device)
             optimiser = torch.optim.Adam([free], lr=lr)
             for step in range(steps):
                 for group in optimiser.param_groups:
                     group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
                 statistics.draw(matched if match else 0, generator)
                 pixels = torch.sigmoid(free)
-                with torch.autocast(device.type, fast, enabled=fast is not None):
-                    logits = model(shown(_moved(pixels, shift, generator)))
-                loss = F.cross_entropy(logits.float(), wanted)
+                loss = F.cross_entropy(shown(_moved(pixels, shift, generator)), wanted)
                 if statistics.distances:
                     loss = loss + match * torch.stack(statistics.distances).mean()
                 loss = loss + variation * total_variation(pixels)
                 (free.grad,) = torch.autograd.grad(loss, [free])
                 optimiser.step()
             statistics.draw(0, generator)
-            with torch.no_grad():
-                pixels = torch.sigmoid(free)
-                answers.append(model(shown(pixels)).argmax(1).cpu())
-            made.append(pixels.detach().cpu().contiguous())
-    return Impressions(images=torch.cat(made), labels=labels, answers=torch.cat(answers))
+            made.append(torch.sigmoid(free.detach()).cpu().contiguous())
+            logits.append(shown.logits(made[-1]))
+    answered = torch.cat(logits)
+    return Impressions(images=torch.cat(made), labels=labels, answers=answered.argmax(1), classes=answered.shape[1])
 
 
 def total_variation(pixels: Tensor) -> Tensor:

@@ -1,0 +1,169 @@
+"""What a network answers if one of its channels fires everywhere.
+
+A backdoor needs channels that carry its trigger to the attacker's class. Make one channel fire over its whole map, on
+images of all classes, and look where the answers go: a channel that moves most of them to one class pushes it.
+
+    level    beta + 3 |gamma| behind a BatchNorm: three running deviations above the mean, where a channel that fires on
+             a tenth of the training images peaks; elsewhere the same of what the channel does on the images
+    flip     share of the images that were not answered c before, and are with the channel at its level or above
+    change   mean change of the log-probability of c
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.defender.on_pixels import CHUNK, OnPixels
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph.activations import watched
+
+#: Deviations above the mean.
+LEVEL = 3.0
+
+
+@dataclass(frozen=True)
+class Pushes:
+    """What the channels of one layer do to the answers.
+
+    Attributes:
+        path: the module whose result was changed: the layer's norm, or the layer.
+        layer: path of the layer.
+        flips: (channels, classes) in [0, 1].
+        change: (channels, classes) mean change of the log-probability.
+    """
+
+    path: str
+    layer: str
+    flips: Tensor
+    change: Tensor
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A module whose result has the channels of a layer, and the axis of the channels."""
+
+    path: str
+    layer: str
+    channels: int
+    axis: int
+
+
+def stimulate(
+    shown: OnPixels,
+    graph: LayerGraph,
+    pixels: Tensor,
+    *,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[Pushes]:
+    """Each hidden channel of the network in turn, in the order of the layers.
+
+    Layers that are not a module called once in a forward pass are left out.
+
+    Args:
+        shown: the network.
+        graph: its layers.
+        pixels: (N, C, H, W) in [0, 1], images of all classes.
+        progress: called with (channels done, channels in all).
+    """
+    before = shown.logits(pixels)
+    places = _places(shown, graph, pixels[:2])
+    levels = _levels(shown, places, pixels)
+    total, done, found = sum(place.channels for place in places), 0, []
+    for place in places:
+        flips, changes = [], []
+        for channels in torch.split(torch.arange(place.channels), max(1, CHUNK // len(pixels))):
+            after = _stimulated(shown, place, channels, levels[place.path], pixels)
+            flips.append(_flips(before, after))
+            changes.append((after.log_softmax(2) - before.log_softmax(1)).mean(1))
+            done += len(channels)
+            progress(done, total)
+        found.append(Pushes(place.path, place.layer, torch.cat(flips), torch.cat(changes)))
+    return found
+
+
+def _flips(before: Tensor, after: Tensor) -> Tensor:
+    """(N, classes) and (channels, N, classes) logits -> (channels, classes) shares."""
+    classes = before.shape[1]
+    was = before.argmax(1)
+    now = torch.nn.functional.one_hot(after.argmax(2), classes).float()
+    other = torch.nn.functional.one_hot(was, classes) == 0  # (N, classes): not answered before
+    return (now * other).sum(1) / other.sum(0).clamp_min(1)
+
+
+def _stimulated(shown: OnPixels, place: _Place, channels: Tensor, level: Tensor, pixels: Tensor) -> Tensor:
+    """(channels, N, classes) logits with each of the channels at its level or above."""
+    count = len(pixels)
+
+    def raised(result: Tensor) -> Tensor:
+        parts = result.movedim(place.axis, 1).clone()
+        for index, channel in enumerate(channels.tolist()):
+            parts[index * count : (index + 1) * count, channel].clamp_(min=float(level[channel]))
+        return parts.movedim(1, place.axis)
+
+    with torch.no_grad(), _changed(shown.model, place.path, raised):
+        logits = shown(pixels.repeat(len(channels), *(1 for _ in pixels.shape[1:])))
+    return logits.cpu().view(len(channels), count, -1)
+
+
+@contextlib.contextmanager
+def _changed(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within, what a module returns is replaced by `change` of it."""
+    handle = model.get_submodule(path).register_forward_hook(lambda _module, _inputs, result: change(result))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _places(shown: OnPixels, graph: LayerGraph, pixels: Tensor) -> list[_Place]:
+    """Where each hidden layer's channels can be changed: behind its norm if it has one."""
+    modules = dict(shown.model.named_modules())
+    wanted = {}
+    for layer in graph.layers:
+        path = layer.path if layer.norm is None else graph.norms[layer.norm].path
+        if layer.part == "hidden" and path in modules:
+            wanted[path] = layer
+    shapes: dict[str, tuple[int, ...]] = {}
+    calls: dict[str, int] = {}
+
+    def see(path: str, call: int, result: object) -> None:
+        calls[path] = call + 1
+        if isinstance(result, Tensor):
+            shapes[path] = tuple(result.shape)
+
+    with watched(shown.model, wanted, see, side="output"):
+        shown.logits(pixels)
+    places = []
+    for path, layer in wanted.items():
+        shape = shapes.get(path, ())
+        axis = len(shape) - 1 if layer.kind == "Linear" else 1
+        fits = len(shape) >= 2 and shape[0] == len(pixels) and shape[axis] == layer.out_channels
+        if fits and calls[path] == 1:
+            places.append(_Place(path, layer.path, layer.out_channels, axis))
+    return places
+
+
+def _levels(shown: OnPixels, places: Sequence[_Place], pixels: Tensor) -> dict[str, Tensor]:
+    """Path -> (channels,) the level that a channel is raised to."""
+    levels: dict[str, Tensor] = {}
+    measured: dict[str, int] = {}
+    for place in places:
+        module = shown.model.get_submodule(place.path)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and module.affine:
+            levels[place.path] = (module.bias + LEVEL * module.weight.abs()).detach().float().cpu()
+        else:
+            measured[place.path] = place.axis
+
+    def see(path: str, _call: int, result: object) -> None:
+        assert isinstance(result, Tensor)
+        flat = result.detach().float().movedim(measured[path], -1).flatten(0, -2)
+        levels[path] = (flat.mean(0) + LEVEL * flat.std(0, correction=0)).cpu()
+
+    with torch.no_grad(), watched(shown.model, measured, see, side="output"):
+        shown(pixels[:CHUNK])
+    return levels

@@ -1,0 +1,137 @@
+"""Reconstruction: the smallest trigger of each class, on images made from the network. It needs no data.
+
+For each class, two forms of trigger are optimised until they are as small as they can be while they still send most
+class impressions there (`defender.triggers`): a mask with a pattern, and a pattern that is added. A backdoor's class
+needs a much smaller one than the others. A patch shows in the mask; a blended image, or colours of fewer bits, in both;
+a warp, a sinusoid and a trigger that differs by image need not show in either.
+
+    size(t, f)     the smallest trigger of form f for class t
+    score(t)       the largest, over forms, of (median of log size(., f) - log size(t, f)) / robust deviation
+
+With many classes a first, coarse round of few steps chooses those that are worth the full number.
+
+Departures from Neural Cleanse (Wang et al., IEEE S&P 2019), whose mask this is: images are made, not given; there is a
+second form; few steps with a weight that adapts fast; a class counts only if its trigger is *smaller* than the median.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from unbackdoor.defender.case import Case, Needs
+from unbackdoor.defender.images import DefenderData
+from unbackdoor.defender.input_spec import input_spec
+from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.surrogates import class_images
+from unbackdoor.defender.triggers import FORMS, Form, Trigger, reconstruct
+from unbackdoor.detectors.base import DETECTORS, Detector
+from unbackdoor.detectors.outliers import deviations
+from unbackdoor.errors import MethodError
+from unbackdoor.findings import ClassFinding, finite
+from unbackdoor.settings import setting
+
+#: Up to so many classes get all steps at once; of more, a coarse round chooses that many.
+MANY = 20
+#: The share of the steps that the coarse round has.
+COARSE = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(Detector):
+    """Find the class that the smallest trigger reaches."""
+
+    name: ClassVar[str] = "reconstruction"
+    title: ClassVar[str] = "Trigger reconstruction"
+    paper: ClassVar[None] = None
+    needs: ClassVar[Needs] = "nothing"
+
+    surrogates: int = setting(200, "generated images, of all classes", least=2, own=True)
+    steps: int = setting(60, "steps of Adam per class and form", least=1, own=True)
+    batch_size: int = setting(32, "generated images per step, drawn with replacement", least=1, own=True)
+    success: float = setting(0.9, "share of a batch on which a trigger must succeed", least=0, most=1, own=True)
+    score: float = setting(5.0, "a class is suspicious above this score", least=0, most=1e6, own=True)
+
+    def inspect(
+        self, case: Case, model: nn.Module, data: DefenderData | None
+    ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
+        """The triggers of each class, then those that are too small."""
+        assert data is None
+        model.requires_grad_(False)
+        found = input_spec(case, model)
+        shown = OnPixels(model, found.spec)
+        made = class_images(shown, self.surrogates, case.rng)
+        triggers = self.triggers(case, shown, made.images, made.answers, made.classes)
+        scores = {form: _scores([triggers[form, label] for label in range(made.classes)]) for form in FORMS}
+        if not any(trigger.form for trigger in triggers.values()):
+            raise MethodError(
+                f"reconstruction: no trigger moved {self.success:.0%} of the generated images to any class; use more "
+                "steps"
+            )
+        findings = []
+        for label in range(made.classes):
+            best = max(scores[form][label] for form in FORMS)
+            sizes = {form.name: finite(triggers[form, label].size) for form in FORMS}
+            values = {**sizes, "score": finite(best)}
+            findings.append(ClassFinding(label=label, suspicious=best > self.score, values=values))
+        return tuple(findings), (found.note,)
+
+    def triggers(
+        self, case: Case, shown: OnPixels, pixels: Tensor, answers: Tensor, classes: int
+    ) -> dict[tuple[type[Form], int], Trigger]:
+        """The smallest trigger of each form and class.
+
+        Args:
+            case: its generator and its progress bar.
+            shown: the network.
+            pixels: (N, C, H, W) in [0, 1].
+            answers: (N,) what the network answers.
+            classes: their number.
+        """
+        coarse = classes > MANY
+        first = max(1, round(COARSE * self.steps)) if coarse else self.steps
+        total = len(FORMS) * (classes * first + (MANY * self.steps if coarse else 0))
+        result: dict[tuple[type[Form], int], Trigger] = {}
+        done = 0
+        for form in FORMS:
+            everything = list(range(classes))
+            for steps, labels in ((first, everything), (self.steps, None)):
+                if labels is None:
+                    if not coarse:
+                        break
+                    labels = sorted(everything, key=lambda label: _order(result[form, label]))[:MANY]
+                for label in labels:
+                    others = pixels[answers != label]
+                    if len(others):
+                        result[form, label] = reconstruct(
+                            shown,
+                            others,
+                            label,
+                            form,
+                            steps=steps,
+                            batch=self.batch_size,
+                            success=self.success,
+                            generator=case.rng,
+                        )
+                    else:
+                        result[form, label] = Trigger(label, None, math.inf, 0.0)
+                    done += steps
+                    case.progress(done, total, f"{form.name} of class {label}: {result[form, label].size:.3g}")
+        return result
+
+
+def _order(trigger: Trigger) -> tuple[float, float]:
+    """Small triggers first; of those that did not succeed, the one that came closest."""
+    return trigger.size, -trigger.success
+
+
+def _scores(triggers: list[Trigger]) -> list[float]:
+    """By how many robust deviations each log size lies below the median."""
+    reached = [math.log(max(trigger.size, 1e-9)) for trigger in triggers]
+    return [-z if math.isfinite(z) else 0.0 for z in deviations(reached)]
+
+
+DETECTORS.add(Reconstruction.name, Reconstruction)

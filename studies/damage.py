@@ -1,0 +1,214 @@
+"""The damage meter's rows and fit: what edits cost in truth, against what generated images say.
+
+    python studies/damage.py measure NETWORK... -o FILE [--images 2000]    # folders of unbackdoor train
+    python studies/damage.py fit FILE... [--check FILE...]                 # writes the package's meter.json
+
+`measure` edits each network in many ways (LPP and CLP over their thresholds, channels drawn at random, directions taken
+out of the classifier at random) and writes a row an edit: the true loss of accuracy on training images that were drawn
+once, and the meter's features. A row holds no figure of a test set. `fit` finds non-negative coefficients by least
+squares on the square roots of the losses, and the interval from residuals on networks left out in turn, and prints how
+both do on the files of --check, which nothing is fitted on. Only networks of the calibration half go into a fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import nnls
+from scipy.stats import spearmanr
+from torch import nn
+
+from unbackdoor.api import load_model
+from unbackdoor.data import LabelledImages, load_dataset, normalise
+from unbackdoor.defences.data_free import CLP, LPP
+from unbackdoor.defender import meter
+from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.errors import UnbackdoorError
+from unbackdoor.graph import layer_graph
+from unbackdoor.inputs import InputSpec
+from unbackdoor.records import pretty
+
+THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
+#: Shares of all hidden channels, and numbers of directions of the classifier's input.
+SHARES, DIRECTIONS = (0.005, 0.01, 0.02, 0.04, 0.08), (1, 2, 4)
+#: The interval holds this share of the calibration's losses.
+CONFIDENCE = 0.9
+Row = dict[str, Any]
+
+
+def edits(model: nn.Module, generator: torch.Generator) -> Iterator[tuple[str, nn.Module]]:
+    """Edited copies of a network, by name."""
+    for u in THRESHOLDS:
+        for method in (LPP(upper=u, lower=-u), LPP(upper=u, lower=-u, band=0, norm="spectral"), CLP(u=u)):
+            name = f"{method.name} {u:g}" + (" spectral" if getattr(method, "norm", "") == "spectral" else "")
+            try:
+                yield name, method(model).model
+            except UnbackdoorError as error:
+                print(f"  {name}: {error}", file=sys.stderr)
+    for share in SHARES:
+        for turn in range(2):
+            yield f"random channels {share:g} {turn}", _pruned(model, share, generator)
+    for count in DIRECTIONS:
+        yield f"random directions {count}", _projected(model, count, generator)
+
+
+def _pruned(model: nn.Module, share: float, generator: torch.Generator) -> nn.Module:
+    """Hidden channels drawn at random, switched off."""
+    edited = copy.deepcopy(model)
+    graph = layer_graph(edited)
+    tensors = edited.state_dict()
+    for layer in graph.layers:
+        if layer.part != "hidden" or layer.transposed or layer.parametrization is not None:
+            continue
+        off = torch.rand(layer.out_channels, generator=generator) < share
+        norm = None if layer.norm is None else graph.norms[layer.norm]
+        names = [layer.weight, layer.bias] if norm is None else [norm.weight, norm.bias]
+        for name in names:
+            if name is not None:
+                tensors[name][off] = 0
+    return edited
+
+
+def _projected(model: nn.Module, count: int, generator: torch.Generator) -> nn.Module:
+    """The classifier without `count` random directions of its input, of the rows' own span."""
+    edited = copy.deepcopy(model)
+    head = [module for module in edited.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        weight = head.weight
+        span = torch.randn(count, len(weight), generator=generator) @ weight
+        basis = torch.linalg.qr(span.T).Q
+        weight -= weight @ basis @ basis.T
+    return edited
+
+
+def measure(folder: Path, count: int, data_dir: Path | None) -> list[Row]:
+    """The rows of one network."""
+    record = json.loads((folder / "record.json").read_text())
+    source = record.get("config", record)["data"]  # of a store, or of unbackdoor train
+    source = source["name"] if isinstance(source, dict) else source
+    data = load_dataset(source, "train", data_dir)
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(data), generator=generator)[:count]
+    data = LabelledImages(images=data.images[chosen], labels=data.labels[chosen], spec=data.spec)
+    model = load_model(folder / "model.safetensors").float().eval().requires_grad_(False)
+    spec = InputSpec(shape=(data.spec.channels, data.spec.size, data.spec.size), mean=data.spec.mean, std=data.spec.std)
+    shown = meter.meter_images(OnPixels(model, spec), generator)
+    before, rows = _accuracy(model, data), []
+    for name, edited in edits(model, generator):
+        after = _accuracy(edited.eval(), data)
+        found = meter.features(shown, OnPixels(edited, spec))
+        rows.append({"network": folder.name, "edit": name, "before": before, "loss": before - after, **found})
+    return rows
+
+
+def _accuracy(model: nn.Module, data: LabelledImages) -> float:
+    network = model.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        parts = [network(normalise(part, data.spec)).argmax(1) for part in torch.split(data.images, 250)]
+    return 100 * float((torch.cat(parts) == data.labels).double().mean())
+
+
+def names_of(rows: list[Row]) -> list[str]:
+    """The features of rows, in their order."""
+    return [name for name in rows[0] if name.startswith(("changed ", "kl "))]
+
+
+def fitted(rows: list[Row], names: list[str]) -> np.ndarray:
+    """Non-negative coefficients by weighted least squares: errors count in proportion to 1 / (loss + 1 point)."""
+    x = np.array([[row[name] for name in names] for row in rows])
+    y = np.array([max(row["loss"], 0.0) for row in rows])
+    weight = 1 / (y + 1)
+    return np.asarray(nnls(x * weight[:, None], y * weight)[0])
+
+
+def predicted(rows: list[Row], names: list[str], weights: np.ndarray) -> np.ndarray:
+    """Losses in points."""
+    return np.array([[row[name] for name in names] for row in rows]) @ weights
+
+
+def left_out(rows: list[Row], names: list[str]) -> np.ndarray:
+    """Each row's prediction by a fit on the other networks."""
+    result = np.zeros(len(rows))
+    for network in {row["network"] for row in rows}:
+        own = np.array([row["network"] == network for row in rows])
+        weights = fitted([row for row, mine in zip(rows, own, strict=True) if not mine], names)
+        result[own] = predicted([row for row, mine in zip(rows, own, strict=True) if mine], names, weights)
+    return result
+
+
+def interval(loss: np.ndarray, guess: np.ndarray, rest: float) -> float:
+    """The smallest factor by which CONFIDENCE of the losses lie within guess / factor - rest, guess * factor + rest."""
+    above = (loss - rest) / np.maximum(guess, 1e-9)
+    below = guess / np.maximum(loss + rest, 1e-9)
+    return float(np.quantile(np.maximum(np.maximum(above, below), 1.0), CONFIDENCE))
+
+
+def report(title: str, loss: np.ndarray, guess: np.ndarray, scale: meter.Coefficients) -> dict[str, float]:
+    """How well guesses rank and bound losses; printed."""
+    small = loss < 5
+    inside = (loss >= guess / scale.factor - scale.rest) & (loss <= guess * scale.factor + scale.rest)
+    found = {
+        "rows": len(loss),
+        "rank correlation": float(spearmanr(loss, guess).statistic),
+        "rank correlation below 5 points": float(spearmanr(loss[small], guess[small]).statistic),
+        "mean error below 5 points": float(np.abs(loss - guess)[small].mean()),
+        "inside": float(inside.mean()),
+    }
+    print(title, {name: round(value, 3) for name, value in found.items()})
+    return found
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("measure", "fit"))
+    parser.add_argument("paths", nargs="+", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("damage.jsonl"))
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--check", type=Path, nargs="*", default=[])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.what == "measure":
+        done = _read([args.output]) if args.output.exists() else []
+        for folder in args.paths:
+            if all(row["network"] != folder.name for row in done):
+                rows = measure(folder, args.images, args.data_dir)
+                with args.output.open("a") as out:
+                    out.writelines(json.dumps(row) + "\n" for row in rows)
+                print(f"{folder.name}: {len(rows)} edits", flush=True)
+        return
+    rows = _read(args.paths)
+    names = names_of(rows)
+    weights = fitted(rows, names)
+    loss = np.array([row["loss"] for row in rows])
+    guess = left_out(rows, names)
+    rest = 0.5
+    scale = meter.Coefficients(
+        weights={name: round(float(w), 3) for name, w in zip(names, weights, strict=True) if w > 0},
+        factor=round(interval(loss, guess, rest), 3),
+        rest=rest,
+        made_on=f"{len(rows)} edits of {len({row['network'] for row in rows})} networks",
+    )
+    report("left out in turn", loss, guess, scale)
+    for path in args.check:
+        held = _read([path])
+        report(str(path), np.array([row["loss"] for row in held]), predicted(held, names, weights), scale)
+    target = Path(meter.__file__).with_name("meter.json")
+    target.write_text(pretty({name: getattr(scale, name) for name in ("made_on", "weights", "factor", "rest")}))
+
+
+def _read(paths: list[Path]) -> list[Row]:
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    main()
