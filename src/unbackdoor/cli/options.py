@@ -38,7 +38,8 @@ input_option = click.option(
     "example",
     metavar="SIZES",
     callback=lambda _context, _option, text: None if text is None else _parse_input(text),
-    help="Sizes of the network's inputs, without the batch, if its layers cannot be read otherwise: 3x32x32. Separate "
+    help="Sizes of the network's inputs, without the batch, if its layers cannot be read otherwise, or if a method "
+    "makes images of its own: 3x32x32. Separate "
     "several inputs by commas, and add :int or :bool to those that are not floating point: 3x224x224,10:int.",
 )
 mean_option = click.option(

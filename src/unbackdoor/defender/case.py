@@ -49,8 +49,8 @@ class Case:
         network: a network that answers (N, classes) logits, or a dict, tuple or dataclass that holds them. Or, for
             methods that read weights alone, its tensors by name (then `graph` is needed).
         graph: its layer graph, if it has been read already.
-        example: what the network takes, where its layers cannot be read without (see `layer_graph`); not looked at
-            beside a `graph`.
+        example: what the network takes, where its layers cannot be read without (see `layer_graph`; not so beside a
+            `graph`), or where a method makes images and must know their size.
         images: (N, C, H, W) uint8 beside a `spec`; else (N, ...) floating point, as the network takes them. None where
             there are none.
         labels: (N,) int64.
