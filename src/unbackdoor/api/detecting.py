@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unbackdoor.api.arguments import as_attack
-from unbackdoor.api.images import case_with_network, check_poisoned, check_seed, with_images
+from unbackdoor.api.images import case_with_network, check_poisoned, check_seed, recorded_spec, with_images
 from unbackdoor.api.reading import open_model
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import Detection
@@ -42,15 +42,17 @@ def detect(
     Args:
         source: a model file; it is never modified.
         detector: for example Activation Clustering or Neural Cleanse.
-        data: name of the data set, a data.toml, or a folder of images; its training part is used. None is enough for a
-            detector that only needs the network.
+        data: name of the data set, a data.toml, or a folder of images; its training part is used. A detector that only
+            needs the network takes the size and normalisation of its images from it, and no image; None is enough if
+            the record.json beside the file names the data set, or `example` is such an image.
         images: training images for the detector: a fraction up to 1, or a count.
         seed: for the choice of these images, and for the detector's random numbers.
         attack: puts its trigger on a share of the images, for detectors that use the training set.
         poisoned: that share.
         arch: the network, as in `--arch`, if the file does not name it.
         key: which entry of a torch file to read, if there are several.
-        example: an input for the network, if its layers cannot be read without one (see `layer_graph`).
+        example: an input for the network, if its layers cannot be read without one (see `layer_graph`), or if nothing
+            else says the size of its images.
         output: which part of the network's output is the logits: a key, a number or a field's name.
         data_dir: folder of the data sets; default $UNBACKDOOR_DATA, else ./data.
         download: whether to fetch a known data set that is missing.
@@ -76,5 +78,10 @@ def detect(
     case = case_with_network(file, device=device, seed=seed, example=example, output=output, progress=progress)
     if wants:
         case = with_images(case, file, str(data), images, seed, attack, poisoned, data_dir, download=download)
+    else:
+        from unbackdoor.data import dataset_spec
+
+        spec = recorded_spec(file) if data is None else dataset_spec(data)
+        case = dataclasses.replace(case, spec=spec)
     found = detector.run(case)
     return dataclasses.replace(found, source=str(source))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unbackdoor.api.reading import ModelFile, network_of
+from unbackdoor.api.training_record import RECORD
 from unbackdoor.defender.case import Case, Needs
 from unbackdoor.errors import SettingError
 
 if TYPE_CHECKING:
     from unbackdoor.attacks import Attack
-    from unbackdoor.data import LabelledImages
+    from unbackdoor.data import DatasetSpec, LabelledImages
+
+#: Largest record that is read.
+MAX_RECORD = 2**20
 
 Progress = Callable[[int, int, str], None]
 
@@ -47,6 +52,24 @@ def case_with_network(
         output=output,
         progress=progress,
     )
+
+
+def recorded_spec(file: ModelFile) -> DatasetSpec | None:
+    """What is known of the data set that the training record beside a model file names.
+
+    None if there is no such record, if it is another network's, or if its data set is not known.
+    """
+    from unbackdoor.data import DATASETS
+
+    path = file.checkpoint.path.with_name(RECORD)
+    try:
+        if path.stat().st_size > MAX_RECORD:
+            return None
+        record = json.loads(path.read_text(encoding="utf-8"))
+        arch, name = record["arch"], record["data"]["name"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return DATASETS[name] if arch == str(file.arch) and isinstance(name, str) and name in list(DATASETS) else None
 
 
 def with_images(

@@ -6,12 +6,17 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Unpack
 
+import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from unbackdoor import outputs
+from unbackdoor.data import DatasetSpec
 from unbackdoor.defender.case import Beside, Case, Needs
 from unbackdoor.defender.images import DefenderData, images_of
-from unbackdoor.errors import SettingError
+from unbackdoor.errors import ArchitectureError, MethodError, SettingError
 from unbackdoor.findings import ClassFinding, Detection
+from unbackdoor.inputs import InputSpec
 from unbackdoor.papers import Published
 from unbackdoor.registry import Registry
 from unbackdoor.settings import Configured, build, read_options
@@ -80,3 +85,51 @@ def parse_detector(text: str) -> Detector:
     if "@" in name:
         raise SettingError(f"{text!r}: detectors have no presets; write settings after a colon, such as nc:steps=200")
     return build(DETECTORS[name], f"detector {name}", read_options(options))
+
+
+def surrogate_spec(case: Case, model: nn.Module) -> InputSpec:
+    """The size and normalisation of images that a detector makes up.
+
+    Args:
+        case: with the spec of a data set; or else with an example (N, C, H, W), for pixels in [0, 1] as they are.
+        model: the network, for which they are meant.
+
+    Raises:
+        MethodError: the case says neither, or the network does not answer such images with one logit a class.
+    """
+    if isinstance(case.spec, DatasetSpec):
+        spec = InputSpec(
+            shape=(case.spec.channels, case.spec.size, case.spec.size), mean=case.spec.mean, std=case.spec.std
+        )
+    else:
+        example = next((x for x in tree_leaves(case.example) if isinstance(x, Tensor)), torch.empty(0))
+        if example.ndim != 4 or not example.is_floating_point():
+            raise MethodError(
+                "expected the size of the network's images, which nothing says; name the data set it was trained on "
+                "(--data, spec=...), or give the size with --input 3x32x32 (example=...) if it takes pixels in [0, 1]"
+            )
+        channels, height, width = example.shape[1:]
+        spec = InputSpec(shape=(channels, height, width), mean=(0.0,) * channels, std=(1.0,) * channels)
+    answers_to(model, torch.full((2, *spec.shape), 0.5), spec)
+    return spec
+
+
+def answers_to(model: nn.Module, pixels: Tensor, spec: InputSpec) -> Tensor:
+    """The logits for pixels in [0, 1] on any device, (N, classes).
+
+    Raises:
+        MethodError: the network fails on such images, or does not answer one finite logit a class.
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    try:
+        logits = outputs.logits_of(model(spec.normalise(pixels.to(like.device, like.dtype))))
+    except ArchitectureError as error:
+        raise MethodError(str(error)) from error
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MethodError(f"the network fails on images of shape {spec.shape}: {reason}") from error
+    if len(logits) != len(pixels):
+        raise MethodError(f"expected (N, classes) logits, got {tuple(logits.shape)} for {len(pixels)} images")
+    if not bool(torch.isfinite(logits).all()):
+        raise MethodError("expected finite logits, got NaN or infinity")
+    return logits
