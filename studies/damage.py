@@ -92,7 +92,8 @@ def _projected(model: nn.Module, count: int, generator: torch.Generator) -> nn.M
 def measure(folder: Path, count: int, data_dir: Path | None) -> list[Row]:
     """The rows of one network."""
     record = json.loads((folder / "record.json").read_text())
-    source = record.get("config", record)["data"]  # of a store, or of unbackdoor train
+    record = record.get("record", record)  # of a store, or of unbackdoor train
+    source = record.get("config", record)["data"]
     source = source["name"] if isinstance(source, dict) else source
     data = load_dataset(source, "train", data_dir)
     generator = torch.Generator().manual_seed(0)

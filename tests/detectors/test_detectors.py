@@ -23,14 +23,22 @@ def cls(request: pytest.FixtureRequest) -> type[Detector]:
 
 
 def small(cls: type[Detector]) -> Detector:
-    short = {"steps": 2, "success": 0.0}  # so that some trigger of two steps is good enough
+    short = {
+        "steps": 2,
+        "starts": 4,
+        "surrogates": 40,
+        "success": 0.0,
+    }  # so that any trigger of two steps is good enough
     return cls(**{f.name: short[f.name] for f in dataclasses.fields(cls) if f.name in short})
 
 
 def network() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return parse_arch("resnet18:width=4").build()
+        model = parse_arch("resnet18:width=4").build().eval()
+        with torch.no_grad():  # as it is, one class has the answers to all images
+            model.fc.bias -= model(4 * torch.rand(64, 3, 32, 32) - 2).mean(0)
+        return model
 
 
 def images(count: int = 60) -> tuple[Tensor, Tensor]:
@@ -47,10 +55,20 @@ def test_every_detector_leaves_the_network_alone_and_repeats_itself(cls: type[De
     assert snapshot(model) == before
     assert torch.equal(torch.get_rng_state(), random)
     assert found[0].to_json() == found[1].to_json()
+    assert bool(found[0].images) == (cls.needs != "nothing")
     read = json.loads(found[0].to_json(), parse_constant=lambda word: pytest.fail(word))
     assert [c["label"] for c in read["classes"]] == list(range(10))
     assert read["settings"] == {f.name: getattr(small(cls), f.name) for f in dataclasses.fields(cls)}
-    assert "proof" in found[0].to_text()
+    assert "proof" in found[0].to_text() or "does not prove" in found[0].to_text()
+
+
+def test_what_is_missing_is_said(cls: type[Detector]) -> None:
+    """Images, or, of a detector that makes its own, their size."""
+    wanted = "name the data set it was trained on" if cls.needs == "nothing" else f"{cls.name} needs {cls.needs}"
+    with pytest.raises((MethodError, SettingError), match=wanted):
+        small(cls)(network(), generator=torch.Generator())
+    with pytest.raises(SettingError, match="generator: expected a torch.Generator on the CPU, got None"):
+        small(cls)(network(), *images(), spec=DATASETS["cifar10"])
 
 
 def test_every_setting_is_checked(cls: type[Detector]) -> None:

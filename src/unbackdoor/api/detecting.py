@@ -45,8 +45,8 @@ def detect(
     Args:
         source: a model file; it is never modified.
         detector: for example Activation Clustering or Neural Cleanse.
-        data: name of the data set, a data.toml, or a folder of images; its training part is used. None is enough for a
-            detector that only needs the network.
+        data: name of the data set, a data.toml, or a folder of images; its training part is used. A detector that only
+            needs the network takes the images' size and normalisation from it, or does without.
         images: training images for the detector: a fraction up to 1, or a count.
         seed: for the choice of these images, and for the detector's random numbers.
         attack: puts its trigger on a share of the images, for detectors that use the training set.
@@ -85,5 +85,9 @@ def detect(
     )
     if wants:
         case = with_images(case, file, str(data), images, seed, attack, poisoned, data_dir, download=download)
+    elif data is not None:
+        from unbackdoor.data import dataset_spec
+
+        case = dataclasses.replace(case, spec=dataset_spec(data))
     found = detector.run(case)
     return dataclasses.replace(found, source=str(source))

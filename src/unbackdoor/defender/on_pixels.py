@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unbackdoor.errors import ArchitectureError, MethodError
 from unbackdoor.inputs import InputSpec
+from unbackdoor.outputs import logits_of
 from unbackdoor.precision import autocast_dtype
 
 #: Images in a forward pass without gradients.
@@ -23,10 +25,12 @@ class OnPixels:
     Attributes:
         model: in eval mode, on any device and in any precision.
         spec: the images that it takes.
+        exact: whether it runs in its own precision.
     """
 
     model: nn.Module
     spec: InputSpec
+    exact: bool = False
 
     @property
     def _weight(self) -> Tensor:
@@ -43,13 +47,32 @@ class OnPixels:
         return x.contiguous(memory_format=torch.channels_last)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] -> (N, classes)."""
-        fast = autocast_dtype(self.device) if self._weight.dtype == torch.float32 else None
-        with torch.autocast(self.device.type, fast, enabled=fast is not None):
-            logits: Tensor = self.model(self.inputs(pixels))
+        """(N, C, H, W) in [0, 1] -> (N, classes).
+
+        Raises:
+            MethodError: the network fails on such images, or does not answer one logit a class.
+        """
+        fast = autocast_dtype(self.device) if self._weight.dtype == torch.float32 and not self.exact else None
+        try:
+            with torch.autocast(self.device.type, fast, enabled=fast is not None):
+                logits = logits_of(self.model(self.inputs(pixels)))
+        except ArchitectureError as error:
+            raise MethodError(str(error)) from error
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise MethodError(f"the network fails on images of shape {self.spec.shape}: {reason}") from error
+        if len(logits) != len(pixels):
+            raise MethodError(f"expected (N, classes) logits, got {tuple(logits.shape)} for {len(pixels)} images")
         return logits.float()
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """(N, classes), in chunks, without gradients, on the CPU."""
+        """(N, classes), in chunks, without gradients, on the CPU.
+
+        Raises:
+            MethodError: as a call, or some are not finite.
+        """
         with torch.no_grad():
-            return torch.cat([self(part).cpu() for part in torch.split(pixels, CHUNK)])
+            logits = torch.cat([self(part).cpu() for part in torch.split(pixels, CHUNK)])
+        if not bool(torch.isfinite(logits).all()):
+            raise MethodError("expected finite logits, got NaN or infinity")
+        return logits

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.errors import MethodError
 from unbackdoor.inputs import InputSpec
 
 #: Pixels a side up to which procedural images are drawn; larger ones are enlarged from there.
@@ -116,15 +115,8 @@ def class_images(shown: OnPixels, count: int, generator: torch.Generator) -> Imp
         shown: the network.
         count: of images.
         generator: of everything.
-
-    Raises:
-        MethodError: the network does not answer (N, classes) logits of two classes or more.
     """
-    grey = torch.full((2, *shown.spec.shape), 0.5)
-    logits = shown.logits(grey)
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise MethodError(f"expected (N, classes) logits of 2 or more classes, got shape {tuple(logits.shape)}")
-    classes = logits.shape[1]
+    classes = shown.logits(torch.full((2, *shown.spec.shape), 0.5)).shape[1]
     if classes <= count:
         chosen, per_class = list(range(classes)), round(count / classes)
     else:

@@ -6,11 +6,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Unpack
 
+import torch
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Beside, Case, Needs
 from unbackdoor.defender.images import DefenderData, images_of
-from unbackdoor.errors import SettingError
+from unbackdoor.defender.input_spec import input_spec
+from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.findings import ClassFinding, Detection
 from unbackdoor.papers import Published
 from unbackdoor.registry import Registry
@@ -80,3 +83,24 @@ def parse_detector(text: str) -> Detector:
     if "@" in name:
         raise SettingError(f"{text!r}: detectors have no presets; write settings after a colon, such as nc:steps=200")
     return build(DETECTORS[name], f"detector {name}", read_options(options))
+
+
+def on_pixels(case: Case, model: nn.Module, *, exact: bool = False) -> tuple[OnPixels, int, str]:
+    """A case's network as generated images see it, its number of classes, and a note on what images it takes.
+
+    Args:
+        case: what is known of the images.
+        model: the network's working copy, whose weights take no gradients from now on.
+        exact: whether it runs in its own precision.
+
+    Raises:
+        MethodError: the images' size is not known, or the network does not answer them with finite logits of two
+            classes or more.
+    """
+    model.requires_grad_(False)
+    found = input_spec(case, model)
+    network = OnPixels(model, found.spec, exact=exact)
+    classes = network.logits(torch.full((2, *found.spec.shape), 0.5)).shape[1]
+    if classes < 2:
+        raise MethodError(f"expected a network of 2 or more classes, got {classes}")
+    return network, classes, found.note

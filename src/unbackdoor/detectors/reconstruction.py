@@ -24,11 +24,10 @@ from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case, Needs
 from unbackdoor.defender.images import DefenderData
-from unbackdoor.defender.input_spec import input_spec
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import class_images
 from unbackdoor.defender.triggers import FORMS, Form, Trigger, reconstruct
-from unbackdoor.detectors.base import DETECTORS, Detector
+from unbackdoor.detectors.base import DETECTORS, Detector, on_pixels
 from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
@@ -60,9 +59,7 @@ class Reconstruction(Detector):
     ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
         """The triggers of each class, then those that are too small."""
         assert data is None
-        model.requires_grad_(False)
-        found = input_spec(case, model)
-        shown = OnPixels(model, found.spec)
+        shown, _, note = on_pixels(case, model)
         made = class_images(shown, self.surrogates, case.rng)
         triggers = self.triggers(case, shown, made.images, made.answers, made.classes)
         scores = {form: _scores([triggers[form, label] for label in range(made.classes)]) for form in FORMS}
@@ -77,7 +74,7 @@ class Reconstruction(Detector):
             sizes = {form.name: finite(triggers[form, label].size) for form in FORMS}
             values = {**sizes, "score": finite(best)}
             findings.append(ClassFinding(label=label, suspicious=best > self.score, values=values))
-        return tuple(findings), (found.note,)
+        return tuple(findings), (note,)
 
     def triggers(
         self, case: Case, shown: OnPixels, pixels: Tensor, answers: Tensor, classes: int

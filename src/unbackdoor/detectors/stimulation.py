@@ -21,11 +21,9 @@ from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case, Needs
 from unbackdoor.defender.images import DefenderData
-from unbackdoor.defender.input_spec import input_spec
-from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.stimulation import Pushes, stimulate
 from unbackdoor.defender.surrogates import class_images
-from unbackdoor.detectors.base import DETECTORS, Detector
+from unbackdoor.detectors.base import DETECTORS, Detector, on_pixels
 from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
@@ -53,9 +51,7 @@ class Stimulation(Detector):
     ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
         """What the channels push each class by, then the class that stands out."""
         assert data is None
-        model.requires_grad_(False)
-        found = input_spec(case, model)
-        network = OnPixels(model, found.spec)
+        network, _, note = on_pixels(case, model)
         made = class_images(network, self.surrogates, case.rng)
         drawn = made.images[torch.randperm(len(made.images), generator=case.rng)[: self.shown]]
         pushes = stimulate(
@@ -75,7 +71,7 @@ class Stimulation(Detector):
             )
             for label in range(len(total))
         )
-        return findings, (found.note,)
+        return findings, (note,)
 
 
 def push(pushes: Sequence[Pushes]) -> Tensor:
