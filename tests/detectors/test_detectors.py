@@ -64,7 +64,11 @@ def test_every_detector_leaves_the_network_alone_and_repeats_itself(cls: type[De
 
 def test_what_is_missing_is_said(cls: type[Detector]) -> None:
     """Images, or, of a detector that makes its own, their size."""
-    wanted = "name the data set it was trained on" if cls.needs == "nothing" else f"{cls.name} needs {cls.needs}"
+    wanted = (
+        "size of the images .* is not known: give it with --input"
+        if cls.needs == "nothing"
+        else f"{cls.name} needs {cls.needs}"
+    )
     with pytest.raises((MethodError, SettingError), match=wanted):
         small(cls)(network(), generator=torch.Generator())
     with pytest.raises(SettingError, match="generator: expected a torch.Generator on the CPU, got None"):

