@@ -101,11 +101,11 @@ def measure(folder: Path, count: int, data_dir: Path | None) -> list[Row]:
     data = LabelledImages(images=data.images[chosen], labels=data.labels[chosen], spec=data.spec)
     model = load_model(folder / "model.safetensors").float().eval().requires_grad_(False)
     spec = InputSpec(shape=(data.spec.channels, data.spec.size, data.spec.size), mean=data.spec.mean, std=data.spec.std)
-    shown = meter.meter_images(OnPixels(model, spec), generator)
+    shown = meter.meter_images(OnPixels(model, spec, exact=True), generator)
     before, rows = _accuracy(model, data), []
     for name, edited in edits(model, generator):
         after = _accuracy(edited.eval(), data)
-        found = meter.features(shown, OnPixels(edited, spec))
+        found = meter.features(shown, OnPixels(edited, spec, exact=True))
         rows.append({"network": folder.name, "edit": name, "before": before, "loss": before - after, **found})
     return rows
 

@@ -1,0 +1,120 @@
+"""Stimulation and reconstruction on networks with a planted way into a class."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.detectors.outliers import LEAST, deviations
+from unbackdoor.detectors.reconstruction import Reconstruction
+from unbackdoor.detectors.stimulation import FLOOR, Stimulation, push
+from unbackdoor.errors import MethodError
+from unbackdoor.findings import Detection
+from unbackdoor.inputs import Normalisation
+
+PLAIN = Normalisation(mean=(0.0,), std=(1.0,))
+EXAMPLE = torch.zeros(2, 3, 8, 8)
+CLASSES = 6
+
+
+class Toy(nn.Module):
+    """Six classes of colours and brightness, through three layers; a channel or a corner may speak for class 4."""
+
+    def __init__(self, *, channel: float = 0.0, corner: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.norm = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.second, self.norm2 = nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12)
+        self.third, self.norm3 = nn.Conv2d(12, 13, 1), nn.BatchNorm2d(13)
+        self.fc = nn.Linear(13, CLASSES)
+        self.corner = corner
+        for norm in (self.norm, self.norm2, self.norm3):
+            norm.eval()
+        with torch.no_grad():
+            self.fc.weight.mul_(20)
+            self.fc.weight[:, 12] = 0
+            self.fc.weight[4, 12] = channel
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = torch.relu(x[:, :, -2:, -2:].mean((1, 2, 3)) - 0.95)
+        x = torch.relu(self.norm2(self.second(torch.relu(self.norm(self.first(x))))))
+        logits = self.fc(torch.relu(self.norm3(self.third(x))).mean((2, 3)))
+        return logits + self.corner * bright[:, None] * nn.functional.one_hot(torch.tensor(4), CLASSES)
+
+
+def stimulated(model: nn.Module, seed: int = 0, **more: float) -> Detection:
+    method = Stimulation(surrogates=24, shown=12, **more)
+    return method(model.eval(), example=EXAMPLE, normalisation=PLAIN, generator=torch.Generator().manual_seed(seed))
+
+
+def reconstructed(model: nn.Module, seed: int = 0, **more: float) -> Detection:
+    method = Reconstruction(**{"surrogates": 24, "steps": 40, "batch_size": 12, **more})
+    return method(model.eval(), example=EXAMPLE, normalisation=PLAIN, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_channel_that_speaks_for_a_class_is_found() -> None:
+    honest, planted = stimulated(Toy()), stimulated(Toy(channel=200.0))
+    assert 4 not in honest.suspicious
+    assert planted.suspicious == (4,)
+    assert planted.classes[4].values["push"] > honest.classes[4].values["push"] + 0.5
+    assert planted.to_json() == stimulated(Toy(channel=200.0)).to_json()
+    assert planted.images == 0
+
+
+def test_a_corner_that_speaks_for_a_class_is_found() -> None:
+    planted = reconstructed(Toy(corner=1e4))
+    assert planted.suspicious == (4,)
+    sizes = [one.values["mask"] for one in planted.classes]
+    assert sizes[4] == min(size for size in sizes if size is not None)
+    assert sizes[4] < 10
+    assert planted.to_json() == reconstructed(Toy(corner=1e4)).to_json()
+
+
+def test_the_first_third_does_not_count() -> None:
+    from unbackdoor.defender.stimulation import Pushes
+
+    layers = [Pushes("", "", torch.full((1, 2), flip), torch.zeros(1, 2)) for flip in (1.0, 0.5, 0.25)]
+    assert push(layers).tolist() == pytest.approx([0.25 + 0.0625] * 2)
+
+
+def test_deviations_by_hand() -> None:
+    # The median is 3; the distances 2, 1, 0, 1, 7 have the median 1.
+    assert deviations([1, 2, 3, 4, 10]) == pytest.approx([-2 / 1.4826, -1 / 1.4826, 0, 1 / 1.4826, 7 / 1.4826])
+    assert deviations([0, 0, 0, 1]) == pytest.approx([0, 0, 0, 1 / LEAST])  # all but equal
+    assert deviations([1, math.inf, 2, 1]) == pytest.approx([0, math.inf, 1 / LEAST, 0])
+    assert deviations([0.5, math.inf, math.inf, math.inf]) == pytest.approx([0, math.inf, math.inf, math.inf])
+    assert math.log(FLOOR) < 0
+
+
+def test_many_classes_have_a_coarse_round() -> None:
+    """Of 25 classes, 20 get all the steps."""
+
+    class Wide(Toy):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super().forward(x), torch.zeros(len(x), 19)], 1)
+
+    told: list[tuple[int, int]] = []
+    Reconstruction(surrogates=25, steps=5, batch_size=4)(
+        Wide().eval(),
+        example=EXAMPLE,
+        normalisation=PLAIN,
+        generator=torch.Generator().manual_seed(0),
+        progress=lambda done, total, _note: told.append((done, total)),
+    )
+    assert told[-1] == (2 * (25 * 2 + 20 * 5),) * 2
+
+
+def test_what_they_cannot_look_at() -> None:
+    functional = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    with pytest.raises(MethodError, match="expected hidden layers that are modules"):
+        stimulated(functional)
+
+    class Deaf(Toy):
+        """Answers class 0 whatever it sees."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 0 * super().forward(x) + torch.tensor([1e3, 0, 0, 0, 0, 0])
+
+    with pytest.raises(MethodError, match=r"no trigger moved 90% of the generated images to any class"):
+        reconstructed(Deaf(), steps=3)
