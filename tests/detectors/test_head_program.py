@@ -186,7 +186,7 @@ class Bent(Two):
     """Its answers are not those of its last layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(30 * self.one(x.flatten(1)))
+        return -self.one(x.flatten(1))
 
 
 def test_what_it_cannot_look_at() -> None:
