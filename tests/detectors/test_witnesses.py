@@ -19,27 +19,41 @@ CLASSES = 6
 
 
 class Toy(nn.Module):
-    """Six classes of colours and brightness, through three layers; a channel or a corner may speak for class 4."""
+    """Six classes through three layers; forty channels, which fire on no image, may speak for class 4."""
 
-    def __init__(self, *, channel: float = 0.0, corner: float = 0.0) -> None:
+    def __init__(self, *, channel: float = 0.0) -> None:
         super().__init__()
         torch.manual_seed(1)
         self.first, self.norm = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12)
         self.second, self.norm2 = nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12)
-        self.third, self.norm3 = nn.Conv2d(12, 13, 1), nn.BatchNorm2d(13)
-        self.fc = nn.Linear(13, CLASSES)
-        self.corner = corner
-        for norm in (self.norm, self.norm2, self.norm3):
-            norm.eval()
+        self.third, self.norm3 = nn.Conv2d(12, 52, 1), nn.BatchNorm2d(52)
+        self.fc = nn.Linear(52, CLASSES)
         with torch.no_grad():
-            self.fc.weight.mul_(20)
-            self.fc.weight[:, 12] = 0
-            self.fc.weight[4, 12] = channel
+            self.third.weight[12:], self.third.bias[12:], self.norm3.weight[12:], self.norm3.bias[12:] = 0, 0, 2, -3
+            self.fc.weight[:, 12:] = 0
+            self.fc.weight[4, 12:] = channel
+            self.fc.weight[:, :12] *= 30
+            self.fc.bias -= self.eval()(torch.rand(64, 3, 8, 8)).mean(0)  # so that no class has all the answers
 
     def forward(self, x: Tensor) -> Tensor:
-        bright = torch.relu(x[:, :, -2:, -2:].mean((1, 2, 3)) - 0.95)
         x = torch.relu(self.norm2(self.second(torch.relu(self.norm(self.first(x))))))
-        logits = self.fc(torch.relu(self.norm3(self.third(x))).mean((2, 3)))
+        return self.fc(torch.relu(self.norm3(self.third(x))).mean((2, 3)))
+
+
+class Stripes(nn.Module):
+    """Each class likes stripes of its own width and direction; four pixels of the corner may speak for class 4."""
+
+    def __init__(self, *, corner: float = 0.0) -> None:
+        super().__init__()
+        places = torch.arange(8)
+        stripes = [1 - 2 * ((places & bit) > 0).float() for bit in (1, 2, 4)]
+        across, along = [line.view(8, 1).expand(8, 8) for line in stripes], [line.expand(8, 8) for line in stripes]
+        self.liked = nn.Parameter(20 * torch.stack([*across, *along]))
+        self.corner = corner
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x[:, :, -2:, -2:].mean((1, 2, 3)) ** 8
+        logits = (x.mean(1)[:, None] * self.liked).mean((2, 3))
         return logits + self.corner * bright[:, None] * nn.functional.one_hot(torch.tensor(4), CLASSES)
 
 
@@ -53,22 +67,23 @@ def reconstructed(model: nn.Module, seed: int = 0, **more: float) -> Detection:
     return method(model.eval(), example=EXAMPLE, normalisation=PLAIN, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_channel_that_speaks_for_a_class_is_found() -> None:
+def test_channels_that_speak_for_a_class_are_found() -> None:
     honest, planted = stimulated(Toy()), stimulated(Toy(channel=200.0))
     assert 4 not in honest.suspicious
     assert planted.suspicious == (4,)
-    assert planted.classes[4].values["push"] > honest.classes[4].values["push"] + 0.5
+    assert planted.classes[4].values["push"] > honest.classes[4].values["push"] + 30
     assert planted.to_json() == stimulated(Toy(channel=200.0)).to_json()
     assert planted.images == 0
 
 
 def test_a_corner_that_speaks_for_a_class_is_found() -> None:
-    planted = reconstructed(Toy(corner=1e4))
+    assert reconstructed(Stripes()).suspicious == ()
+    planted = reconstructed(Stripes(corner=100.0))
     assert planted.suspicious == (4,)
     sizes = [one.values["mask"] for one in planted.classes]
     assert sizes[4] == min(size for size in sizes if size is not None)
     assert sizes[4] < 10
-    assert planted.to_json() == reconstructed(Toy(corner=1e4)).to_json()
+    assert planted.to_json() == reconstructed(Stripes(corner=100.0)).to_json()
 
 
 def test_the_first_third_does_not_count() -> None:
@@ -90,9 +105,9 @@ def test_deviations_by_hand() -> None:
 def test_many_classes_have_a_coarse_round() -> None:
     """Of 25 classes, 20 get all the steps."""
 
-    class Wide(Toy):
+    class Wide(Stripes):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([super().forward(x), torch.zeros(len(x), 19)], 1)
+            return torch.cat([super().forward(x), x[:, 0, :, :].flatten(1)[:, :19]], 1)
 
     told: list[tuple[int, int]] = []
     Reconstruction(surrogates=25, steps=5, batch_size=4)(
@@ -106,11 +121,11 @@ def test_many_classes_have_a_coarse_round() -> None:
 
 
 def test_what_they_cannot_look_at() -> None:
-    functional = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
     with pytest.raises(MethodError, match="expected hidden layers that are modules"):
-        stimulated(functional)
+        stimulated(flat)
 
-    class Deaf(Toy):
+    class Deaf(Stripes):
         """Answers class 0 whatever it sees."""
 
         def forward(self, x: Tensor) -> Tensor:
