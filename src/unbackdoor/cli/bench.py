@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import click
 
 from unbackdoor.cli.options import announce, quiet_option
-from unbackdoor.errors import MethodError
 
 grid_argument = click.argument("grid", type=click.Path(path_type=Path))
 store_option = click.option(
@@ -32,8 +30,6 @@ claims_option = click.option(
 @click.group()
 def command() -> None:
     """Run a grid of attacks, rates, data sets, networks, recipes, seeds, defences and clean shares (docs/bench.md)."""
-    if importlib.util.find_spec("msgspec") is None:
-        raise MethodError("bench needs msgspec, which is not installed: pip install 'unbackdoor[bench]'")
 
 
 @command.command(
