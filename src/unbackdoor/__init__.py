@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unbackdoor.findings.values import render_with
 
 if TYPE_CHECKING:
-    from unbackdoor.api import defend, detect, evaluate, load_model, repair, scan
+    from unbackdoor.api import defend, detect, evaluate, load_model, predict_damage, repair, scan
     from unbackdoor.attacks import ATTACKS, parse_attack
     from unbackdoor.channel_scores import channel_lipschitz
     from unbackdoor.checkpoint import load, save
@@ -45,6 +45,7 @@ _HOME = {
     "load_model": "api",
     "parse_attack": "attacks",
     "parse_method": "defences.table",
+    "predict_damage": "api",
     "repair": "api",
     "save": "checkpoint",
     "scan": "api",
@@ -68,6 +69,7 @@ __all__ = [
     "load_model",
     "parse_attack",
     "parse_method",
+    "predict_damage",
     "repair",
     "save",
     "scan",

@@ -48,7 +48,7 @@ def test_no_edit_costs_nothing(shown: meter.Shown) -> None:
     assert (damage.loss, damage.low, damage.high) == (0.0, 0.0, 0.5)
     assert set(damage.changed) == {"leaves", "spectra", "impressions", "pairs", "mixed"}
     assert set(damage.changed.values()) == {0.0}
-    assert all(share == 0 or math.isnan(share) for share in damage.recall)
+    assert all(not share for share in damage.recall)
 
 
 def test_loss_and_interval_by_hand(shown: meter.Shown) -> None:

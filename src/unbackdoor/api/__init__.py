@@ -1,5 +1,7 @@
-"""The functions on model files: `scan`, `repair`, `defend`, `detect`, `diff`, `evaluate`, `load_model`."""
+"""The functions on model files: `scan`, `repair`, `defend`, `detect`, `diff`, `evaluate`, `load_model`,
+`predict_damage`."""
 
+from unbackdoor.api.damage import predict_damage
 from unbackdoor.api.defending import defend
 from unbackdoor.api.detecting import detect
 from unbackdoor.api.differences import diff
@@ -18,6 +20,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "open_model",
+    "predict_damage",
     "repair",
     "scan",
 ]

@@ -8,7 +8,7 @@ impressions, or of an impression and leaves, lie nearer to where the network dec
     changed(k)     share of the images of kind k whose answer changes
     kl(k)          mean Kullback-Leibler divergence of the probabilities, before from after, at most 1 an image
     loss           sum over kinds of a_k changed(k) + b_k kl(k), all coefficients non-negative (Lawson & Hanson)
-    interval       loss times and divided by a factor, plus and minus a rest; 90 % of the calibration lay within
+    interval       loss / factor - rest to loss * factor + rest, so wide that 90 % of the calibration lay within
 
 The coefficients are in meter.json, fitted on networks with known data by `python studies/damage.py fit`.
 """
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import class_images, dead_leaves, random_spectra
+from unbackdoor.findings import Damage
 
 #: Images of each kind.
 COUNT = 200
@@ -44,23 +45,6 @@ class Shown:
 
     images: dict[str, Tensor]
     before: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Damage:
-    """What an edit is predicted to cost.
-
-    Attributes:
-        loss: of accuracy, in points; `low` and `high` bound it with a confidence of 90 %.
-        changed: kind of image -> share of the answers that changed.
-        recall: (classes,) share of the images answered with a class before that are no longer; NaN where none was.
-    """
-
-    loss: float
-    low: float
-    high: float
-    changed: dict[str, float]
-    recall: tuple[float, ...]
 
 
 class Coefficients(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,10 +123,11 @@ def predict(shown: Shown, after: OnPixels, scale: Coefficients | None = None) ->
         high=min(100.0, loss * scale.factor + scale.rest),
         changed={kind: seen[f"changed {kind}"] for kind in shown.images},
         recall=_recall_lost(shown, after),
+        calibrated_on=scale.made_on,
     )
 
 
-def _recall_lost(shown: Shown, after: OnPixels) -> tuple[float, ...]:
+def _recall_lost(shown: Shown, after: OnPixels) -> tuple[float | None, ...]:
     """Of impressions and their averages, by class."""
     kinds = ("impressions", "pairs")
     was = torch.cat([shown.before[kind].argmax(1) for kind in kinds])
@@ -150,4 +135,5 @@ def _recall_lost(shown: Shown, after: OnPixels) -> tuple[float, ...]:
     classes = shown.before["impressions"].shape[1]
     counts = torch.bincount(was, minlength=classes)
     lost = torch.bincount(was[was != now], minlength=classes)
-    return tuple((lost / counts).tolist())
+    pairs = zip(lost.tolist(), counts.tolist(), strict=True)
+    return tuple(gone / count if count else None for gone, count in pairs)

@@ -1,5 +1,6 @@
 """What was found, as plain values: no tensors, no torch and no renderer, so that a page can be made anywhere."""
 
+from unbackdoor.findings.damage import Damage
 from unbackdoor.findings.detection import ClassFinding, Detection
 from unbackdoor.findings.files import Defended, Difference
 from unbackdoor.findings.rates import Evaluation, Rate, defence_effectiveness, effectiveness, read_evaluation
@@ -18,6 +19,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "ClassFinding",
     "ClassifierReport",
+    "Damage",
     "DataReport",
     "Defended",
     "Detection",
