@@ -4,10 +4,13 @@
     python studies/damage.py fit FILE... [--check FILE...]                 # writes the package's meter.json
 
 `measure` edits each network in many ways (LPP and CLP over their thresholds, channels drawn at random, directions taken
-out of the classifier at random) and writes a row an edit: the true loss of accuracy on training images that were drawn
-once, and the meter's features. A row holds no figure of a test set. `fit` finds non-negative coefficients by least
-squares on the square roots of the losses, and the interval from residuals on networks left out in turn, and prints how
-both do on the files of --check, which nothing is fitted on. Only networks of the calibration half go into a fit.
+out of the classifier at random) and writes a row an edit: the true loss of accuracy, and the meter's features. The loss
+is measured on every second test image, the first --images of them; tables are made on the others. (On the training
+images a network is surer than on any new one, so that an edit's harm does not show.)
+
+`fit` finds non-negative coefficients by least squares, and the interval from residuals on networks left out in turn. It
+prints how both do on the files of --check, which nothing is fitted on. Only networks of the calibration half go into a
+fit.
 """
 
 from __future__ import annotations
@@ -95,10 +98,10 @@ def measure(folder: Path, count: int, data_dir: Path | None) -> list[Row]:
     record = record.get("record", record)  # of a store, or of unbackdoor train
     source = record.get("config", record)["data"]
     source = source["name"] if isinstance(source, dict) else source
-    data = load_dataset(source, "train", data_dir)
-    generator = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(data), generator=generator)[:count]
+    data = load_dataset(source, "test", data_dir)
+    chosen = slice(0, 2 * count, 2)
     data = LabelledImages(images=data.images[chosen], labels=data.labels[chosen], spec=data.spec)
+    generator = torch.Generator().manual_seed(0)
     model = load_model(folder / "model.safetensors").float().eval().requires_grad_(False)
     spec = InputSpec(shape=(data.spec.channels, data.spec.size, data.spec.size), mean=data.spec.mean, std=data.spec.std)
     shown = meter.meter_images(OnPixels(model, spec, exact=True), generator)
