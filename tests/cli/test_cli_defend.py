@@ -147,7 +147,7 @@ def test_detecting_in_the_packaged_network(
     images: LabelledImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 1 is a finding: half of the images that are said to be of the target class carry the trigger."""
-    monkeypatch.setattr("unbackdoor.detectors.activation_clustering.FEW", 5)
+    monkeypatch.setattr("unbackdoor.detectors.data_based.activation_clustering.FEW", 5)
     words = ("detect", PACKAGED, "--data", "cifar10", "--images", "1.0", "--quiet")
     done = run(*words, "--method", "ac", "--attack", ATTACK, "--poisoned", "0.1")
     assert done.code == (1 if "Suspicious: class" in done.out else 0)

@@ -127,7 +127,7 @@ class TestOutput:
 
     def test_detect(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("sklearn")
-        monkeypatch.setattr("unbackdoor.detectors.activation_clustering.FEW", 5)
+        monkeypatch.setattr("unbackdoor.detectors.data_based.activation_clustering.FEW", 5)
         words = ("--method", "ac", "--images", "1.0", "--quiet")
         wanted = run("detect", *head(folder, "tensor"), *words)
         assert wanted.code in (0, 1)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from layer_zoo import snapshot
 from unbackdoor.data import DATASETS
 from unbackdoor.detectors import DETECTORS, Detector, parse_detector
-from unbackdoor.detectors.activation_clustering import ActivationClustering, split
-from unbackdoor.detectors.neural_cleanse import NeuralCleanse, anomaly
+from unbackdoor.detectors.data_based.activation_clustering import ActivationClustering, split
+from unbackdoor.detectors.data_based.neural_cleanse import NeuralCleanse, anomaly
 from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.models import parse_arch
 

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case
-from unbackdoor.detectors.maximum_margin import MaximumMargin, chance_of_largest, gamma_fit
+from unbackdoor.detectors.data_free.maximum_margin import MaximumMargin, chance_of_largest, gamma_fit
 from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.inputs import Normalisation
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.detectors.outliers import LEAST, deviations
-from unbackdoor.detectors.reconstruction import Reconstruction
-from unbackdoor.detectors.stimulation import FLOOR, Stimulation, push
+from unbackdoor.detectors.data_free.outliers import LEAST, deviations
+from unbackdoor.detectors.data_free.reconstruction import Reconstruction
+from unbackdoor.detectors.data_free.stimulation import FLOOR, Stimulation, push
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import Detection
 from unbackdoor.inputs import Normalisation

@@ -92,7 +92,7 @@ def test_each_kind_of_answer_is_evaluated_as_its_logits_are(name: str) -> None:
 def test_methods_and_detectors_work_on_the_part_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the same weights, and to the same findings, as on the network that returns the logits alone."""
     pytest.importorskip("sklearn")
-    monkeypatch.setattr("unbackdoor.detectors.activation_clustering.FEW", 5)
+    monkeypatch.setattr("unbackdoor.detectors.data_based.activation_clustering.FEW", 5)
     data, plain = images(side=16), Wrapped(lambda logits, _: logits).eval()
     wrapped = Wrapped(WRAPS["dict"][0]).eval()
     given = (data.images, data.labels)

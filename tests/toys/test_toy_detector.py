@@ -11,29 +11,26 @@ from torch import nn
 
 import unbackdoor as ub
 from cli_runs import PACKAGED, refuse, run
-from unbackdoor.defender.case import Case, Needs
-from unbackdoor.defender.images import DefenderData
-from unbackdoor.detectors import DETECTORS, Detector
+from unbackdoor.defender.case import Case
+from unbackdoor.detectors import DETECTORS
+from unbackdoor.detectors.base import Found
+from unbackdoor.detectors.data_free.base import DataFreeDetector
 from unbackdoor.findings import ClassFinding
 from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows(Detector):
+class Rows(DataFreeDetector):
     """Look for the class whose row of the classifier's weights has the largest mean."""
 
     name: ClassVar[str] = "rows"
     title: ClassVar[str] = "Means of the classifier's rows"
     paper: ClassVar[None] = None
-    needs: ClassVar[Needs] = "nothing"
 
     factor: float = setting(2.0, "the largest mean is suspicious above this many deviations", least=0)
 
-    def inspect(
-        self, case: Case, model: nn.Module, data: DefenderData | None
-    ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
+    def inspect(self, case: Case, model: nn.Module) -> Found:
         """One mean a class."""
-        assert data is None
         graph = case.layers()
         means = model.get_parameter(graph[str(graph.classifier)].weight).detach().flatten(1).mean(1)
         far = (means - means.mean()) / means.std()

@@ -1,14 +1,16 @@
-"""Passive detectors: is there a backdoor, and in which class? They need images; they repair nothing.
+"""Passive detectors: is there a backdoor, and in which class? They repair nothing.
 
-A file in this folder is a detector as soon as it registers itself.
+A file in `data_free/` or `data_based/` is a detector as soon as it registers itself.
 """
 
 import importlib
 import pkgutil
 
+from unbackdoor.detectors import data_based, data_free
 from unbackdoor.detectors.base import DETECTORS, Detector, parse_detector
 
-for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-    importlib.import_module(f"{__name__}.{_module}")
+for _folder in (data_based, data_free):
+    for _module in sorted(module.name for module in pkgutil.iter_modules(_folder.__path__)):
+        importlib.import_module(f"{_folder.__name__}.{_module}")
 
 __all__ = ["DETECTORS", "Detector", "parse_detector"]

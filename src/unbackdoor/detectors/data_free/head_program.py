@@ -25,11 +25,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defender.case import Case, Needs
-from unbackdoor.defender.images import DefenderData
+from unbackdoor.defender.case import Case
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import dead_leaves, random_spectra
-from unbackdoor.detectors.base import DETECTORS, Detector, on_pixels
+from unbackdoor.detectors.base import DETECTORS, Found
+from unbackdoor.detectors.data_free.base import DataFreeDetector, on_pixels
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.findings.layers import LayerGraph
@@ -45,13 +45,12 @@ ALIKE = 0.99
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadProgramme(Detector):
+class HeadProgramme(DataFreeDetector):
     """Find the class that one change of the classifier's input reaches too easily, or too hard."""
 
     name: ClassVar[str] = "head"
     title: ClassVar[str] = "Head quadratic programme"
     paper: ClassVar[None] = None
-    needs: ClassVar[Needs] = "nothing"
 
     surrogates: int = setting(600, "generated images: half dead leaves, half random spectra", least=2, own=True)
     deviations: float = setting(
@@ -59,11 +58,8 @@ class HeadProgramme(Detector):
     )
 
     @torch.no_grad()
-    def inspect(
-        self, case: Case, model: nn.Module, data: DefenderData | None
-    ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
+    def inspect(self, case: Case, model: nn.Module) -> Found:
         """One programme a class, then the outliers on both sides."""
-        assert data is None
         weight, bias, path = _classifier(case.layers(), model)
         network, _, note = on_pixels(case, model, exact=True)
         features, answers = self._surrogates(case, network, path, weight.shape[1])

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case, Needs
 from unbackdoor.defender.images import DefenderData, classes_of, inputs_of
-from unbackdoor.detectors.base import DETECTORS, Detector
+from unbackdoor.detectors.base import DETECTORS, Found
+from unbackdoor.detectors.data_based.base import DataBasedDetector
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.papers import Paper
@@ -37,7 +38,7 @@ FEW = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivationClustering(Detector):
+class ActivationClustering(DataBasedDetector):
     """Find classes whose training images fall in two groups."""
 
     name: ClassVar[str] = "ac"
@@ -66,11 +67,8 @@ class ActivationClustering(Detector):
         most=1,
     )
 
-    def inspect(
-        self, case: Case, model: nn.Module, data: DefenderData | None
-    ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
+    def inspect(self, case: Case, model: nn.Module, data: DefenderData) -> Found:
         """Algorithm 1 of the paper, class by class."""
-        assert data is not None
         classes = classes_of(model, data)
         features = self._features(case, model, data).cpu()
         seed = int(torch.randint(2**31, (), generator=case.rng))

@@ -19,12 +19,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defender.case import Case, Needs
-from unbackdoor.defender.images import DefenderData
+from unbackdoor.defender.case import Case
 from unbackdoor.defender.stimulation import Pushes, stimulate
 from unbackdoor.defender.surrogates import class_images
-from unbackdoor.detectors.base import DETECTORS, Detector, on_pixels
-from unbackdoor.detectors.outliers import deviations
+from unbackdoor.detectors.base import DETECTORS, Found
+from unbackdoor.detectors.data_free.base import DataFreeDetector, on_pixels
+from unbackdoor.detectors.data_free.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.settings import setting
@@ -34,23 +34,19 @@ FLOOR = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stimulation(Detector):
+class Stimulation(DataFreeDetector):
     """Find the class that channels push answers to."""
 
     name: ClassVar[str] = "stimulation"
     title: ClassVar[str] = "Channel stimulation"
     paper: ClassVar[None] = None
-    needs: ClassVar[Needs] = "nothing"
 
     surrogates: int = setting(200, "generated images, of all classes", least=2, own=True)
     shown: int = setting(20, "of them, on which each channel fires", least=2, own=True)
     score: float = setting(3.0, "a class is suspicious above this score", least=0, most=1e6, own=True)
 
-    def inspect(
-        self, case: Case, model: nn.Module, data: DefenderData | None
-    ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
+    def inspect(self, case: Case, model: nn.Module) -> Found:
         """What the channels push each class by, then the class that stands out."""
-        assert data is None
         network, _, note = on_pixels(case, model)
         made = class_images(network, self.surrogates, case.rng)
         drawn = made.images[torch.randperm(len(made.images), generator=case.rng)[: self.shown]]

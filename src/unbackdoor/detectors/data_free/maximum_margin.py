@@ -21,10 +21,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defender.case import Case, Needs
-from unbackdoor.defender.images import DefenderData
+from unbackdoor.defender.case import Case
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.detectors.base import DETECTORS, Detector, on_pixels
+from unbackdoor.detectors.base import DETECTORS, Found
+from unbackdoor.detectors.data_free.base import DataFreeDetector, on_pixels
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding
 from unbackdoor.papers import Paper
@@ -35,7 +35,7 @@ STEEPEST = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaximumMargin(Detector):
+class MaximumMargin(DataFreeDetector):
     """Find the class whose largest margin over all others is too large."""
 
     name: ClassVar[str] = "margin"
@@ -50,7 +50,6 @@ class MaximumMargin(Detector):
         year=2024,
         url="https://arxiv.org/abs/2205.06900",
     )
-    needs: ClassVar[Needs] = "nothing"
 
     starts: int = setting(30, "images of noise per class, each of which is driven to the class", least=1)
     steps: int = setting(300, "steps of gradient ascent per class", least=1)
@@ -59,11 +58,8 @@ class MaximumMargin(Detector):
         0.05, "the class with the largest margin is suspicious if p lies below this", least=0, most=1
     )
 
-    def inspect(
-        self, case: Case, model: nn.Module, data: DefenderData | None
-    ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
+    def inspect(self, case: Case, model: nn.Module) -> Found:
         """A margin a class, then the chance of the largest."""
-        assert data is None
         network, classes, note = on_pixels(case, model, exact=True)
         if classes < 4:
             raise MethodError(f"margin: expected 4 or more classes, got {classes}: a law cannot be fitted to fewer")

@@ -22,13 +22,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from unbackdoor.defender.case import Case, Needs
-from unbackdoor.defender.images import DefenderData
+from unbackdoor.defender.case import Case
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import class_images
 from unbackdoor.defender.triggers import FORMS, Form, Trigger, reconstruct
-from unbackdoor.detectors.base import DETECTORS, Detector, on_pixels
-from unbackdoor.detectors.outliers import deviations
+from unbackdoor.detectors.base import DETECTORS, Found
+from unbackdoor.detectors.data_free.base import DataFreeDetector, on_pixels
+from unbackdoor.detectors.data_free.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.settings import setting
@@ -40,13 +40,12 @@ COARSE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reconstruction(Detector):
+class Reconstruction(DataFreeDetector):
     """Find the class that the smallest trigger reaches."""
 
     name: ClassVar[str] = "reconstruction"
     title: ClassVar[str] = "Trigger reconstruction"
     paper: ClassVar[None] = None
-    needs: ClassVar[Needs] = "nothing"
 
     surrogates: int = setting(200, "generated images, of all classes", least=2, own=True)
     steps: int = setting(60, "steps of Adam per class and form", least=1, own=True)
@@ -54,11 +53,8 @@ class Reconstruction(Detector):
     success: float = setting(0.9, "share of a batch on which a trigger must succeed", least=0, most=1, own=True)
     score: float = setting(5.0, "a class is suspicious above this score", least=0, most=1e6, own=True)
 
-    def inspect(
-        self, case: Case, model: nn.Module, data: DefenderData | None
-    ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
+    def inspect(self, case: Case, model: nn.Module) -> Found:
         """The triggers of each class, then those that are too small."""
-        assert data is None
         shown, _, note = on_pixels(case, model)
         made = class_images(shown, self.surrogates, case.rng)
         triggers = self.triggers(case, shown, made.images, made.answers, made.classes)

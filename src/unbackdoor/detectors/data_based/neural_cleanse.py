@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case, Needs
 from unbackdoor.defender.images import DefenderData, classes_of
-from unbackdoor.detectors.base import DETECTORS, Detector
+from unbackdoor.detectors.base import DETECTORS, Found
+from unbackdoor.detectors.data_based.base import DataBasedDetector
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.papers import Paper
@@ -40,7 +41,7 @@ FACTOR, PATIENCE = 1.5, 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeuralCleanse(Detector):
+class NeuralCleanse(DataBasedDetector):
     """Reconstruct the smallest trigger for each class, and find the class whose trigger is too small."""
 
     name: ClassVar[str] = "nc"
@@ -61,11 +62,8 @@ class NeuralCleanse(Detector):
     weight: float = setting(1e-3, "lambda at the start", least=0, most=1e6)
     index: float = setting(2.0, "a class is suspicious above this anomaly index", least=0, most=1e6)
 
-    def inspect(
-        self, case: Case, model: nn.Module, data: DefenderData | None
-    ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
+    def inspect(self, case: Case, model: nn.Module, data: DefenderData) -> Found:
         """A trigger a class, then the outliers among their sizes."""
-        assert data is not None
         if data.images.ndim != 4:
             raise MethodError(f"nc needs images (N, C, H, W), got {tuple(data.images.shape)}")
         model.requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Detectors that see a network and nothing else: no data."""
