@@ -45,6 +45,7 @@ NAMES = [
     "load_model",
     "parse_attack",
     "parse_method",
+    "predict_damage",
     "repair",
     "save",
     "scan",

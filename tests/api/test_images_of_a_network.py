@@ -22,7 +22,10 @@ from unbackdoor.data import DATASETS, LabelledImages
 from unbackdoor.defender.case import Case, Needs
 from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.input_spec import input_spec
-from unbackdoor.detectors import DETECTORS, Detector
+from unbackdoor.detectors import DETECTORS
+from unbackdoor.detectors.base import Found
+from unbackdoor.detectors.data_based.base import DataBasedDetector
+from unbackdoor.detectors.data_free.base import DataFreeDetector
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import ClassFinding
 from unbackdoor.inputs import InputSpec, Normalisation, normalisation
@@ -33,28 +36,30 @@ RECORD = {"data": {"name": "gtsrb"}, "arch": "resnet18:width=16,num_classes=10"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asks(Detector):
+class Asks(DataFreeDetector):
     """Says in its notes what images the network takes."""
 
     name: ClassVar[str] = "asks"
     title: ClassVar[str] = "What images the network takes"
     paper: ClassVar[None] = None
-    needs: ClassVar[Needs] = "nothing"
 
-    def inspect(
-        self, case: Case, model: nn.Module, data: DefenderData | None
-    ) -> tuple[tuple[ClassFinding, ...], tuple[str, ...]]:
+    def inspect(self, case: Case, model: nn.Module) -> Found:
         """One note."""
-        notes = (input_spec(case, model).note,) if data is None else (f"{data.floor.flatten().tolist()}",)
-        return (ClassFinding(label=0, suspicious=False, values={}),), notes
+        return (ClassFinding(label=0, suspicious=False, values={}),), (input_spec(case, model).note,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AsksImages(Asks):
+class AsksImages(DataBasedDetector):
     """The same with images: says what black is to the network."""
 
     name: ClassVar[str] = "asks-images"
+    title: ClassVar[str] = "What black is"
+    paper: ClassVar[None] = None
     needs: ClassVar[Needs] = "clean images"
+
+    def inspect(self, case: Case, model: nn.Module, data: DefenderData) -> Found:
+        """One note."""
+        return (ClassFinding(label=0, suspicious=False, values={}),), (f"{data.floor.flatten().tolist()}",)
 
 
 @pytest.fixture(autouse=True)
