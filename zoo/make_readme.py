@@ -67,7 +67,7 @@ it. The other methods use clean images: a share of the training part, of any cla
 **Seconds** are for one torch thread on a machine that also did other work. `benchmarks/defence_speed.json` compares the
 cost of the methods.
 
-**†** marks results of older code of that method, which have not been run again. [What was
+**†** marks results of older code of a method, which have not been run again. [What was
 different](../docs/fidelity.md#results-that-wait-to-be-run-anew) is listed there.
 
 `unbackdoor bench run grids/zoo.toml` measures. [claims/](claims/zoo) holds one file per result.
@@ -80,8 +80,9 @@ class Zoo:
 
     def __init__(self) -> None:
         [grid] = read_grids(CLAIMS)
-        found = {(_network(c), c.method, c.clean, c.clean_seed): c for c in grid.claims if c.kind == "repair"}
-        self.older = {c.method for c in found.values()} - {c.method for c in grid.own if c.kind == "repair"}
+        self.own = {c.key for c in grid.own}
+        repairs = sorted((c for c in grid.claims if c.kind == "repair"), key=lambda c: c.key in self.own)
+        found = {(_network(c), c.method, c.clean, c.clean_seed): c for c in repairs}  # of two, the one of today's code
         self.claims: dict[str, dict[tuple[str, float | None], list[Claim | None]]] = {}
         for cell in GRID.cells:
             if isinstance(cell, Repair):
@@ -94,9 +95,9 @@ class Zoo:
         """By method, those with a share of clean images and those that are given none."""
         return {m: draws for (m, clean), draws in self.claims[network].items() if clean in (None, share)}
 
-    def named(self, method: str) -> str:
-        """For a row; with a mark where its results are those of older code."""
-        return method.replace("@", ", ") + (" †" if method in self.older else "")
+    def mark(self, *claims: Claim | None) -> str:
+        """Behind figures: a mark where one of them is of older code."""
+        return " †" if any(claim is not None and claim.key not in self.own for claim in claims) else ""
 
     def all_methods(self) -> list[str]:
         """Names of the networks that every method is asked about."""
@@ -139,20 +140,28 @@ def _defences(zoo: Zoo) -> list[str]:
     heads = ["method", *(name.removeprefix("cifar10_") for name in names)]
     before = [{rate: found and found["value"] for rate, found in zoo.records[x]["result"].items()} for x in names]
     rows = [["no defence", *(_pair(rates["acc"], rates["asr"]) for rates in before)]]
-    rows += [[zoo.named(m), *(_outcome(zoo.of(name, 0.05)[m][0]) for name in names)] for m in zoo.of(names[0], 0.05)]
+    methods = {method: [zoo.of(name, 0.05)[method][0] for name in names] for method in zoo.of(names[0], 0.05)}
+    rows += [[_named(m), *(_outcome(claim) + zoo.mark(claim) for claim in claims)] for m, claims in methods.items()]
     poisoned = next(cell.poisoned for cell in GRID.cells if isinstance(cell, Repair) and cell.poisoned)
     lines = [DEFENCES_HEAD.format(poisoned=poisoned), "## ACC / ASR in percent, 5 % clean images", ""]
     lines += _table(heads, rows)
     for name in names:
-        rows = [_full(zoo.named(method), claim) for method, [claim] in zoo.of(name, 0.05).items()]
+        rows = [_full(_named(method) + zoo.mark(claim), claim) for method, [claim] in zoo.of(name, 0.05).items()]
         lines += ["", f"## {name}, 5 % clean images", ""]
         lines += _table(["method", "ACC", "ASR", "RA", "DER", "pruned", "seconds"], rows)
     for name in names:
-        rows = [_draws(zoo.named(m), draws) for m, draws in zoo.of(name, 0.01).items() if len(draws) > 1]
+        rows = [
+            _draws(_named(m) + zoo.mark(*draws), draws) for m, draws in zoo.of(name, 0.01).items() if len(draws) > 1
+        ]
         if rows:
             lines += ["", f"## {name}, 1 % clean images, three draws of them: mean", ""]
             lines += _table(["method", "ACC", "ASR", "ACC of each", "ASR of each"], rows)
     return [*lines, ""]
+
+
+def _named(method: str) -> str:
+    """For a row."""
+    return method.replace("@", ", ")
 
 
 def _outcome(claim: Claim | None) -> str:
