@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bench_grids import pictures, toy, written
 from unbackdoor.errors import SettingError
@@ -73,6 +74,15 @@ def test_keys_tell_what_a_result_depends_on(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(VERSIONS, "repair", 1)
     monkeypatch.setitem(VERSIONS, "training", 2)
     assert key() != keys[0]
+
+
+def _slice(folder: Path) -> None:
+    """What `studies/population.py slice` writes, with an image a class."""
+    for split in ("train", "valid"):
+        for label in range(20):
+            (folder / "tiny20" / split / f"{label:02}").mkdir(parents=True)
+            Image.new("RGB", (64, 64)).save(folder / "tiny20" / split / f"{label:02}" / "0.png")
+    (folder / "data.toml").write_text('tiny20 = { folder = "tiny20", size = 64, splits = ["train", "valid"] }')
 
 
 @pytest.mark.parametrize(
@@ -156,7 +166,13 @@ def test_own_data_sets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_the_grids_that_come_with_the_project_are_sound(path: Path) -> None:
+def test_the_grids_that_come_with_the_project_are_sound(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = path.resolve()
+    if path.parent.name == "population":  # a slice of a data set stands beside the store
+        _slice(tmp_path / "runs" / "population")
+        monkeypatch.chdir(tmp_path)
     grid = read_grid(path)
     assert grid.cells
     assert grid.title
