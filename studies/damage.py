@@ -200,7 +200,7 @@ def main() -> None:
         weights={name: round(float(w), 3) for name, w in zip(names, weights, strict=True) if w > 0},
         factor=round(interval(loss, guess, rest), 3),
         rest=rest,
-        made_on=f"{len(rows)} edits of {len({row['network'] for row in rows})} networks",
+        made_on=f"{len(rows)} edits of {_list(rows)}",
     )
     report("left out in turn", loss, guess, scale)
     for path in args.check:
@@ -208,6 +208,12 @@ def main() -> None:
         report(str(path), np.array([row["loss"] for row in held]), predicted(held, names, weights), scale)
     target = Path(meter.__file__).with_name("meter.json")
     target.write_text(pretty({name: getattr(scale, name) for name in ("made_on", "weights", "factor", "rest")}))
+
+
+def _list(rows: list[Row]) -> str:
+    """The networks of rows; by name if they are few."""
+    names = sorted({row["network"] for row in rows})
+    return f"{len(names)} networks" + (f" ({', '.join(names)})" if len(names) < 6 else "")
 
 
 def _read(paths: list[Path]) -> list[Row]:
