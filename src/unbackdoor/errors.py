@@ -70,3 +70,8 @@ class IncompleteError(UnbackdoorError):
 
 class OutputError(UnbackdoorError):
     """A file could not be written, or already exists and must not be overwritten."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type where it says nothing: for a message of one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from unbackdoor import outputs
 from unbackdoor.data import DatasetSpec, normalise
 from unbackdoor.data.augment import Augmentation, augment
 from unbackdoor.defender.case import Case, Needs
-from unbackdoor.errors import ArchitectureError, MethodError, SettingError
+from unbackdoor.errors import ArchitectureError, MethodError, SettingError, first_line
 from unbackdoor.findings import DataReport
 from unbackdoor.graph.activations import watched
 from unbackdoor.train.fit import batch_sizes, vary
@@ -189,9 +189,8 @@ def defender_data(images: object, labels: object, spec: object, model: nn.Module
     except ArchitectureError as error:
         raise MethodError(f"{name}: {error}") from error
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MethodError(
-            f"{name}: the network fails on images of shape {tuple(images.shape[1:])}: {reason}"
+            f"{name}: the network fails on images of shape {tuple(images.shape[1:])}: {first_line(error)}"
         ) from error
     if len(logits) != min(2, len(labels)):
         raise MethodError(f"{name}: expected (N, classes) logits, got {tuple(logits.shape)} for {min(2, len(labels))}")

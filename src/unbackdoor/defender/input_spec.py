@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from unbackdoor.defender.case import Case
-from unbackdoor.errors import MethodError
+from unbackdoor.errors import MethodError, first_line
 from unbackdoor.graph.activations import watched
 from unbackdoor.graph.modules import is_batch_norm, runs_torch_forward
 from unbackdoor.inputs import InputSpec, Normalisation
@@ -238,10 +238,10 @@ def _first_norm(model: nn.Module, shape: tuple[int, int, int]) -> Seen | None:
         try:
             model(noise)
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             size = "x".join(map(str, shape))
             raise MethodError(
-                f"the network fails on images of {size}: {reason}; give their size with --input (example=...)"
+                f"the network fails on images of {size}: {first_line(error)}; give their size with --input "
+                "(example=...)"
             ) from error
     if not found:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.errors import ArchitectureError, MethodError
+from unbackdoor.errors import ArchitectureError, MethodError, first_line
 from unbackdoor.inputs import InputSpec
 from unbackdoor.outputs import logits_of
 from unbackdoor.precision import autocast_dtype
@@ -59,8 +59,7 @@ class OnPixels:
         except ArchitectureError as error:
             raise MethodError(str(error)) from error
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise MethodError(f"the network fails on images of shape {self.spec.shape}: {reason}") from error
+            raise MethodError(f"the network fails on images of shape {self.spec.shape}: {first_line(error)}") from error
         if len(logits) != len(pixels):
             raise MethodError(f"expected (N, classes) logits, got {tuple(logits.shape)} for {len(pixels)} images")
         return logits.float()

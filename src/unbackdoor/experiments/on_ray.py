@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from unbackdoor.errors import MethodError
+from unbackdoor.errors import MethodError, first_line
 from unbackdoor.experiments.engine import Engine, attempt
 from unbackdoor.experiments.perform import Failed, Produced, Work
 
@@ -60,8 +60,7 @@ class OnRay(Engine):
             try:
                 yield key, self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                yield key, Failed(f"its worker was lost {RETRIES + 1} times: {reason}")
+                yield key, Failed(f"its worker was lost {RETRIES + 1} times: {first_line(error)}")
 
     def close(self) -> None:
         for reference in self._running:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.data import DatasetSpec
-from unbackdoor.errors import ArchitectureError, SettingError
+from unbackdoor.errors import ArchitectureError, SettingError, first_line
 from unbackdoor.outputs import described, part_of
 
 
@@ -36,10 +36,9 @@ def check_answer(
         with torch.no_grad(), torch.random.fork_rng(devices):
             answer = model.train(training)(images)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ArchitectureError(
             f"{name} cannot process the {spec.size}x{spec.size} {'grey ' if spec.channels == 1 else ''}images of "
-            f"{spec.title}: {reason}; choose another network{_other_channels(model, spec)}"
+            f"{spec.title}: {first_line(error)}; choose another network{_other_channels(model, spec)}"
         ) from error
     finally:
         for module, mode in modes.items():
@@ -63,8 +62,7 @@ def check_device(device: str) -> None:
     try:
         torch.empty(1, device=device).item()
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SettingError(f"device {device!r} cannot be used here: {reason}") from error
+        raise SettingError(f"device {device!r} cannot be used here: {first_line(error)}") from error
 
 
 def _other_channels(model: nn.Module, spec: DatasetSpec) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unbackdoor.atomic import atomic_write
-from unbackdoor.errors import CheckpointError
+from unbackdoor.errors import CheckpointError, first_line
 
 
 def keep(file: Path, parts: Mapping[str, Any], log: list[dict[str, Any]], identity: Mapping[str, str]) -> None:
@@ -64,8 +64,9 @@ def _read(file: Path, identity: Mapping[str, str]) -> dict[str, Any]:
         theirs = dict(state["identity"])
         _ = state["states"], state["log"]
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{file}: cannot be resumed from ({reason}); delete it to start again") from error
+        raise CheckpointError(
+            f"{file}: cannot be resumed from ({first_line(error)}); delete it to start again"
+        ) from error
     different = [kind for kind in (*identity, *theirs) if identity.get(kind) != theirs.get(kind)]
     if different:
         raise CheckpointError(

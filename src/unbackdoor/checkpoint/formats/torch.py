@@ -22,7 +22,7 @@ from unbackdoor.checkpoint.format import FORMATS
 from unbackdoor.checkpoint.formats.backdoorbench import data_named, network_part
 from unbackdoor.checkpoint.places import describe, replaced, state_dicts
 from unbackdoor.checkpoint.stand_ins import is_stand_in, read_around_objects, without_stand_ins
-from unbackdoor.errors import CheckpointError
+from unbackdoor.errors import CheckpointError, first_line
 
 #: Names in the pickle of any plain state dict, which messages leave out; what is allowed, `torch.load` decides.
 _PLAIN = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.(\w*Storage|Size|device|\w*\d+)")
@@ -94,9 +94,7 @@ def _content(path: Path) -> tuple[Any, tuple[str, ...]]:
             if content is None:
                 raise CheckpointError(_refusal(path, calls)) from error
             return content, calls
-        what = (
-            "its pickle is damaged" if isinstance(error, pickle.UnpicklingError | LookupError) else _first_line(error)
-        )
+        what = "its pickle is damaged" if isinstance(error, pickle.UnpicklingError | LookupError) else first_line(error)
         raise CheckpointError(f"{path}: not a readable PyTorch file: {what}") from error
 
 
@@ -170,7 +168,7 @@ def _check_archive(path: Path) -> None:
                 raise CheckpointError(f"{path}: refused: entries of this archive overlap or are repeated")
             damaged = archive.testzip()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
-        raise CheckpointError(f"{path}: not a readable PyTorch file: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: not a readable PyTorch file: {first_line(error)}") from error
     if damaged is not None:
         raise CheckpointError(f"{path}: damaged: the checksum of its entry {damaged!r} is wrong")
 
@@ -189,10 +187,6 @@ def _check_memory(path: Path) -> None:
             f"{path}: refused: its pickle calls {found.decode().strip()}, which may take any amount of memory; "
             f"{_ASK_AUTHOR}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Torch:
