@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.surrogates import dead_leaves
-from unbackdoor.detectors.data_free.head_program import HeadProgramme, deviations, multipliers
+from unbackdoor.detectors.data_free.head_program import HeadProgramme, multipliers
+from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.inputs import InputSpec, Normalisation
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.detectors.data_free.outliers import LEAST, deviations
+from unbackdoor.detectors.data_free.base import LEAST
 from unbackdoor.detectors.data_free.reconstruction import Reconstruction
 from unbackdoor.detectors.data_free.stimulation import FLOOR, Stimulation, push
+from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import Detection
 from unbackdoor.inputs import Normalisation
@@ -94,11 +95,14 @@ def test_the_first_third_does_not_count() -> None:
 
 
 def test_deviations_by_hand() -> None:
+    def apart(values: list[float]) -> list[float]:
+        return deviations(values, least=LEAST, middle="lower")
+
     # The median is 3; the distances 2, 1, 0, 1, 7 have the median 1.
-    assert deviations([1, 2, 3, 4, 10]) == pytest.approx([-2 / 1.4826, -1 / 1.4826, 0, 1 / 1.4826, 7 / 1.4826])
-    assert deviations([0, 0, 0, 1]) == pytest.approx([0, 0, 0, 1 / LEAST])  # all but equal
-    assert deviations([1, math.inf, 2, 1]) == pytest.approx([0, math.inf, 1 / LEAST, 0])
-    assert deviations([0.5, math.inf, math.inf, math.inf]) == pytest.approx([0, math.inf, math.inf, math.inf])
+    assert apart([1, 2, 3, 4, 10]) == pytest.approx([-2 / 1.4826, -1 / 1.4826, 0, 1 / 1.4826, 7 / 1.4826])
+    assert apart([0, 0, 0, 1]) == pytest.approx([0, 0, 0, 1 / LEAST])  # all but equal
+    assert apart([1, math.inf, 2, 1]) == pytest.approx([0, math.inf, 1 / LEAST, 0])
+    assert apart([0.5, math.inf, math.inf, math.inf]) == pytest.approx([0, math.inf, math.inf, math.inf])
     assert math.log(FLOOR) < 0
 
 

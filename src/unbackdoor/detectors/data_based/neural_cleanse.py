@@ -19,7 +19,6 @@ Departures:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,6 +30,7 @@ from unbackdoor.defender.case import Case, Needs
 from unbackdoor.defender.images import DefenderData, classes_of
 from unbackdoor.detectors.base import DETECTORS, Found
 from unbackdoor.detectors.data_based.base import DataBasedDetector
+from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.papers import Paper
@@ -136,10 +136,7 @@ class NeuralCleanse(DataBasedDetector):
 
 def anomaly(sizes: list[float]) -> list[float]:
     """The distance of each number from the median, in median absolute deviations (consistent for a normal)."""
-    values = torch.tensor(sizes, dtype=torch.float64)
-    distance = (values - values.quantile(0.5)).abs()
-    spread = 1.4826 * float(distance.quantile(0.5))
-    return [float(d) / spread if spread else (math.inf if d > 0 else 0.0) for d in distance]
+    return [abs(z) for z in deviations(sizes)]
 
 
 DETECTORS.add(NeuralCleanse.name, NeuralCleanse)

@@ -30,6 +30,7 @@ from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import dead_leaves, random_spectra
 from unbackdoor.detectors.base import DETECTORS, Found
 from unbackdoor.detectors.data_free.base import DataFreeDetector, on_pixels
+from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.findings.layers import LayerGraph
@@ -203,14 +204,6 @@ def _solved(matrix: Array, right: Array) -> Array:
         return np.asarray(np.linalg.solve(matrix, right), dtype=np.float64)
     except np.linalg.LinAlgError:
         return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0], dtype=np.float64)
-
-
-def deviations(values: list[float]) -> list[float]:
-    """The distance of each number from the median with its sign, in median absolute deviations (of a normal)."""
-    numbers = np.array(values)
-    distance = numbers - np.median(numbers)
-    spread = 1.4826 * float(np.median(np.abs(distance)))
-    return [float(d) / spread if spread else math.copysign(math.inf, d) if d else 0.0 for d in distance]
 
 
 def _notes(found: tuple[ClassFinding, ...]) -> list[str]:

@@ -27,8 +27,8 @@ from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import class_images
 from unbackdoor.defender.triggers import FORMS, Form, Trigger, reconstruct
 from unbackdoor.detectors.base import DETECTORS, Found
-from unbackdoor.detectors.data_free.base import DataFreeDetector, on_pixels
-from unbackdoor.detectors.data_free.outliers import deviations
+from unbackdoor.detectors.data_free.base import LEAST, DataFreeDetector, on_pixels
+from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.settings import setting
@@ -124,7 +124,7 @@ def _order(trigger: Trigger) -> tuple[float, float]:
 def _scores(triggers: list[Trigger]) -> list[float]:
     """By how many robust deviations each log size lies below the median."""
     reached = [math.log(max(trigger.size, 1e-9)) for trigger in triggers]
-    return [-z if math.isfinite(z) else 0.0 for z in deviations(reached)]
+    return [-z if math.isfinite(z) else 0.0 for z in deviations(reached, least=LEAST, middle="lower")]
 
 
 DETECTORS.add(Reconstruction.name, Reconstruction)

@@ -23,8 +23,8 @@ from unbackdoor.defender.case import Case
 from unbackdoor.defender.stimulation import Pushes, stimulate
 from unbackdoor.defender.surrogates import class_images
 from unbackdoor.detectors.base import DETECTORS, Found
-from unbackdoor.detectors.data_free.base import DataFreeDetector, on_pixels
-from unbackdoor.detectors.data_free.outliers import deviations
+from unbackdoor.detectors.data_free.base import LEAST, DataFreeDetector, on_pixels
+from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.settings import setting
@@ -58,7 +58,7 @@ class Stimulation(DataFreeDetector):
                 "stimulation: expected hidden layers that are modules and run once in a forward pass, found none"
             )
         total = push(pushes)
-        scores = deviations([math.log(float(value) + FLOOR) for value in total])
+        scores = deviations([math.log(float(value) + FLOOR) for value in total], least=LEAST, middle="lower")
         findings = tuple(
             ClassFinding(
                 label=label,
