@@ -12,9 +12,8 @@ from torch import nn
 from unbackdoor.api.images import check_seed, trained_on
 from unbackdoor.api.reading import network_of, open_model
 from unbackdoor.defender.case import Case
-from unbackdoor.defender.input_spec import input_spec
 from unbackdoor.defender.meter import meter_images, predict
-from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.on_pixels import on_pixels
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import Damage
 from unbackdoor.inputs import normalisation
@@ -72,7 +71,7 @@ def predict_damage(
         for model in (before, after)
     ]
     with cases[0].working("predict_damage") as first, cases[1].working("predict_damage") as second:
-        found = input_spec(cases[0], first.requires_grad_(False))
-        shown = meter_images(OnPixels(first, found.spec, exact=True), generator)
-        damage = predict(shown, OnPixels(second.requires_grad_(False), found.spec, exact=True))
-    return dataclasses.replace(damage, notes=(found.note,))
+        network, note = on_pixels(cases[0], first, exact=True)
+        shown = meter_images(network, generator)
+        damage = predict(shown, dataclasses.replace(network, model=second.requires_grad_(False)))
+    return dataclasses.replace(damage, notes=(note,))

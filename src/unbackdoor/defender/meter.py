@@ -92,11 +92,19 @@ def meter_images(network: OnPixels, generator: torch.Generator, *, count: int = 
 
 def features(shown: Shown, after: OnPixels) -> dict[str, float]:
     """`changed KIND` and `kl KIND` of an edited network, by name."""
+    return _features(shown, _answered(shown, after))
+
+
+def _answered(shown: Shown, after: OnPixels) -> dict[str, Tensor]:
+    """Kind -> (N, classes) logits of the edited network."""
+    return {kind: after.logits(pixels) for kind, pixels in shown.images.items()}
+
+
+def _features(shown: Shown, now: dict[str, Tensor]) -> dict[str, float]:
     found = {}
-    for kind, pixels in shown.images.items():
-        before, now = shown.before[kind], after.logits(pixels)
-        found[f"changed {kind}"] = float((before.argmax(1) != now.argmax(1)).double().mean())
-        found[f"kl {kind}"] = float(divergences(before, now).mean())
+    for kind, before in shown.before.items():
+        found[f"changed {kind}"] = float((before.argmax(1) != now[kind].argmax(1)).double().mean())
+        found[f"kl {kind}"] = float(divergences(before, now[kind]).mean())
     return found
 
 
@@ -115,25 +123,26 @@ def predict(shown: Shown, after: OnPixels, scale: Coefficients | None = None) ->
         scale: coefficients; those of the package by default.
     """
     scale = scale or coefficients()
-    seen = features(shown, after)
+    now = _answered(shown, after)
+    seen = _features(shown, now)
     loss = sum(weight * seen[name] for name, weight in scale.weights.items())
     return Damage(
         loss=loss,
         low=max(0.0, loss / scale.factor - scale.rest),
         high=min(100.0, loss * scale.factor + scale.rest),
         changed={kind: seen[f"changed {kind}"] for kind in shown.images},
-        recall=_recall_lost(shown, after),
+        recall=_recall_lost(shown, now),
         calibrated_on=scale.made_on,
     )
 
 
-def _recall_lost(shown: Shown, after: OnPixels) -> tuple[float | None, ...]:
+def _recall_lost(shown: Shown, now: dict[str, Tensor]) -> tuple[float | None, ...]:
     """Of impressions and their averages, by class."""
     kinds = ("impressions", "pairs")
     was = torch.cat([shown.before[kind].argmax(1) for kind in kinds])
-    now = torch.cat([after.logits(shown.images[kind]).argmax(1) for kind in kinds])
+    is_now = torch.cat([now[kind].argmax(1) for kind in kinds])
     classes = shown.before["impressions"].shape[1]
     counts = torch.bincount(was, minlength=classes)
-    lost = torch.bincount(was[was != now], minlength=classes)
+    lost = torch.bincount(was[was != is_now], minlength=classes)
     pairs = zip(lost.tolist(), counts.tolist(), strict=True)
     return tuple(gone / count if count else None for gone, count in pairs)

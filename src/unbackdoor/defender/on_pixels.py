@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from unbackdoor.defender.case import Case
+from unbackdoor.defender.input_spec import input_spec
 from unbackdoor.errors import ArchitectureError, MethodError, first_line
 from unbackdoor.inputs import InputSpec
 from unbackdoor.outputs import logits_of
@@ -75,3 +78,33 @@ class OnPixels:
         if not bool(torch.isfinite(logits).all()):
             raise MethodError("expected finite logits, got NaN or infinity")
         return logits
+
+    @cached_property
+    def classes(self) -> int:
+        """How many classes it has.
+
+        Raises:
+            MethodError: it does not answer finite logits of two classes or more.
+        """
+        count = self.logits(torch.full((2, *self.spec.shape), 0.5)).shape[1]
+        if count < 2:
+            raise MethodError(f"expected a network of 2 or more classes, got {count}")
+        return count
+
+
+def on_pixels(case: Case, model: nn.Module, *, exact: bool = False) -> tuple[OnPixels, str]:
+    """A case's network as generated images see it, and a note on what images it takes.
+
+    Args:
+        case: what is known of the images.
+        model: the network's working copy, whose weights take no gradients from now on.
+        exact: whether it runs in its own precision.
+
+    Raises:
+        MethodError: the images' size is not known, or the network does not answer them with finite logits of two
+            classes or more.
+    """
+    found = input_spec(case, model.requires_grad_(False))
+    network = OnPixels(model, found.spec, exact=exact)
+    _ = network.classes
+    return network, found.note

@@ -99,13 +99,11 @@ class Impressions:
         images: (N, C, H, W) in [0, 1].
         labels: (N,) the class that each was made for.
         answers: (N,) what the network answers.
-        classes: how many classes the network has.
     """
 
     images: Tensor
     labels: Tensor
     answers: Tensor
-    classes: int
 
 
 def class_images(shown: OnPixels, count: int, generator: torch.Generator) -> Impressions:
@@ -116,7 +114,7 @@ def class_images(shown: OnPixels, count: int, generator: torch.Generator) -> Imp
         count: of images.
         generator: of everything.
     """
-    classes = shown.logits(torch.full((2, *shown.spec.shape), 0.5)).shape[1]
+    classes = shown.classes
     if classes <= count:
         chosen, per_class = list(range(classes)), round(count / classes)
     else:
@@ -152,7 +150,7 @@ def impressions(
         matched: share of the BatchNorms that a step matches, drawn anew; at least one is.
     """
     labels = torch.tensor(list(classes)).repeat(per_class)
-    made, logits = [], []
+    made, answers = [], []
     shown = OnPixels(model, spec)
     with _statistics(model) as statistics:
         for part in torch.split(labels, BATCH):
@@ -173,9 +171,8 @@ def impressions(
                 optimiser.step()
             statistics.draw(0, generator)
             made.append(torch.sigmoid(free.detach()).cpu().contiguous())
-            logits.append(shown.logits(made[-1]))
-    answered = torch.cat(logits)
-    return Impressions(images=torch.cat(made), labels=labels, answers=answered.argmax(1), classes=answered.shape[1])
+            answers.append(shown.logits(made[-1]).argmax(1))
+    return Impressions(images=torch.cat(made), labels=labels, answers=torch.cat(answers))
 
 
 def total_variation(pixels: Tensor) -> Tensor:

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case
-from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.surrogates import dead_leaves, random_spectra
 from unbackdoor.detectors.base import DETECTORS, Found
-from unbackdoor.detectors.data_free.base import DataFreeDetector, on_pixels
+from unbackdoor.detectors.data_free.base import DataFreeDetector
 from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
@@ -62,7 +62,7 @@ class HeadProgramme(DataFreeDetector):
     def inspect(self, case: Case, model: nn.Module) -> Found:
         """One programme a class, then the outliers on both sides."""
         weight, bias, path = _classifier(case.layers(), model)
-        network, _, note = on_pixels(case, model, exact=True)
+        network, note = on_pixels(case, model, exact=True)
         features, answers = self._surrogates(case, network, path, weight.shape[1])
         logits = features @ weight.T + bias
         alike = float((logits.argmax(1) == answers).double().mean())

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case
-from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.detectors.base import DETECTORS, Found
-from unbackdoor.detectors.data_free.base import DataFreeDetector, on_pixels
+from unbackdoor.detectors.data_free.base import DataFreeDetector
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding
 from unbackdoor.papers import Paper
@@ -60,7 +60,8 @@ class MaximumMargin(DataFreeDetector):
 
     def inspect(self, case: Case, model: nn.Module) -> Found:
         """A margin a class, then the chance of the largest."""
-        network, classes, note = on_pixels(case, model, exact=True)
+        network, note = on_pixels(case, model, exact=True)
+        classes = network.classes
         if classes < 4:
             raise MethodError(f"margin: expected 4 or more classes, got {classes}: a law cannot be fitted to fewer")
         margins = [self._margin(case, network, label, classes) for label in range(classes)]

@@ -17,17 +17,18 @@ second form; few steps with a weight that adapts fast; a class counts only if it
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from unbackdoor.defender.case import Case
-from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.surrogates import class_images
+from unbackdoor.defender.on_pixels import OnPixels, on_pixels
+from unbackdoor.defender.surrogates import Impressions, class_images
 from unbackdoor.defender.triggers import FORMS, Form, Trigger, reconstruct
 from unbackdoor.detectors.base import DETECTORS, Found
-from unbackdoor.detectors.data_free.base import LEAST, DataFreeDetector, on_pixels
+from unbackdoor.detectors.data_free.base import LEAST, DataFreeDetector
 from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
@@ -55,65 +56,69 @@ class Reconstruction(DataFreeDetector):
 
     def inspect(self, case: Case, model: nn.Module) -> Found:
         """The triggers of each class, then those that are too small."""
-        shown, _, note = on_pixels(case, model)
+        shown, note = on_pixels(case, model)
         made = class_images(shown, self.surrogates, case.rng)
-        triggers = self.triggers(case, shown, made.images, made.answers, made.classes)
-        scores = {form: _scores([triggers[form, label] for label in range(made.classes)]) for form in FORMS}
+        triggers = self.triggers(case, shown, made)
+        scores = {form: _scores([triggers[form, label] for label in range(shown.classes)]) for form in FORMS}
         if not any(trigger.form for trigger in triggers.values()):
             raise MethodError(
                 f"reconstruction: no trigger moved {self.success:.0%} of the generated images to any class; use more "
                 "steps"
             )
         findings = []
-        for label in range(made.classes):
+        for label in range(shown.classes):
             best = max(scores[form][label] for form in FORMS)
             sizes = {form.name: finite(triggers[form, label].size) for form in FORMS}
             values = {**sizes, "score": finite(best)}
             findings.append(ClassFinding(label=label, suspicious=best > self.score, values=values))
         return tuple(findings), (note,)
 
-    def triggers(
-        self, case: Case, shown: OnPixels, pixels: Tensor, answers: Tensor, classes: int
-    ) -> dict[tuple[type[Form], int], Trigger]:
+    def triggers(self, case: Case, shown: OnPixels, made: Impressions) -> dict[tuple[type[Form], int], Trigger]:
         """The smallest trigger of each form and class.
 
         Args:
             case: its generator and its progress bar.
             shown: the network.
-            pixels: (N, C, H, W) in [0, 1].
-            answers: (N,) what the network answers.
-            classes: their number.
+            made: its impressions.
         """
-        coarse = classes > MANY
+        everything = list(range(shown.classes))
+        coarse = len(everything) > MANY
         first = max(1, round(COARSE * self.steps)) if coarse else self.steps
-        total = len(FORMS) * (classes * first + (MANY * self.steps if coarse else 0))
+        total = len(FORMS) * (len(everything) * first + (MANY * self.steps if coarse else 0))
         result: dict[tuple[type[Form], int], Trigger] = {}
         done = 0
+
+        def search(form: type[Form], labels: Iterable[int], steps: int) -> None:
+            nonlocal done
+            for label in labels:
+                found = result[form, label] = self._smallest(case, shown, made, form, label, steps)
+                done += steps
+                case.progress(done, total, f"{form.name} of class {label}: {found.size:.3g}")
+
         for form in FORMS:
-            everything = list(range(classes))
-            for steps, labels in ((first, everything), (self.steps, None)):
-                if labels is None:
-                    if not coarse:
-                        break
-                    labels = sorted(everything, key=lambda label: _order(result[form, label]))[:MANY]
-                for label in labels:
-                    others = pixels[answers != label]
-                    if len(others):
-                        result[form, label] = reconstruct(
-                            shown,
-                            others,
-                            label,
-                            form,
-                            steps=steps,
-                            batch=self.batch_size,
-                            success=self.success,
-                            generator=case.rng,
-                        )
-                    else:
-                        result[form, label] = Trigger(label, None, math.inf, 0.0)
-                    done += steps
-                    case.progress(done, total, f"{form.name} of class {label}: {result[form, label].size:.3g}")
+            search(form, everything, first)
+            if coarse:
+                smallest = sorted(everything, key=lambda label: _order(result[form, label]))
+                search(form, smallest[:MANY], self.steps)
         return result
+
+    def _smallest(
+        self, case: Case, shown: OnPixels, made: Impressions, form: type[Form], label: int, steps: int
+    ) -> Trigger:
+        """The smallest trigger of one form for one class, on the images that are not answered with it."""
+        others = made.images[made.answers != label]
+        if not len(others):
+            return Trigger(label, None, math.inf, 0.0)
+        return reconstruct(
+            shown,
+            others,
+            label,
+            form,
+            steps=steps,
+            batch=self.batch_size,
+            success=self.success,
+            generator=case.rng,
+        )
 
 
 def _order(trigger: Trigger) -> tuple[float, float]:

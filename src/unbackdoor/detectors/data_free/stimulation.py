@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case
+from unbackdoor.defender.on_pixels import on_pixels
 from unbackdoor.defender.stimulation import Pushes, stimulate
 from unbackdoor.defender.surrogates import class_images
 from unbackdoor.detectors.base import DETECTORS, Found
-from unbackdoor.detectors.data_free.base import LEAST, DataFreeDetector, on_pixels
+from unbackdoor.detectors.data_free.base import LEAST, DataFreeDetector
 from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
@@ -47,7 +48,7 @@ class Stimulation(DataFreeDetector):
 
     def inspect(self, case: Case, model: nn.Module) -> Found:
         """What the channels push each class by, then the class that stands out."""
-        network, _, note = on_pixels(case, model)
+        network, note = on_pixels(case, model)
         made = class_images(network, self.surrogates, case.rng)
         drawn = made.images[torch.randperm(len(made.images), generator=case.rng)[: self.shown]]
         pushes = stimulate(
