@@ -124,43 +124,26 @@ def with_images(
         SettingError: `clean` or `poisoned` is out of its range.
         ArchitectureError: the network has other classes than the data set.
     """
+    from unbackdoor.data import clean_subset, load_dataset
     from unbackdoor.metrics import check_answer
 
-    given = method_images(data, clean, seed, attack, poisoned, data_dir, download=download, progress=case.progress)
-    check_answer(case.module, given.spec, name=str(file.checkpoint.path), output=case.output)
-    spec = given.spec
-    if case.normalisation is not None:
-        inputs = case.normalisation.spec((spec.channels, spec.size, spec.size))
-        spec = dataclasses.replace(spec, mean=inputs.mean, std=inputs.std)
-    return dataclasses.replace(case, images=given.images, labels=given.labels, spec=spec)
-
-
-def method_images(
-    data: str,
-    clean: float,
-    seed: int,
-    attack: Attack | None,
-    poisoned: float,
-    data_dir: str | Path | None,
-    *,
-    download: bool,
-    progress: Progress,
-) -> LabelledImages:
-    """The images for a method or detector."""
-    from unbackdoor.data import clean_subset, load_dataset
-
     train = load_dataset(
-        data, "train", data_dir, download=download, progress=with_note("reading training images", progress)
+        data, "train", data_dir, download=download, progress=with_note("reading training images", case.progress)
     )
     if not math.isfinite(clean) or (clean > 1 and clean != int(clean)):
         raise SettingError(f"clean: expected a fraction up to 1, or a whole number of images, got {clean}")
     subset = (
         clean_subset(train, count=int(clean), seed=seed) if clean > 1 else clean_subset(train, share=clean, seed=seed)
     )
-    images = subset.data
-    if not poisoned or attack is None:
-        return images
-    return mixture(images, attack, poisoned, seed)[0]
+    given = subset.data
+    if poisoned and attack is not None:
+        given, _ = mixture(given, attack, poisoned, seed)
+    check_answer(case.module, given.spec, name=str(file.checkpoint.path), output=case.output)
+    spec = given.spec
+    if case.normalisation is not None:
+        inputs = case.normalisation.spec((spec.channels, spec.size, spec.size))
+        spec = dataclasses.replace(spec, mean=inputs.mean, std=inputs.std)
+    return dataclasses.replace(case, images=given.images, labels=given.labels, spec=spec)
 
 
 def check_seed(seed: int) -> None:

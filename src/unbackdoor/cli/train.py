@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
 import time
@@ -83,9 +82,7 @@ def command(
     from unbackdoor.report.results import rates_line
     from unbackdoor.train import Epoch, Step, parse_recipe
 
-    recipe = parse_recipe(recipe_text)
-    if epochs is not None:
-        recipe = dataclasses.replace(recipe, epochs=epochs)
+    recipe = parse_recipe(recipe_text, epochs)
     run = Run(
         arch=parse_arch(arch_text),
         recipe=recipe,

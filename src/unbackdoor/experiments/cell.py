@@ -163,8 +163,7 @@ class Training(Cell):
 
     def build_recipe(self) -> Recipe:
         """The recipe with this cell's number of epochs."""
-        recipe = parse_recipe(self.recipe)
-        return recipe if self.epochs is None else dataclasses.replace(recipe, epochs=self.epochs)
+        return parse_recipe(self.recipe, self.epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,8 +364,7 @@ def _attack(text: str, target: int) -> Config:
 
 @functools.cache
 def _recipe(name: str, epochs: int | None) -> Config:
-    recipe = parse_recipe(name)
-    return recipe_config(recipe if epochs is None else dataclasses.replace(recipe, epochs=epochs))
+    return recipe_config(parse_recipe(name, epochs))
 
 
 def attack_config(attack: Attack) -> Config:

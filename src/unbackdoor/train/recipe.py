@@ -80,20 +80,24 @@ def plateaus(losses: Sequence[float], patience: int) -> int:
     return count
 
 
-def parse_recipe(text: str) -> Recipe:
+def parse_recipe(text: str, epochs: int | None = None) -> Recipe:
     """`fast`, or `fast:optimiser=adam,lr=0.001` -> a recipe; its name is then the text.
+
+    Args:
+        text: what the user wrote.
+        epochs: instead of the recipe's number; None takes that.
 
     Raises:
         SettingError: the recipe or a setting is unknown, or a value is out of range.
     """
     name, colon, options = text.partition(":")
     recipe = RECIPES[name]
-    given = read_options(options)
-    if "name" in given or "milestones" in given:
-        raise SettingError(f"recipe {text!r}: name and milestones cannot be given")
-    if not colon:
-        return recipe
-    return build(Recipe, f"recipe {name}", {**dataclasses.asdict(recipe), **given, "name": text})
+    if colon:
+        given = read_options(options)
+        if "name" in given or "milestones" in given:
+            raise SettingError(f"recipe {text!r}: name and milestones cannot be given")
+        recipe = build(Recipe, f"recipe {name}", {**dataclasses.asdict(recipe), **given, "name": text})
+    return recipe if epochs is None else dataclasses.replace(recipe, epochs=epochs)
 
 
 RECIPES: Registry[Recipe] = Registry("recipe")
