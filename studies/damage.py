@@ -21,7 +21,6 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,14 +28,17 @@ from scipy.optimize import nnls
 from scipy.stats import spearmanr
 from torch import nn
 
+import trained
+from trained import Row
+from unbackdoor import metrics
 from unbackdoor.api import load_model
-from unbackdoor.data import LabelledImages, load_dataset, normalise
+from unbackdoor.data import LabelledImages, load_dataset
 from unbackdoor.defences.data_free import CLP, LPP
 from unbackdoor.defender import meter
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.errors import UnbackdoorError
 from unbackdoor.graph import layer_graph
-from unbackdoor.inputs import InputSpec
+from unbackdoor.inputs import Normalisation
 from unbackdoor.records import pretty
 
 THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
@@ -44,7 +46,6 @@ THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
 SHARES, DIRECTIONS = (0.005, 0.01, 0.02, 0.04, 0.08), (1, 2, 4)
 #: The interval holds this share of the calibration's losses.
 CONFIDENCE = 0.9
-Row = dict[str, Any]
 
 
 def edits(model: nn.Module, generator: torch.Generator) -> Iterator[tuple[str, nn.Module]]:
@@ -94,16 +95,14 @@ def _projected(model: nn.Module, count: int, generator: torch.Generator) -> nn.M
 
 def measure(folder: Path, count: int, data_dir: Path | None) -> list[Row]:
     """The rows of one network."""
-    record = json.loads((folder / "record.json").read_text())
-    record = record.get("record", record)  # of a store, or of unbackdoor train
-    source = record.get("config", record)["data"]
-    source = source["name"] if isinstance(source, dict) else source
-    data = load_dataset(source, "test", data_dir)
+    config, _ = trained.read(folder)
+    data = load_dataset(config["data"], "test", data_dir)
     chosen = slice(0, 2 * count, 2)
     data = LabelledImages(images=data.images[chosen], labels=data.labels[chosen], spec=data.spec)
     generator = torch.Generator().manual_seed(0)
     model = load_model(folder / "model.safetensors").float().eval().requires_grad_(False)
-    spec = InputSpec(shape=(data.spec.channels, data.spec.size, data.spec.size), mean=data.spec.mean, std=data.spec.std)
+    shape = (data.spec.channels, data.spec.size, data.spec.size)
+    spec = Normalisation(mean=data.spec.mean, std=data.spec.std).spec(shape)
     shown = meter.meter_images(OnPixels(model, spec, exact=True), generator)
     before, rows = _accuracy(model, data), []
     for name, edited in edits(model, generator):
@@ -114,10 +113,7 @@ def measure(folder: Path, count: int, data_dir: Path | None) -> list[Row]:
 
 
 def _accuracy(model: nn.Module, data: LabelledImages) -> float:
-    network = model.to(memory_format=torch.channels_last)
-    with torch.no_grad():
-        parts = [network(normalise(part, data.spec)).argmax(1) for part in torch.split(data.images, 250)]
-    return 100 * float((torch.cat(parts) == data.labels).double().mean())
+    return 100 * (metrics.measure(model, data, None).acc.value or 0.0)
 
 
 def names_of(rows: list[Row]) -> list[str]:

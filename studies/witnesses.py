@@ -14,11 +14,12 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+import trained
+from trained import Row
 from unbackdoor.api import detect
 from unbackdoor.data import dataset_spec
 from unbackdoor.detectors import parse_detector
@@ -27,25 +28,19 @@ from unbackdoor.errors import UnbackdoorError
 METHODS = ("stimulation", "reconstruction", "head")
 #: Which value of a class is its score, and whether both tails speak.
 SCORES = {"stimulation": ("score", False), "reconstruction": ("score", False), "head": ("deviations", True)}
-Row = dict[str, Any]
 
 
 def truth(folder: Path) -> Row:
     """What a record says of a network."""
-    record = json.loads((folder / "record.json").read_text())
-    record = record.get("record", record)  # of a store, or of unbackdoor train
-    config = record.get("config", record)
-    data = config["data"]["name"] if isinstance(config["data"], dict) else config["data"]
-    attack = config["attack"]
-    result = record["result"]
-    rate = result.get("asr")
+    config, rates = trained.read(folder)
+    rate = rates.get("asr")
     return {
         "network": folder.name,
-        "data": data,
+        "data": config["data"],
         "arch": config["arch"],
-        "attack": attack,
+        "attack": config["attack"],
         "recipe": config["recipe"],
-        "acc": result["acc"]["hits"] / result["acc"]["total"],
+        "acc": rates["acc"]["hits"] / rates["acc"]["total"],
         "asr": rate["hits"] / rate["total"] if rate else None,
     }
 
