@@ -209,8 +209,9 @@ class Watching(nn.Module):
     ],
 )
 def test_masks_are_never_learnt_in_bfloat16(monkeypatch: pytest.MonkeyPatch, method: object, fast: bool) -> None:
-    for module in ("defender.tuning", "train.fit"):
-        monkeypatch.setattr(sys.modules[f"unbackdoor.{module}"], "autocast_dtype", lambda _device: torch.bfloat16)
+    tuning, fit = sys.modules["unbackdoor.defender.tuning"], sys.modules["unbackdoor.train.fit"]
+    monkeypatch.setattr(tuning, "autocast_dtype", lambda _device: torch.bfloat16)
+    monkeypatch.setattr(fit, "training_dtype", lambda _device, _model: torch.bfloat16)
     model = Watching()
     Watching.seen.clear()
     method(model, *images(8), generator=torch.Generator().manual_seed(0), spec=SPEC)

@@ -247,7 +247,7 @@ def test_a_session_that_trains_in_half_precision_sees_its_new_weights(
     tiny_net: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Autocast keeps a cast weight for as long as its block lasts, unless it is told not to."""
-    monkeypatch.setitem(fit.__globals__, "autocast_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setitem(fit.__globals__, "training_dtype", lambda _device, _model: torch.bfloat16)
     session = Learner(BPP(), rate=0.25, spec=SPEC)
     next(fit(tiny_net(), *_images(), recipe=RECIPE, spec=SPEC, seed=0, session=session))
     answers, weights = zip(*session.seen, strict=True)

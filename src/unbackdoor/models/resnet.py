@@ -84,6 +84,7 @@ class ResNet(nn.Module):
         blocks: blocks per stage.
         num_classes: outputs of the classifier.
         width: channels of the stem and of the first stage (64 in the paper).
+        stride: of the stem.
         norm: makes the norm behind each convolution.
     """
 
@@ -94,11 +95,12 @@ class ResNet(nn.Module):
         *,
         num_classes: int = 10,
         width: int = 64,
+        stride: int = 1,
         norm: Norm = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         wide = block.expansion
-        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(3, width, 3, stride, 1, bias=False)
         self.bn1 = norm(width)
         self.layer1 = _stage(block, width, width, blocks[0], 1, norm)
         self.layer2 = _stage(block, wide * width, 2 * width, blocks[1], 2, norm)
@@ -116,19 +118,19 @@ class ResNet(nn.Module):
         return cast(Tensor, self.fc(x.mean((2, 3))))
 
 
-def resnet18(*, num_classes: int = 10, width: int = 64) -> ResNet:
+def resnet18(*, num_classes: int = 10, width: int = 64, stride: int = 1) -> ResNet:
     """ResNet-18, CIFAR stem."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes=num_classes, width=width)
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes=num_classes, width=width, stride=stride)
 
 
-def resnet34(*, num_classes: int = 10, width: int = 64) -> ResNet:
+def resnet34(*, num_classes: int = 10, width: int = 64, stride: int = 1) -> ResNet:
     """ResNet-34, CIFAR stem."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes=num_classes, width=width)
+    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes=num_classes, width=width, stride=stride)
 
 
-def resnet50(*, num_classes: int = 10, width: int = 64) -> ResNet:
+def resnet50(*, num_classes: int = 10, width: int = 64, stride: int = 1) -> ResNet:
     """ResNet-50, CIFAR stem."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, width=width)
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, width=width, stride=stride)
 
 
 def resnet18_gn(*, num_classes: int = 10, width: int = 64) -> ResNet:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from unbackdoor.data import DatasetSpec, normalise
 from unbackdoor.data.augment import Augmentation, augment, rotate
 from unbackdoor.errors import SettingError
-from unbackdoor.precision import autocast_dtype
+from unbackdoor.precision import training_dtype
 from unbackdoor.train.control import Session
 from unbackdoor.train.recipe import Recipe
 from unbackdoor.train.resume import keep, restore
@@ -99,7 +99,7 @@ def fit(
         SettingError: the loss or a weight is no longer a finite number.
     """
     device = next(model.parameters()).device
-    dtype = autocast_dtype(device)
+    dtype = training_dtype(device, model)
     model.to(memory_format=torch.channels_last)
     optimiser = optimiser_of(recipe, model)
     parts = {"model": model, "optimiser": optimiser, **({} if session is None else {"session": session})}
