@@ -9,9 +9,10 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case
+from unbackdoor.defender.deviations import deviations
+from unbackdoor.defender.head import multipliers
 from unbackdoor.defender.surrogates import dead_leaves
-from unbackdoor.detectors.data_free.head_program import HeadProgramme, multipliers
-from unbackdoor.detectors.outliers import deviations
+from unbackdoor.detectors.data_free.head_program import HeadProgramme
 from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.inputs import InputSpec, Normalisation
 

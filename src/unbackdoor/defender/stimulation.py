@@ -7,23 +7,30 @@ images of all classes, and look where the answers go: a channel that moves most 
              a tenth of the training images peaks; elsewhere the same of what the channel does on the images
     flip     share of the images that were not answered c before, and are with the channel at its level or above
     change   mean change of the log-probability of c
+    push(t)  sum over the channels of flip(channel, t)^2; early layers hold colours and edges, which speak for honest
+             classes too, so the first third of the layers does not count
+    score(t) log(push(t) + FLOOR), in robust deviations above the median of the classes
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from unbackdoor.defender.deviations import LEAST, deviations
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.activations import watched
 
 #: Deviations above the mean.
 LEVEL = 3.0
+#: What a class is pushed by chance: a channel that moves every fifth answer.
+FLOOR = 0.04
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,17 @@ def stimulate(
             progress(done, total)
         found.append(Pushes(place.path, place.layer, torch.cat(flips), torch.cat(changes)))
     return found
+
+
+def push(pushes: Sequence[Pushes]) -> Tensor:
+    """(classes,) the sum of squared flips of all channels behind the first third of the layers."""
+    counted = pushes[len(pushes) // 3 :]
+    return torch.stack([layer.flips.square().sum(0) for layer in counted]).sum(0)
+
+
+def push_scores(pushes: Sequence[Pushes]) -> list[float]:
+    """How far each class's push lies above the others'."""
+    return deviations([math.log(float(value) + FLOOR) for value in push(pushes)], least=LEAST, middle="lower")
 
 
 def _flips(before: Tensor, after: Tensor) -> Tensor:

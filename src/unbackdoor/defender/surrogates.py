@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.inputs import InputSpec
 
@@ -106,20 +107,23 @@ class Impressions:
     answers: Tensor
 
 
-def class_images(shown: OnPixels, count: int, generator: torch.Generator) -> Impressions:
+def class_images(
+    shown: OnPixels, count: int, generator: torch.Generator, *, progress: Progress = silent
+) -> Impressions:
     """About `count` impressions: as many of each class, or one each of as many classes as that, drawn at random.
 
     Args:
         shown: the network.
         count: of images.
         generator: of everything.
+        progress: called with (steps done, steps in all, a note).
     """
     classes = shown.classes
     if classes <= count:
         chosen, per_class = list(range(classes)), round(count / classes)
     else:
         chosen, per_class = torch.randperm(classes, generator=generator)[:count].tolist(), 1
-    return impressions(shown.model, shown.spec, chosen, per_class=per_class, generator=generator)
+    return impressions(shown.model, shown.spec, chosen, per_class=per_class, generator=generator, progress=progress)
 
 
 def impressions(
@@ -135,6 +139,7 @@ def impressions(
     variation: float = 2e-3,
     shift: int = 2,
     generator: torch.Generator,
+    progress: Progress = silent,
 ) -> Impressions:
     """Images of which the network is sure, that look to its normalisations as its training images did.
 
@@ -148,12 +153,14 @@ def impressions(
         model: in eval mode, on any device and in any precision; not changed.
         classes: wanted, `per_class` images of each.
         matched: share of the BatchNorms that a step matches, drawn anew; at least one is.
+        progress: called with (steps done, steps in all, a note).
     """
     labels = torch.tensor(list(classes)).repeat(per_class)
     made, answers = [], []
     shown = OnPixels(model, spec)
     with _statistics(model) as statistics:
-        for part in torch.split(labels, BATCH):
+        parts = torch.split(labels, BATCH)
+        for number, part in enumerate(parts):
             start = dead_leaves(len(part), spec, generator).clamp(0.05, 0.95)
             free = torch.logit(start).to(shown.device, memory_format=torch.channels_last).requires_grad_()
             wanted = part.to(shown.device)
@@ -169,6 +176,7 @@ def impressions(
                 loss = loss + variation * total_variation(pixels)
                 (free.grad,) = torch.autograd.grad(loss, [free])
                 optimiser.step()
+                progress(number * steps + step + 1, len(parts) * steps, "class impressions")
             statistics.draw(0, generator)
             made.append(torch.sigmoid(free.detach()).cpu().contiguous())
             answers.append(shown.logits(made[-1]).argmax(1))

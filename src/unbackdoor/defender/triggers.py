@@ -10,6 +10,7 @@ while it does not. The smallest trigger that succeeded is kept.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -19,10 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unbackdoor.defender.case import Progress, silent
+from unbackdoor.defender.deviations import LEAST, deviations
 from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.surrogates import Impressions
 
 #: lambda's factors after a step that succeeded and after one that did not.
 UP, DOWN = 1.15, 1 / 1.2
+#: The share of the steps that the coarse round has.
+COARSE = 0.4
+#: The most promising classes that have all steps, where there are many classes.
+MOST = 20
 
 
 class Form(ABC):
@@ -111,6 +119,69 @@ class Trigger:
     success: float
 
 
+class Search:
+    """Adam on one form for one class; it can be continued.
+
+    Args:
+        shown: the network; its weights take no gradients.
+        label: the class.
+        kind: the form.
+        batch: images a step, drawn with replacement.
+        success: share of a batch that a trigger must move.
+        generator: for the start and the batches.
+    """
+
+    def __init__(
+        self,
+        shown: OnPixels,
+        label: int,
+        kind: type[Form],
+        *,
+        batch: int,
+        success: float,
+        generator: torch.Generator,
+    ) -> None:
+        height, width = shown.spec.shape[1:]
+        self._shown, self._label, self._batch, self._success, self._generator = shown, label, batch, success, generator
+        self._form = kind(shown.spec.shape, generator, shown.device)
+        self._optimiser = torch.optim.Adam(self._form.free, lr=kind.lr, betas=(0.5, 0.9))
+        self._weight = kind.weight * 1024 / (height * width)
+        self._smallest, self._rate = math.inf, 0.0
+        self._kept: list[Tensor] | None = None
+
+    def run(self, pixels: Tensor, steps: int) -> Trigger:
+        """The smallest trigger that was found so far, after that many more steps.
+
+        Args:
+            pixels: (N, C, H, W) in [0, 1], images that are not answered with the class.
+            steps: of Adam.
+        """
+        form, device = self._form, self._shown.device
+        wanted = torch.full((self._batch,), self._label, device=device)
+        for _ in range(steps):
+            drawn = torch.randint(len(pixels), (self._batch,), generator=self._generator)
+            logits = self._shown(form(pixels[drawn].to(device)))
+            moved = float((logits.detach().argmax(1) == self._label).float().mean())
+            self._rate = 0.8 * self._rate + 0.2 * moved
+            size = form.size()
+            if moved >= self._success and float(size.detach()) < self._smallest:
+                self._smallest = float(size.detach())
+                self._kept = [free.detach().clone() for free in form.free]
+            loss = F.cross_entropy(logits, wanted) + self._weight * size
+            for free, gradient in zip(form.free, torch.autograd.grad(loss, form.free), strict=True):
+                free.grad = gradient
+            self._optimiser.step()
+            self._weight *= UP if moved >= self._success else DOWN
+        if self._kept is None:
+            return Trigger(self._label, None, math.inf, self._rate)
+        best = copy.deepcopy(form)
+        with torch.no_grad():
+            for free, kept in zip(best.free, self._kept, strict=True):
+                free.copy_(kept)
+                free.grad = None
+        return Trigger(self._label, best, self._smallest, self._rate)
+
+
 def reconstruct(
     shown: OnPixels,
     pixels: Tensor,
@@ -122,41 +193,94 @@ def reconstruct(
     success: float,
     generator: torch.Generator,
 ) -> Trigger:
-    """The smallest trigger of a form that sends images to a class.
+    """The smallest trigger of a form that sends images to a class: one `Search`.
+
+    Args:
+        pixels: (N, C, H, W) in [0, 1], images that are not answered with the class.
+    """
+    return Search(shown, label, kind, batch=batch, success=success, generator=generator).run(pixels, steps)
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """The smallest triggers of one form, one a class.
+
+    Attributes:
+        triggers: by class; those of the classes that only had the coarse round are larger than they could be.
+        sizes: the same, as they are compared: for such a class, what the other steps would have left, by the median of
+            the classes drawn by chance that had them.
+    """
+
+    triggers: tuple[Trigger, ...]
+    sizes: tuple[float, ...]
+
+    @property
+    def scores(self) -> list[float]:
+        """By how many robust deviations each log size lies below the median."""
+        reached = [math.log(max(size, 1e-9)) for size in self.sizes]
+        return [-z if math.isfinite(z) else 0.0 for z in deviations(reached, least=LEAST, middle="lower")]
+
+
+def smallest(
+    shown: OnPixels,
+    made: Impressions,
+    kind: type[Form],
+    *,
+    steps: int,
+    batch: int,
+    success: float,
+    generator: torch.Generator,
+    progress: Progress = silent,
+) -> Smallest:
+    """The smallest trigger of a form for each class, on the impressions that are not answered with it.
+
+    A coarse round of `COARSE` of the steps is run for every class. Then the most promising quarter and a few others,
+    drawn by chance, have the rest of the steps.
 
     Args:
         shown: the network; its weights take no gradients.
-        pixels: (N, C, H, W) in [0, 1], images that are not answered with the class.
-        label: the class.
+        made: its impressions.
         kind: the form.
-        steps: of Adam.
+        steps: of Adam in all.
         batch: images a step, drawn with replacement.
         success: share of a batch that a trigger must move.
-        generator: for the start and the batches.
+        generator: for the starts, the batches and the others.
+        progress: called with (steps done, steps in all, a note).
     """
-    channels, height, width = pixels.shape[1:]
-    pixels = pixels.to(shown.device)
-    form = kind((channels, height, width), generator, shown.device)
-    optimiser = torch.optim.Adam(form.free, lr=kind.lr, betas=(0.5, 0.9))
-    wanted = torch.full((batch,), label, device=shown.device)
-    weight = kind.weight * 1024 / (height * width)
-    smallest, kept, rate = math.inf, None, 0.0
-    for _ in range(steps):
-        drawn = torch.randint(len(pixels), (batch,), generator=generator).to(shown.device)
-        logits = shown(form(pixels[drawn]))
-        moved = float((logits.detach().argmax(1) == label).float().mean())
-        rate = 0.8 * rate + 0.2 * moved
-        size = form.size()
-        if moved >= success and float(size.detach()) < smallest:
-            smallest, kept = float(size.detach()), [free.detach().clone() for free in form.free]
-        loss = F.cross_entropy(logits, wanted) + weight * size
-        for free, gradient in zip(form.free, torch.autograd.grad(loss, form.free), strict=True):
-            free.grad = gradient
-        optimiser.step()
-        weight *= UP if moved >= success else DOWN
-    if kept is None:
-        return Trigger(label, None, math.inf, rate)
-    with torch.no_grad():
-        for free, best in zip(form.free, kept, strict=True):
-            free.copy_(best)
-    return Trigger(label, form, smallest, rate)
+    classes = shown.classes
+    promising, others = min(MOST, max(3, math.ceil(classes / 4))), max(2, min(5, classes // 8))
+    by_chance = set(torch.randperm(classes, generator=generator)[:others].tolist())
+    first = max(1, round(COARSE * steps)) if promising + others < classes else steps
+    total = classes * first + (promising + others) * (steps - first)
+    done = 0
+    found: dict[int, Trigger] = {}
+    running: dict[int, Search] = {}
+
+    def run(label: int, search: Search, count: int) -> None:
+        nonlocal done
+        pixels = made.images[made.answers != label]
+        found[label] = search.run(pixels, count) if len(pixels) else Trigger(label, None, math.inf, 0.0)
+        done += count
+        progress(done, total, f"{kind.name} of class {label}: {found[label].size:.3g}")
+
+    for label in range(classes):
+        running[label] = Search(shown, label, kind, batch=batch, success=success, generator=generator)
+        run(label, running[label], first)
+        # Only what will be continued is kept: a thousand classes of large images would not fit.
+        ranked = sorted(running.keys() - by_chance, key=lambda one: _order(found[one]))
+        running = {one: running[one] for one in [*ranked[:promising], *sorted(by_chance & running.keys())]}
+    coarse = dict(found)
+    if first < steps:
+        for label, search in running.items():
+            run(label, search, steps - first)
+    progress(total, total, kind.name)
+    gains = sorted(math.log(found[one].size / coarse[one].size) for one in by_chance if math.isfinite(coarse[one].size))
+    gain = math.exp(gains[len(gains) // 2]) if gains else 1.0
+    labels = range(classes)
+    sizes = [found[label].size * (1.0 if label in running else gain) for label in labels]
+    return Smallest(tuple(found[label] for label in labels), tuple(sizes))
+
+
+def _order(trigger: Trigger) -> tuple[float, float]:
+    """Small triggers first; of those that did not succeed, the one that came closest."""
+    return trigger.size, -trigger.success

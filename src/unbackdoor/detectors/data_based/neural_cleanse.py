@@ -27,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case, Needs
+from unbackdoor.defender.deviations import deviations
 from unbackdoor.defender.images import DefenderData, classes_of
 from unbackdoor.detectors.base import DETECTORS, Found
 from unbackdoor.detectors.data_based.base import DataBasedDetector
-from unbackdoor.detectors.outliers import deviations
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.papers import Paper

@@ -12,9 +12,6 @@ from unbackdoor.defender.case import Case, Needs
 from unbackdoor.detectors.base import Detector, Found
 from unbackdoor.findings import Detection
 
-#: Deviations of logarithms below this are taken for it: where classes are all but equal, nothing stands out.
-LEAST = 0.15
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataFreeDetector(Detector):

@@ -8,7 +8,7 @@ a warp, a sinusoid and a trigger that differs by image need not show in either.
     size(t, f)     the smallest trigger of form f for class t
     score(t)       the largest, over forms, of (median of log size(., f) - log size(t, f)) / robust deviation
 
-With many classes a first, coarse round of few steps chooses those that are worth the full number.
+A first, coarse round of few steps chooses the classes that are worth the full number.
 
 Departures from Neural Cleanse (Wang et al., IEEE S&P 2019), whose mask this is: images are made, not given; there is a
 second form; few steps with a weight that adapts fast; a class counts only if its trigger is *smaller* than the median.
@@ -16,8 +16,6 @@ second form; few steps with a weight that adapts fast; a class counts only if it
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,18 +24,12 @@ from torch import nn
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.surrogates import Impressions, class_images
-from unbackdoor.defender.triggers import FORMS, Form, Trigger, reconstruct
+from unbackdoor.defender.triggers import FORMS, Form, Smallest, smallest
 from unbackdoor.detectors.base import DETECTORS, Found
-from unbackdoor.detectors.data_free.base import LEAST, DataFreeDetector
-from unbackdoor.detectors.outliers import deviations
+from unbackdoor.detectors.data_free.base import DataFreeDetector
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import ClassFinding, finite
 from unbackdoor.settings import setting
-
-#: Up to so many classes get all steps at once; of more, a coarse round chooses that many.
-MANY = 20
-#: The share of the steps that the coarse round has.
-COARSE = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +51,8 @@ class Reconstruction(DataFreeDetector):
         shown, note = on_pixels(case, model)
         made = class_images(shown, self.surrogates, case.rng)
         triggers = self.triggers(case, shown, made)
-        scores = {form: _scores([triggers[form, label] for label in range(shown.classes)]) for form in FORMS}
-        if not any(trigger.form for trigger in triggers.values()):
+        scores = {form: triggers[form].scores for form in FORMS}
+        if not any(trigger.form for one in triggers.values() for trigger in one.triggers):
             raise MethodError(
                 f"reconstruction: no trigger moved {self.success:.0%} of the generated images to any class; use more "
                 "steps"
@@ -68,12 +60,12 @@ class Reconstruction(DataFreeDetector):
         findings = []
         for label in range(shown.classes):
             best = max(scores[form][label] for form in FORMS)
-            sizes = {form.name: finite(triggers[form, label].size) for form in FORMS}
+            sizes = {form.name: finite(triggers[form].triggers[label].size) for form in FORMS}
             values = {**sizes, "score": finite(best)}
             findings.append(ClassFinding(label=label, suspicious=best > self.score, values=values))
         return tuple(findings), (note,)
 
-    def triggers(self, case: Case, shown: OnPixels, made: Impressions) -> dict[tuple[type[Form], int], Trigger]:
+    def triggers(self, case: Case, shown: OnPixels, made: Impressions) -> dict[type[Form], Smallest]:
         """The smallest trigger of each form and class.
 
         Args:
@@ -81,55 +73,20 @@ class Reconstruction(DataFreeDetector):
             shown: the network.
             made: its impressions.
         """
-        everything = list(range(shown.classes))
-        coarse = len(everything) > MANY
-        first = max(1, round(COARSE * self.steps)) if coarse else self.steps
-        total = len(FORMS) * (len(everything) * first + (MANY * self.steps if coarse else 0))
-        result: dict[tuple[type[Form], int], Trigger] = {}
-        done = 0
 
-        def search(form: type[Form], labels: Iterable[int], steps: int) -> None:
-            nonlocal done
-            for label in labels:
-                found = result[form, label] = self._smallest(case, shown, made, form, label, steps)
-                done += steps
-                case.progress(done, total, f"{form.name} of class {label}: {found.size:.3g}")
+        def search(number: int, form: type[Form]) -> Smallest:
+            return smallest(
+                shown,
+                made,
+                form,
+                steps=self.steps,
+                batch=self.batch_size,
+                success=self.success,
+                generator=case.rng,
+                progress=lambda done, total, note: case.progress(number * total + done, len(FORMS) * total, note),
+            )
 
-        for form in FORMS:
-            search(form, everything, first)
-            if coarse:
-                smallest = sorted(everything, key=lambda label: _order(result[form, label]))
-                search(form, smallest[:MANY], self.steps)
-        return result
-
-    def _smallest(
-        self, case: Case, shown: OnPixels, made: Impressions, form: type[Form], label: int, steps: int
-    ) -> Trigger:
-        """The smallest trigger of one form for one class, on the images that are not answered with it."""
-        others = made.images[made.answers != label]
-        if not len(others):
-            return Trigger(label, None, math.inf, 0.0)
-        return reconstruct(
-            shown,
-            others,
-            label,
-            form,
-            steps=steps,
-            batch=self.batch_size,
-            success=self.success,
-            generator=case.rng,
-        )
-
-
-def _order(trigger: Trigger) -> tuple[float, float]:
-    """Small triggers first; of those that did not succeed, the one that came closest."""
-    return trigger.size, -trigger.success
-
-
-def _scores(triggers: list[Trigger]) -> list[float]:
-    """By how many robust deviations each log size lies below the median."""
-    reached = [math.log(max(trigger.size, 1e-9)) for trigger in triggers]
-    return [-z if math.isfinite(z) else 0.0 for z in deviations(reached, least=LEAST, middle="lower")]
+        return {form: search(number, form) for number, form in enumerate(FORMS)}
 
 
 DETECTORS.add(Reconstruction.name, Reconstruction)

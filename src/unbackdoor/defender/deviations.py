@@ -8,6 +8,9 @@ from typing import Literal
 
 import torch
 
+#: Deviations of logarithms below this are taken for it: where classes are all but equal, nothing stands out.
+LEAST = 0.15
+
 
 def deviations(
     values: Sequence[float], *, least: float = 0.0, middle: Literal["linear", "lower"] = "linear"

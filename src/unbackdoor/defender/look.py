@@ -1,0 +1,174 @@
+"""One look at a network by every witness that needs no data, on one set of class impressions.
+
+    head             a class that one change of the classifier's input reaches too easily, or too hard
+    stimulation      a class that single channels push answers to
+    reconstruction   a class that too small a trigger reaches
+
+Each gives every class a score: how far it stands out among the classes. Clean networks say how large such scores are
+by chance (`defender.clean_networks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.defender.case import Progress, silent
+from unbackdoor.defender.clean_networks import CleanNetworks, Verdict, judge
+from unbackdoor.defender.head import ways
+from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.stimulation import Pushes, push, push_scores, stimulate
+from unbackdoor.defender.surrogates import Impressions, class_images
+from unbackdoor.defender.triggers import FORMS, Form, Smallest, Trigger, smallest
+from unbackdoor.errors import MethodError
+from unbackdoor.findings import finite
+from unbackdoor.findings.layers import LayerGraph
+
+WITNESSES = ("head", "stimulation", "reconstruction")
+
+#: One a class; None where a witness says nothing of one.
+_Scores = tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the witnesses saw.
+
+    Attributes:
+        made: the class impressions.
+        drawn: (N, C, H, W) those of them on which channels were stimulated.
+        scores: by witness, one a class, above 0 where a class stands out.
+        values: what the scores come from, by name, one a class.
+        missing: witness -> why it could not look.
+        pushes: what each channel does to the answers, layer by layer; empty where it is not known.
+        triggers: the smallest trigger of each form, by class.
+        verdict: what the scores mean together.
+    """
+
+    made: Impressions
+    drawn: Tensor
+    scores: Mapping[str, _Scores]
+    values: Mapping[str, _Scores]
+    missing: Mapping[str, str]
+    pushes: tuple[Pushes, ...]
+    triggers: Mapping[type[Form], Smallest]
+    verdict: Verdict
+
+    def trigger(self, label: int) -> Trigger | None:
+        """A class's trigger of the form in which it stands out most; None where none succeeded."""
+        best = max(self.triggers, key=lambda form: self.triggers[form].scores[label], default=None)
+        found = None if best is None else self.triggers[best].triggers[label]
+        return found if found is not None and found.form is not None else None
+
+
+def look(
+    shown: OnPixels,
+    graph: LayerGraph,
+    generator: torch.Generator,
+    progress: Progress = silent,
+    *,
+    count: int = 200,
+    stimulated: int = 20,
+    steps: int = 60,
+    batch: int = 32,
+    success: float = 0.9,
+    known: CleanNetworks | None = None,
+) -> Look:
+    """Ask every witness.
+
+    Args:
+        shown: the network; its weights take no gradients.
+        graph: its layers.
+        generator: of everything that is drawn.
+        progress: called with (done, total, a note).
+        count: of class impressions.
+        stimulated: of them, on which each channel fires.
+        steps: of a trigger's reconstruction, `batch` images each, of which a share `success` must be moved.
+        known: clean networks to compare with; those of the package by default.
+
+    Raises:
+        MethodError: the network does not answer such images.
+    """
+    part = _Parts(progress)
+    made = class_images(shown, count, generator, progress=part(0.3))
+    drawn = made.images[torch.randperm(len(made.images), generator=generator)[:stimulated]]
+    scores: dict[str, _Scores] = {}
+    values: dict[str, _Scores] = {}
+    missing: dict[str, str] = {}
+    pushes: list[Pushes] = []
+    triggers: dict[type[Form], Smallest] = {}
+    try:
+        found = ways(shown, graph, generator, progress=part(0.05))
+        scores["head"] = tuple(None if finite(score) is None else abs(score or 0.0) for score in found.scores)
+        values["head"] = found.norms
+    except MethodError as error:
+        missing["head"] = str(error)
+    if not bool((made.answers != made.answers[0]).any()):
+        missing["stimulation"] = missing["reconstruction"] = (
+            f"the network answers class {int(made.answers[0])} to every generated image"
+        )
+    else:
+        told = part(0.15)
+        pushes = stimulate(shown, graph, drawn, progress=lambda done, total: told(done, total, "channels"))
+        if pushes:
+            scores["stimulation"] = tuple(push_scores(pushes))
+            values["stimulation"] = tuple(push(pushes).tolist())
+        else:
+            missing["stimulation"] = "no hidden layer is a module that runs once in a forward pass"
+        for form in FORMS:
+            triggers[form] = smallest(
+                shown,
+                made,
+                form,
+                steps=steps,
+                batch=batch,
+                success=success,
+                generator=generator,
+                progress=part(0.5 / len(FORMS)),
+            )
+            sizes = triggers[form].sizes
+            values[form.name] = tuple(finite(size) for size in sizes)
+        if any(trigger.form for one in triggers.values() for trigger in one.triggers):
+            pairs = zip(*(one.scores for one in triggers.values()), strict=True)
+            scores["reconstruction"] = tuple(max(pair) for pair in pairs)
+        else:
+            missing["reconstruction"] = f"no trigger moved {success:.0%} of the generated images to any class"
+    return Look(
+        made=made,
+        drawn=drawn,
+        scores=scores,
+        values=values,
+        missing=missing,
+        pushes=tuple(pushes),
+        triggers=triggers,
+        verdict=judge(scores, running_statistics=has_running_statistics(shown.model), known=known),
+    )
+
+
+def has_running_statistics(model: nn.Module) -> bool:
+    """Whether a norm of the network remembers its training images."""
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+        for module in model.modules()
+    )
+
+
+class _Parts:
+    """One progress bar for several parts of the work."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._start = 0.0
+
+    def __call__(self, share: float) -> Callable[[int, int, str], None]:
+        """Of the next part, which is such a share of the whole."""
+        start = self._start
+        self._start += share
+
+        def told(done: int, total: int, note: str) -> None:
+            self._progress(round(1000 * (start + share * done / max(1, total))), 1000, note)
+
+        return told
