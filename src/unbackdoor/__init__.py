@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unbackdoor.findings.values import render_with
 
 if TYPE_CHECKING:
-    from unbackdoor.api import defend, detect, evaluate, load_model, predict_damage, repair, scan
+    from unbackdoor.api import defend, detect, evaluate, load_model, predict_damage, repair, scan, witness
     from unbackdoor.attacks import ATTACKS, parse_attack
     from unbackdoor.channel_scores import channel_lipschitz
     from unbackdoor.checkpoint import load, save
@@ -49,6 +49,7 @@ _HOME = {
     "repair": "api",
     "save": "checkpoint",
     "scan": "api",
+    "witness": "api",
 }
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "repair",
     "save",
     "scan",
+    "witness",
 ]
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from unbackdoor.api.arguments import as_method
+from unbackdoor.api.images import check_seed
 from unbackdoor.api.reading import case_of, open_model, with_source
+from unbackdoor.api.witnessing import witness, witness_file
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import LPP
-from unbackdoor.errors import SettingError
-from unbackdoor.findings import Report
+from unbackdoor.defender.case import Progress, silent
+from unbackdoor.errors import ArchitectureError, MethodError, SettingError
+from unbackdoor.findings import Report, Witness
+from unbackdoor.inputs import normalisation
 from unbackdoor.models import Arch
 
 
@@ -23,6 +29,12 @@ def scan(
     method: Defence | str | None = None,
     key: str | None = None,
     example: Any = None,
+    deep: bool = False,
+    data: str | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Report:
     """Find the outlier channels, layer by layer; changes nothing.
 
@@ -32,17 +44,45 @@ def scan(
         method: how channels are scored and selected, or its name; None takes LPP with its defaults.
         key: which entry of a torch file to read, if there are several.
         example: an input for the network, if its layers cannot be read without one (see `layer_graph`).
+        deep: whether to run the network, too, and ask the witnesses (see `witness`) for a class that is too easy to
+            reach. Where they cannot look, the report says why.
+        data, mean, std, seed, progress: for the witnesses.
 
     Raises:
         CheckpointError, ArchitectureError: the file cannot be read, or is not that network's.
         GraphError: the network could not be read at all.
         SettingError: the source is neither a file nor a network.
     """
+    if deep:
+        check_seed(seed)
+    given = normalisation(mean, std)
     method = LPP() if method is None else as_method(method)
     if isinstance(source, nn.Module):
-        return method.plan(source, example=example).report(action="scan")
+        report = method.plan(source, example=example).report(action="scan")
+        if not deep:
+            return report
+        return _with_witness(
+            report,
+            lambda: witness(source, data=data, example=example, mean=mean, std=std, seed=seed, progress=progress),
+        )
     if not isinstance(source, (str, Path)):
         raise SettingError(f"scan: expected a model file or a network (torch.nn.Module), got {type(source).__name__}")
     file = open_model(source, arch=arch, key=key, example=example)
     report = method.plan_for(case_of(file, method)).report(action="scan")
-    return with_source(report, file)
+    report = with_source(report, file)
+    if not deep:
+        return report
+    return _with_witness(
+        report,
+        lambda: witness_file(
+            file, data=data, example=example, given=given, output=None, seed=seed, device="cpu", progress=progress
+        ),
+    )
+
+
+def _with_witness(report: Report, ask: Callable[[], Witness]) -> Report:
+    """The same report with what the witnesses say, or why they could not look."""
+    try:
+        return dataclasses.replace(report, witness=ask())
+    except (ArchitectureError, MethodError) as error:
+        return dataclasses.replace(report, no_witness=str(error))

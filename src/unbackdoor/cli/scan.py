@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ from unbackdoor.cli.options import (
     format_option,
     input_option,
     key_option,
+    mean_option,
     method_options,
     quiet_option,
+    std_option,
 )
 from unbackdoor.errors import SettingError, UnbackdoorError
 from unbackdoor.report.escape import visible
@@ -25,12 +28,13 @@ from unbackdoor.report.escape import visible
 if TYPE_CHECKING:
     from unbackdoor.findings import Report
 
-LEVELS = ("outlier", "near", "never")
+LEVELS = ("outlier", "near", "suspect", "never")
 
 
 @click.command(
     epilog="Exit codes: 0 read in full, and nothing at or above --fail-on; 1 findings; 2 error, or file refused; "
-    "3 part of a model could not be read or paired, or no layer was scored. If several apply: 2, then 3, then 1."
+    "3 part of a model could not be read or paired, or no layer was scored, or --deep cannot tell. If several apply: "
+    "2, then 3, then 1."
 )
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @arch_option
@@ -42,8 +46,19 @@ LEVELS = ("outlier", "near", "never")
     type=click.Choice(LEVELS),
     default="outlier",
     show_default=True,
-    help="What gives exit code 1: an outlier channel, a near outlier too, or nothing.",
+    help="What gives exit code 1: an outlier channel (or a suspected class), a near outlier too, a suspected class "
+    "alone (with --deep), or nothing.",
 )
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Run the network, too, on images made from it, and look for a class that is too easy to reach (about a minute "
+    "and more; needs --arch if the file does not name its network).",
+)
+@click.option("--data", help="For --deep: the data set whose size and normalisation are taken; no image of it is read.")
+@mean_option
+@std_option
+@click.option("--seed", type=int, default=0, show_default=True, help="For --deep: decides all that is drawn.")
 @format_option
 @click.option("--output", type=click.Path(path_type=Path), help="Write the report to this file, not to stdout.")
 @force_option
@@ -56,6 +71,11 @@ def command(
     key: str | None,
     method: str,
     fail_on: str,
+    deep: bool,
+    data: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    seed: int,
     form: str,
     output: Path | None,
     force: bool,
@@ -76,15 +96,19 @@ def command(
         raise SettingError(f"--format html: expected one model, got {len(paths)}; scan them one by one")
     if output is not None:
         check_target(output, overwrite=force, inputs=paths)
+    if not deep and (fail_on == "suspect" or data is not None or mean is not None or std is not None):
+        raise SettingError("--fail-on suspect, --data, --mean and --std: expected --deep beside them")
     built = build_method(method, settings)
     announce(arch, quiet=quiet)
     reports: list[Report] = []
     failed: list[tuple[str, str]] = []
-    with bar("scanning", quiet=quiet or len(paths) == 1) as update:
+    deeper: dict[str, Any] = {"deep": deep, "data": data, "mean": mean, "std": std, "seed": seed}
+    with bar("scanning", quiet=quiet or (len(paths) == 1 and not deep)) as update:
         for index, path in enumerate(paths):
             update(index, len(paths), path)
+            told = _within(update, index, len(paths))
             try:
-                reports.append(scan(path, arch=arch, method=built, key=key, example=example))
+                reports.append(scan(path, arch=arch, method=built, key=key, example=example, progress=told, **deeper))
             except UnbackdoorError as error:
                 if len(paths) == 1 and form != "sarif":
                     raise
@@ -102,6 +126,12 @@ def command(
     return 1 if findings else 0
 
 
+def _within(update: Callable[..., None], index: int, of: int) -> Callable[[int, int, str], None]:
+    """The progress of one file among several."""
+    return lambda done, total, note: update(index * total + done, of * total, note)
+
+
 def _findings(report: Report, level: str) -> int:
-    outliers = report.pruned + report.immutable
-    return {"outlier": outliers, "near": outliers + report.scaled, "never": 0}[level]
+    suspects = len(report.suspects)
+    outliers = report.pruned + report.immutable + suspects
+    return {"outlier": outliers, "near": outliers + report.scaled, "suspect": suspects, "never": 0}[level]

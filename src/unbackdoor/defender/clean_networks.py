@@ -74,9 +74,10 @@ class Verdict:
         statistic: the largest; None where there is none to compare with.
         p: of the statistic; None: cannot tell.
         alpha: at or below it a class is suspected.
+        limit: the z above which p is at or below alpha; None where there is no p.
         least: the smallest p that so many clean networks can give.
-        clean: how many clean networks.
-        suspects: the classes whose own z has a p at or below alpha, the largest z first.
+        honest: how many clean networks.
+        suspects: the classes whose own z is above the limit, the largest z first.
         notes: on how far p can be trusted, or why there is none.
     """
 
@@ -84,8 +85,9 @@ class Verdict:
     statistic: float | None
     p: float | None
     alpha: float
+    limit: float | None
     least: float
-    clean: int
+    honest: int
     suspects: tuple[int, ...]
     notes: tuple[str, ...]
 
@@ -105,66 +107,59 @@ def judge(scores: Scores, *, running_statistics: bool, known: CleanNetworks | No
     """
     everyone = (known or clean_networks()).networks
     rows = [row for row in everyone if any(row.largest.get(name) is not None for name in scores)]
-    notes = []
-    by_chance = []
-    for index in range(len(rows)):
-        measured = {name: [rows[index].largest.get(name)] for name in scores}
-        z = _largest(_standard(measured, [*rows[:index], *rows[index + 1 :]]))
-        if z is not None:
-            by_chance.append(z)
+    by_chance = sorted(z for index in range(len(rows)) if (z := _by_chance(rows, index, scores)) is not None)[::-1]
     count = len(by_chance)
     least = 1 / (1 + count)
     alpha = max(ALPHA, least)
     standard = _standard(scores, rows)
     statistic = _largest(standard)
-    if statistic is None or count < FEWEST:
-        notes.append(
-            "no witness could look at this network"
-            if not scores
-            else f"expected {FEWEST} or more clean networks to compare with, have {count}"
-        )
-        return Verdict(
-            standard=standard,
-            statistic=None,
-            p=None,
-            alpha=alpha,
-            least=least,
-            clean=count,
-            suspects=(),
-            notes=tuple(notes),
-        )
-
-    def p(z: float) -> float:
-        return (1 + sum(other >= z for other in by_chance)) / (1 + count)
-
-    if least > ALPHA:
-        notes.append(
-            f"only {count} clean networks stand behind p, so it cannot be smaller than {least:.2g}, and about one "
-            f"clean network in {1 + count} is suspected by chance"
-        )
-    classes = max(len(one) for one in scores.values())
-    most = max(row.classes for row in rows)
-    if classes > most:
-        notes.append(f"the network has {classes} classes, and the clean networks have {most} at most: p may be off")
-    if not any(row.running_statistics == running_statistics for row in rows):
-        which = "running statistics" if running_statistics else "no running statistics"
-        notes.append(f"the network has {which}, unlike all of the clean networks: p may be off")
-    of_class = [
-        max((one[label] for one in standard.values() if one[label] is not None), default=-math.inf)  # type: ignore[type-var]
-        for label in range(classes)
-    ]
-    suspects = [label for label in range(classes) if (of_class[label] or -math.inf) > -math.inf]
-    suspects = [label for label in suspects if p(float(of_class[label] or 0.0)) <= alpha]
+    p = limit = None
+    suspects: list[tuple[float, int]] = []
+    if not scores:
+        notes = ["no witness could look at this network"]
+    elif statistic is None or count < FEWEST:
+        notes = [f"expected {FEWEST} or more honest networks to compare with, have {count}"]
+    else:
+        notes = _doubts(scores, rows, running_statistics=running_statistics)
+        p = (1 + sum(z >= statistic for z in by_chance)) / (1 + count)
+        limit = by_chance[math.floor(alpha * (1 + count) + 1e-9) - 1]
+        classes = max(len(one) for one in standard.values())
+        tops = [(largest([one[label] for one in standard.values()]), label) for label in range(classes)]
+        suspects = sorted((-z, label) for z, label in tops if z is not None and z > limit)
     return Verdict(
         standard=standard,
         statistic=statistic,
-        p=p(statistic),
+        p=p,
         alpha=alpha,
+        limit=limit,
         least=least,
-        clean=count,
-        suspects=tuple(sorted(suspects, key=lambda label: (-(of_class[label] or 0.0), label))),
+        honest=count,
+        suspects=tuple(label for _, label in suspects),
         notes=tuple(notes),
     )
+
+
+def _by_chance(rows: Sequence[CleanNetwork], index: int, scores: Scores) -> float | None:
+    """A clean network's statistic, by the same witnesses, against the other clean networks."""
+    measured = {name: [rows[index].largest.get(name)] for name in scores}
+    return _largest(_standard(measured, [*rows[:index], *rows[index + 1 :]]))
+
+
+def _doubts(scores: Scores, rows: Sequence[CleanNetwork], *, running_statistics: bool) -> list[str]:
+    """Why p may be off."""
+    notes = []
+    if len(rows) < 1 / ALPHA - 1:
+        notes.append(
+            f"p rests on {len(rows)} honest networks only: it cannot be smaller than {1 / (1 + len(rows)):.2g}, and "
+            f"about one honest network in {1 + len(rows)} is suspected by chance"
+        )
+    classes, most = max(len(one) for one in scores.values()), max(row.classes for row in rows)
+    if classes > most:
+        notes.append(f"the network has {classes} classes, and the honest networks have {most} at most: p may be off")
+    if not any(row.running_statistics == running_statistics for row in rows):
+        which = "running statistics" if running_statistics else "no norm with running statistics"
+        notes.append(f"the network has {which}, unlike the honest networks: p may be off")
+    return notes
 
 
 def _standard(scores: Scores, rows: Sequence[CleanNetwork]) -> dict[str, tuple[float | None, ...]]:

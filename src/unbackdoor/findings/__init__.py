@@ -14,10 +14,12 @@ from unbackdoor.findings.report import (
     Stage,
 )
 from unbackdoor.findings.values import finite
+from unbackdoor.findings.witness import ClassWitness, FoundTrigger, PushingChannel, StampedSurrogate, Witness
 
 __all__ = [
     "SCHEMA_VERSION",
     "ClassFinding",
+    "ClassWitness",
     "ClassifierReport",
     "Damage",
     "DataReport",
@@ -25,11 +27,15 @@ __all__ = [
     "Detection",
     "Difference",
     "Evaluation",
+    "FoundTrigger",
     "LayerReport",
+    "PushingChannel",
     "Rate",
     "Remark",
     "Report",
     "Stage",
+    "StampedSurrogate",
+    "Witness",
     "defence_effectiveness",
     "effectiveness",
     "finite",

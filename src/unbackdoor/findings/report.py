@@ -13,6 +13,7 @@ from typing import Any
 
 from unbackdoor.findings.unusual import unusual
 from unbackdoor.findings.values import as_json, plain, plain_settings, rendered
+from unbackdoor.findings.witness import Witness
 
 SCHEMA_VERSION = 1
 
@@ -155,6 +156,7 @@ class Report:
         unpaired_norms: norms that no single layer feeds.
         stages: how training went, for methods that train.
         data: the images that the method was given, or None.
+        witness: what the witnesses say, where they were asked, or `no_witness` why they could not look.
         source: the file read, `digest` its SHA-256 and `arch` the architecture it was read with.
         output: the file written.
     """
@@ -170,6 +172,8 @@ class Report:
     unpaired_norms: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
     data: DataReport | None = None
+    witness: Witness | None = None
+    no_witness: str = ""
     source: str | None = None
     digest: str | None = None
     arch: str | None = None
@@ -190,7 +194,21 @@ class Report:
                 f"{count} {'part' if count == 1 else 'parts'} of the network could not be read or paired (the first is "
                 f"{first.path!r}: {first.reason})"
             )
+        if self.cannot_tell:
+            return f"the witnesses cannot tell: {self.cannot_tell}"
         return None if self.layers or self.stages else "no layer of the network was scored"
+
+    @property
+    def cannot_tell(self) -> str:
+        """Why the witnesses, which were asked, say nothing; empty where they speak, or were not asked."""
+        if self.witness is not None and self.witness.p is None:
+            return "; ".join((*self.witness.notes, *self.witness.missing.values()))
+        return self.no_witness
+
+    @property
+    def suspects(self) -> tuple[int, ...]:
+        """The classes that the witnesses suspect."""
+        return () if self.witness is None else self.witness.suspects
 
     @property
     def editable(self) -> bool:
@@ -266,6 +284,8 @@ class Report:
         }
         fields = {item.name: plain(getattr(self, item.name)) for item in dataclasses.fields(self)}
         fields["settings"] = plain_settings(self.settings)
+        if self.witness is None and not self.no_witness:  # they were not asked
+            del fields["witness"], fields["no_witness"]
         return {"schema_version": fields.pop("schema_version"), "totals": totals, "unusual": self.unusual, **fields}
 
     def to_json(self) -> str:

@@ -2,13 +2,14 @@
 
 import importlib
 
-from unbackdoor.findings import Damage, Detection, Report
+from unbackdoor.findings import Damage, Detection, Report, Witness
 
 #: A kind of finding -> its forms, and the file of this folder that renders each.
 FORMS: dict[type, dict[str, str]] = {
     Report: {"text": "text", "html": "html", "sarif": "sarif"},
     Detection: {"text": "results"},
     Damage: {"text": "damage"},
+    Witness: {"text": "witness", "html": "witness_page"},
 }
 
 

@@ -18,6 +18,7 @@ from unbackdoor.findings import LayerReport, Report, Stage
 from unbackdoor.report import strip, summary
 from unbackdoor.report.figures import Curve, curve
 from unbackdoor.report.pages import page
+from unbackdoor.report.witness_page import WitnessView
 
 LISTED = 24  # channels listed in words, a layer
 OPEN_LAYERS = 8  # of the layers with outliers, how many are unfolded
@@ -123,12 +124,19 @@ class View:
         return not self.report.layers and bool(self.report.stages)
 
     @property
+    def witness(self) -> WitnessView | None:
+        """What the witnesses say, where they were asked."""
+        return None if self.report.witness is None else WitnessView(self.report.witness, level=self.level)
+
+    @property
     def alarms(self) -> list[Alarm]:
         """What is not covered, and a warning if more is pruned than in any network measured so far."""
         found = []
         if self.report.not_covered:
             groups = summary.group(self.report.not_covered)
             found.append(Alarm("Incomplete", summary.not_covered(self.report), groups))
+        if self.report.no_witness:
+            found.append(Alarm("Not looked deeper", self.report.no_witness, ()))
         if self.report.unusual is not None:
             found.append(Alarm("Unusually many outliers", self.report.unusual, ()))
         return found

@@ -18,7 +18,7 @@ from importlib import metadata
 from typing import Any
 from urllib.parse import quote
 
-from unbackdoor.findings import LayerReport, Remark, Report
+from unbackdoor.findings import LayerReport, Remark, Report, Witness
 from unbackdoor.report import summary
 from unbackdoor.report.escape import short
 
@@ -61,10 +61,18 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
         "A part of the model could not be read, or its role is not known.",
         "The report is incomplete. A backdoor in this part would not be found, and no repair changes it.",
     ),
+    (
+        "suspected-class",
+        "error",
+        "A class is easier to reach than the classes of honest networks are.",
+        "Witnesses that need no data looked at the network, and this class stands out more than classes of honest "
+        "networks do. It may be an attacker's target. This is a reason to look, not a proof.",
+    ),
 )
 NOTIFICATIONS: tuple[tuple[str, str], ...] = (
     ("not-read", "The file could not be read, so it was not scanned."),
     ("not-covered", "A part of the model could not be read, or its role is not known, or no layer was scored."),
+    ("cannot-tell", "The witnesses could not look at the network, or cannot compare it."),
     ("unusual-cut", "More channels are outliers than in any network measured so far."),
 )
 _INDEX = {rule[0]: index for index, rule in enumerate(RULES)}
@@ -143,7 +151,9 @@ def _notifications(report: Report) -> Iterator[tuple[str, str, str]]:
         more = f" and {len(group.paths) - LISTED:,} more" if len(group.paths) > LISTED else ""
         kind = f"{short(group.kind, NAME_LIMIT)} " if group.kind else ""
         yield "not-covered", "warning", f"Not covered: {kind}{paths}{more}: {short(group.reason, NAME_LIMIT)}"
-    if not report.not_covered and report.gap is not None:
+    if report.cannot_tell:
+        yield "cannot-tell", "warning", f"The witnesses cannot tell: {short(report.cannot_tell, 4 * NAME_LIMIT)}"
+    elif not report.not_covered and report.gap is not None:
         yield "not-covered", "warning", summary.headline(report)
     if report.unusual is not None:
         yield "unusual-cut", "warning", report.unusual
@@ -195,6 +205,9 @@ Finding = tuple[str, str, str, str, dict[str, Any]]
 def _findings(report: Report) -> Iterator[Finding]:
     for remark in report.not_covered:
         yield _uncovered(remark)
+    if report.witness is not None:
+        for label in report.suspects:
+            yield _suspect(report.witness, label)
     for layer in report.layers:
         factors = dict(zip(layer.scaled, layer.factors, strict=False))
         for channel in layer.not_finite:
@@ -228,6 +241,16 @@ def _channel(rule: str, layer: LayerReport, channel: int, what: str, more: dict[
         message += f", {summary.signed(z)} standard deviations from the layer's mean"
     properties = {"layer": path, "channel": channel, "score": score, "z": z} | more
     return rule, f"{path}[{channel}]", "channel", f"{message}.", properties
+
+
+def _suspect(found: Witness, label: int) -> Finding:
+    one = found.classes[label]
+    message = (
+        f"Class {label} is suspected: it stands out more than classes of honest networks do (z "
+        f"{summary.signed(one.z)}, by {one.witness}). This is a reason to look, not a proof."
+    )
+    more = {"class": label, "z": one.z, "witness": one.witness, "p": found.p, "networks": found.honest}
+    return "suspected-class", f"class {label}", "class", message, more
 
 
 def _uncovered(remark: Remark) -> Finding:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 from unbackdoor.findings import ClassifierReport, LayerReport, Report
-from unbackdoor.report import summary
+from unbackdoor.report import summary, witness
 from unbackdoor.report.escape import short, visible, width
 
 COLUMNS = 100
@@ -21,6 +21,7 @@ def render(report: Report) -> str:
     blocks = [
         _heading(report),
         _not_covered(report),
+        *_witness(report),
         _findings(report),
         _unusual(report),
         [line for stage in report.stages for line in _wrap(summary.stage(stage), first="", rest="  ")],
@@ -80,6 +81,12 @@ def _findings(report: Report) -> list[str]:
     done = "Outliers were pruned and near outliers shrunk." if report.changed else "Nothing was changed."
     scores = f"Scores: {report.score}. " if report.score else ""
     return lines + _wrap(f"Scored {scored}: {', '.join(parts)}. {scores}{done}")
+
+
+def _witness(report: Report) -> list[list[str]]:
+    if report.witness is not None:
+        return witness.blocks(report.witness)
+    return [_wrap(f"NOT LOOKED DEEPER: {report.no_witness}", rest="  ")] if report.no_witness else []
 
 
 def _unusual(report: Report) -> list[str]:
