@@ -150,13 +150,14 @@ def _channels(seen: Look) -> tuple[PushingChannel, ...]:
     found = []
     for layer in seen.pushes[len(seen.pushes) // 3 :]:
         moved, labels = layer.flips.max(1)
-        pairs = zip(moved.tolist(), labels.tolist(), strict=True)
+        change = layer.change.gather(1, labels[:, None])[:, 0]
+        rows = zip(moved.tolist(), change.tolist(), labels.tolist(), strict=True)
         found += [
-            PushingChannel(layer=layer.layer, channel=channel, label=label, moved=share)
-            for channel, (share, label) in enumerate(pairs)
+            (-share, -gain, PushingChannel(layer=layer.layer, channel=channel, label=label, moved=share))
+            for channel, (share, gain, label) in enumerate(rows)
             if share > 0
         ]
-    return tuple(sorted(found, key=lambda one: -one.moved)[:CHANNELS])
+    return tuple(channel for *_, channel in sorted(found, key=lambda one: one[:2])[:CHANNELS])
 
 
 @torch.no_grad()
@@ -180,8 +181,15 @@ def _trigger(shown: OnPixels, seen: Look, label: int) -> FoundTrigger | None:
         )
         for place in places
     )
-    moved = float((after == label).double().mean())
-    return FoundTrigger(label=label, form=trigger.form.name, size=trigger.size, moved=moved, pictures=pictures)
+    change = (stamped - seen.made.images[others]).mean(0)
+    return FoundTrigger(
+        label=label,
+        form=trigger.form.name,
+        size=trigger.size,
+        moved=float((after == label).double().mean()),
+        change=picture(0.5 + change / (2 * change.abs().amax().clamp_min(1e-6))),
+        pictures=pictures,
+    )
 
 
 def picture(pixels: Tensor) -> str:

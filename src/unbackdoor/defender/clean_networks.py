@@ -118,7 +118,7 @@ def judge(scores: Scores, *, running_statistics: bool, known: CleanNetworks | No
     if not scores:
         notes = ["no witness could look at this network"]
     elif statistic is None or count < FEWEST:
-        notes = [f"expected {FEWEST} or more honest networks to compare with, have {count}"]
+        notes = [f"expected {FEWEST} or more honest networks to compare with, have {len(rows)}"]
     else:
         notes = _doubts(scores, rows, running_statistics=running_statistics)
         p = (1 + sum(z >= statistic for z in by_chance)) / (1 + count)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,12 @@ from unbackdoor.defender.surrogates import dead_leaves, random_spectra
 from unbackdoor.errors import MethodError
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.activations import watched
+from unbackdoor.inputs import InputSpec
 
 Array = npt.NDArray[np.float64]
+#: A family of surrogates, and the progress of a part of the work.
+Make = Callable[[int, InputSpec, torch.Generator], Tensor]
+Told = Callable[[int, str], None]
 
 #: Surrogates made and shown at a time.
 BATCH = 100
@@ -69,7 +73,15 @@ def ways(
     """
     weight, bias, path = classifier(graph, shown.model)
     network = dataclasses.replace(shown, exact=True)
-    features, answers = _surrogates(network, path, weight.shape[1], count, generator, progress)
+    half = count // 2
+    families = ((dead_leaves, count - half), (random_spectra, half))
+    batches = [(make, min(BATCH, wanted - done)) for make, wanted in families for done in range(0, wanted, BATCH)]
+    total = len(batches) + len(weight)
+
+    def told(done: int, note: str) -> None:
+        progress(done, total, note)
+
+    features, answers = _surrogates(network, path, weight.shape[1], batches, generator, told)
     logits = features @ weight.T + bias
     alike = float((logits.argmax(1) == answers).double().mean())
     if alike < ALIKE:
@@ -77,7 +89,7 @@ def ways(
             f"head: expected answers that are W h + b of what {path} takes, got others for {1 - alike:.0%} of the "
             "generated images: something after it changes them"
         )
-    norms = _norms(weight, logits, progress)
+    norms = _norms(weight, logits, lambda done, note: told(len(batches) + done, note))
     reached = [label for label, norm in enumerate(norms) if norm is not None]
     if len(reached) < 3:
         raise MethodError(
@@ -93,14 +105,16 @@ def ways(
 
 
 def _surrogates(
-    network: OnPixels, path: str, width: int, count: int, generator: torch.Generator, progress: Progress
+    network: OnPixels,
+    path: str,
+    width: int,
+    batches: Sequence[tuple[Make, int]],
+    generator: torch.Generator,
+    told: Told,
 ) -> tuple[Tensor, Tensor]:
     """The classifier's inputs (N, width) in float64, and the network's answers (N,)."""
     features: list[Tensor] = []
     answers = []
-    half = count // 2
-    families = ((dead_leaves, count - half), (random_spectra, half))
-    batches = [(make, min(BATCH, wanted - done)) for make, wanted in families for done in range(0, wanted, BATCH)]
 
     def see(_path: str, _call: int, value: object) -> None:
         if isinstance(value, Tensor):
@@ -109,14 +123,14 @@ def _surrogates(
     with watched(network.model, (path,), see, side="input"):
         for step, (make, size) in enumerate(batches):
             answers.append(network.logits(make(size, network.spec, generator)).argmax(1))
-            progress(step + 1, len(batches), "generated images")
+            told(step + 1, "generated images")
     given, answered = torch.cat(features), torch.cat(answers)
     if len(given) != len(answered):
         raise MethodError(f"head: {path} got {len(given)} inputs for {len(answered)} images")
     return given, answered
 
 
-def _norms(weight: Tensor, logits: Tensor, progress: Progress) -> list[float | None]:
+def _norms(weight: Tensor, logits: Tensor, told: Told) -> list[float | None]:
     """|s_k| of each class; None where no s reaches it, or nothing is left to be sent there."""
     inner = (weight @ weight.T).numpy()
     answers = logits.argmax(1)
@@ -129,7 +143,7 @@ def _norms(weight: Tensor, logits: Tensor, progress: Progress) -> list[float | N
             dual = multipliers(inner, demands, label)
             norm = None if dual is None else math.sqrt(max(0.0, float(dual @ demands)))
         norms.append(norm or None)  # 0: they all lie on its border already
-        progress(label + 1, len(inner), f"class {label}")
+        told(label + 1, f"class {label}")
     return norms
 
 

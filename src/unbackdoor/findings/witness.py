@@ -75,6 +75,7 @@ class FoundTrigger:
         form: "mask" or "additive".
         size: the sum of the mask, in pixels, or the L2 norm of what is added, for pixels from 0 to 1.
         moved: share of the generated images of other classes that it sends there.
+        change: what it changes in the mean, as a PNG: grey where nothing, the largest change at full strength.
         pictures: some of them.
     """
 
@@ -82,6 +83,7 @@ class FoundTrigger:
     form: str
     size: float
     moved: float
+    change: str
     pictures: tuple[StampedSurrogate, ...]
 
 

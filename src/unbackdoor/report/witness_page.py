@@ -36,6 +36,7 @@ class TriggerCard(NamedTuple):
 
     heading: str
     words: str
+    change: figures.Picture
     gallery: figures.Gallery
 
 
@@ -110,7 +111,7 @@ class WitnessView:
 def _card(one: FoundTrigger) -> TriggerCard:
     examples = [
         figures.Example(
-            truth=f"Answered class {shown.answer_before}",
+            truth=f"class {shown.answer_before}",
             pictures=(
                 _picture(shown.before, "generated", shown.answer_before),
                 _picture(shown.after, "with the trigger", shown.answer_after),
@@ -120,7 +121,8 @@ def _card(one: FoundTrigger) -> TriggerCard:
     ]
     words = f"{witness.sized(one.form, one.size).capitalize()}. It sends {one.moved:.0%} of the generated images there."
     gallery = figures.Gallery(examples=examples, models=("answer",), target=f"class {one.label}")
-    return TriggerCard(heading=f"To class {one.label}", words=words, gallery=gallery)
+    change = figures.Picture(image=one.change, caption="what it changes, made visible", answers=())
+    return TriggerCard(heading=f"To class {one.label}", words=words, change=change, gallery=gallery)
 
 
 def _picture(image: str, caption: str, answer: int) -> figures.Picture:
