@@ -49,6 +49,7 @@ NAMES = [
     "repair",
     "save",
     "scan",
+    "witness",
 ]
 
 
