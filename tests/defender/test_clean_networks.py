@@ -44,8 +44,8 @@ def test_z_and_p_by_hand() -> None:
 def test_the_witness_that_stands_out_counts() -> None:
     clean = known(*({"head": 1.0 + i, "stimulation": 10.0 + i, "reconstruction": 3.0} for i in range(5)))
     found = judged({"head": [1, 1, 1], "stimulation": [1, 1, 20], "reconstruction": [9, 1, 1]}, clean)
-    assert found.suspects == (0, 2)  # (9 - 3) / .5 and (20 - 12) / 1.58: the smallest deviation is .5
-    assert found.statistic == 12
+    assert found.suspects == (0, 2)  # (9 - 3) / .25 and (20 - 12) / 1.58: the smallest deviation is .25
+    assert found.statistic == 24
     assert found.standard["stimulation"][2] == pytest.approx(8 / math.sqrt(2.5))
 
 

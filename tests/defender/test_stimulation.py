@@ -1,11 +1,13 @@
 """What stimulated channels do to the answers, by hand."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.stimulation import LEVEL, _flips, stimulate
+from unbackdoor.defender.stimulation import LEVEL, Pushes, _flips, push_leads, stimulate
 from unbackdoor.graph import layer_graph
 from unbackdoor.inputs import InputSpec
 
@@ -103,3 +105,10 @@ def test_the_network_is_left_as_it_was() -> None:
     assert all(
         torch.equal(a.flips, b.flips) and torch.equal(a.change, b.change) for a, b in zip(first, again, strict=True)
     )
+
+
+def test_a_lead_is_counted_in_factors_of_two() -> None:
+    flips = torch.tensor([[0.6, 0.0, 0.2, 0.4]])
+    layers = [Pushes("", "", flips, torch.zeros(1, 4))]  # pushes of .36, 0, .04, .16; .04 are added to each
+    leads = push_leads(layers)
+    assert leads == pytest.approx([1.0, math.log2(0.04 / 0.4), math.log2(0.08 / 0.4), -1.0])

@@ -30,7 +30,7 @@ ALPHA = 0.05
 #: Fewer clean networks give no p-value.
 FEWEST = 4
 #: A deviation of the largest scores below this is taken for it.
-LEAST = 0.5
+LEAST = 0.25
 
 #: Scores by witness, one a class; None where a witness says nothing of a class.
 Scores = Mapping[str, Sequence[float | None]]

@@ -4,7 +4,8 @@
     stimulation      a class that single channels push answers to
     reconstruction   a class that too small a trigger reaches
 
-Each gives every class a score: how far it stands out among the classes. Clean networks say how large such scores are
+Each gives every class a score: how far it stands out among the classes, in robust deviations; for stimulation, how many
+factors of two it is ahead of the next. Clean networks say how large such scores are
 by chance (`defender.clean_networks`).
 """
 
@@ -20,7 +21,7 @@ from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.clean_networks import CleanNetworks, Verdict, judge
 from unbackdoor.defender.head import ways
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.stimulation import Pushes, push, push_scores, stimulate
+from unbackdoor.defender.stimulation import Pushes, push, push_leads, stimulate
 from unbackdoor.defender.surrogates import Impressions, class_images
 from unbackdoor.defender.triggers import FORMS, Form, Smallest, Trigger, smallest
 from unbackdoor.errors import MethodError
@@ -114,7 +115,7 @@ def look(
         told = part(0.15)
         pushes = stimulate(shown, graph, drawn, progress=lambda done, total: told(done, total, "channels"))
         if pushes:
-            scores["stimulation"] = tuple(push_scores(pushes))
+            scores["stimulation"] = tuple(push_leads(pushes))
             values["stimulation"] = tuple(push(pushes).tolist())
         else:
             missing["stimulation"] = "no hidden layer is a module that runs once in a forward pass"

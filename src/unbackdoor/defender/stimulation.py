@@ -10,6 +10,10 @@ images of all classes, and look where the answers go: a channel that moves most 
     push(t)  sum over the channels of flip(channel, t)^2; early layers hold colours and edges, which speak for honest
              classes too, so the first third of the layers does not count
     score(t) log(push(t) + FLOOR), in robust deviations above the median of the classes
+    lead(t)  log2 of (push(t) + FLOOR) / (the largest push to another class + FLOOR)
+
+Honest networks push some classes more than others, so the spread of the classes is wide; but they seldom push one class
+much more than the next.
 """
 
 from __future__ import annotations
@@ -102,6 +106,13 @@ def push(pushes: Sequence[Pushes]) -> Tensor:
 def push_scores(pushes: Sequence[Pushes]) -> list[float]:
     """How far each class's push lies above the others'."""
     return deviations([math.log(float(value) + FLOOR) for value in push(pushes)], least=LEAST, middle="lower")
+
+
+def push_leads(pushes: Sequence[Pushes]) -> list[float]:
+    """By how many factors of two each class's push lies above the largest of the others."""
+    logs = [math.log2(float(value) + FLOOR) for value in push(pushes)]
+    first, second = sorted(range(len(logs)), key=lambda label: -logs[label])[:2]
+    return [value - logs[second if label == first else first] for label, value in enumerate(logs)]
 
 
 def _flips(before: Tensor, after: Tensor) -> Tensor:
