@@ -55,6 +55,38 @@ class Pushes:
 
 
 @dataclass(frozen=True)
+class Firing:
+    """A channel that can be made to fire.
+
+    Attributes:
+        path: the module whose result is changed, and `axis` that of its channels.
+        layer: path of the layer.
+        channel: its number.
+        level: the least that it is while it fires.
+    """
+
+    path: str
+    layer: str
+    axis: int
+    channel: int
+    level: float
+
+    @contextlib.contextmanager
+    def only_from(self, model: nn.Module, start: int) -> Iterator[None]:
+        """Within, it fires on the images of a batch from number `start` on; gradients go through."""
+
+        def raised(result: Tensor) -> Tensor:
+            parts = result.movedim(self.axis, 1)
+            fires = torch.zeros(parts.shape[:2], dtype=torch.bool, device=parts.device)
+            fires[start:, self.channel] = True
+            fires = fires.view(*fires.shape, *(1 for _ in parts.shape[2:]))
+            return torch.where(fires, parts.clamp(min=self.level), parts).movedim(1, self.axis)
+
+        with _changed(model, self.path, raised):
+            yield
+
+
+@dataclass(frozen=True)
 class _Place:
     """A module whose result has the channels of a layer, and the axis of the channels."""
 
@@ -95,6 +127,43 @@ def stimulate(
             progress(done, total)
         found.append(Pushes(place.path, place.layer, torch.cat(flips), torch.cat(changes)))
     return found
+
+
+def strongest(
+    shown: OnPixels, graph: LayerGraph, pixels: Tensor, pushes: Sequence[Pushes], label: int, *, most: int
+) -> list[Firing]:
+    """The channels that push a class most, the hardest first; the first third of the layers does not count.
+
+    Args:
+        shown, graph, pixels: as in `stimulate`.
+        pushes: what that returned for this network.
+        label: the class.
+        most: how many.
+    """
+    places = {place.path: place for place in _places(shown, graph, pixels[:2])}
+    levels = _levels(shown, list(places.values()), pixels)
+    counted = pushes[len(pushes) // 3 :]
+    ranked = sorted(
+        (-float(layer.flips[channel, label]) - 0.01 * float(layer.change[channel, label]), order, channel)
+        for order, layer in enumerate(counted)
+        for channel in range(len(layer.flips))
+    )
+    found = []
+    for _, order, channel in ranked[:most]:
+        place = places[counted[order].path]
+        found.append(Firing(place.path, place.layer, place.axis, channel, float(levels[place.path][channel])))
+    return found
+
+
+def moved(shown: OnPixels, firings: Sequence[Firing], pixels: Tensor, label: int) -> list[float]:
+    """The share of the images not answered with a class that each channel moves to it, firing alone."""
+    others = pixels[shown.logits(pixels).argmax(1) != label]
+    shares = []
+    for firing in firings:
+        with firing.only_from(shown.model, 0):
+            after = shown.logits(others) if len(others) else torch.empty(0, 1)
+        shares.append(float((after.argmax(1) == label).double().mean()) if len(others) else 0.0)
+    return shares
 
 
 def push(pushes: Sequence[Pushes]) -> Tensor:

@@ -3,6 +3,8 @@
     mask        (1 - m) x + m p, with a mask m in [0, 1] for all colours and a pattern p; its size is the sum of m
                 (Neural Cleanse, Wang et al., IEEE S&P 2019, Eq. 2)
     additive    clip(x + d); its size is the L2 norm of d
+    filter      clip(x + r(x)), with two 3x3 convolutions r; its size is the mean L2 norm of what they add. It stands
+                for triggers that depend on the image: warped, quantised, drawn by a network
 
 Adam minimises cross-entropy + lambda * size. lambda rises while the trigger succeeds on enough of a batch, and falls
 while it does not. The smallest trigger that succeeded is kept.
@@ -14,7 +16,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +97,43 @@ class Additive(Form):
         return (self._pattern.square().sum() + 1e-8).sqrt()
 
 
+class Filter(Form):
+    """What two small convolutions make of the image is added to it."""
+
+    name = "filter"
+    lr = 0.02
+    weight = 9e-3
+
+    #: Between the two convolutions.
+    WIDTH: ClassVar[int] = 8
+
+    def __init__(self, shape: tuple[int, int, int], generator: torch.Generator, device: torch.device) -> None:
+        channels, width = shape[0], self.WIDTH
+        self.free = [
+            _free((width, channels, 3, 3), 0.3, generator, device),
+            _free((width,), 0.1, generator, device),
+            _free((channels, width, 3, 3), 0.02, generator, device),
+            _free((channels,), 0.01, generator, device),
+        ]
+        self._added: Tensor | None = None
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        first, bias, second, shift = self.free
+        hidden = F.relu(F.conv2d(2 * pixels - 1, first, bias, padding=1))
+        self._added = F.conv2d(hidden, second, shift, padding=1)
+        return (pixels + self._added).clamp(0, 1)
+
+    def size(self) -> Tensor:
+        assert self._added is not None, "put it on an image first"
+        return (self._added.flatten(1).square().sum(1) + 1e-8).sqrt().mean()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Filter:
+        twin = copy.copy(self)
+        twin.free, twin._added = [free.detach().clone().requires_grad_() for free in self.free], None
+        return twin
+
+
+#: The forms that are compared over all classes. A filter costs as much again, and few triggers need it.
 FORMS: tuple[type[Form], ...] = (Mask, Additive)
 
 

@@ -156,6 +156,7 @@ class Report:
         unpaired_norms: norms that no single layer feeds.
         stages: how training went, for methods that train.
         data: the images that the method was given, or None.
+        story: what a method that chooses by itself tried, what came of it and what it chose, in sentences.
         witness: what the witnesses say, where they were asked, or `no_witness` why they could not look.
         source: the file read, `digest` its SHA-256 and `arch` the architecture it was read with.
         output: the file written.
@@ -172,6 +173,7 @@ class Report:
     unpaired_norms: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
     data: DataReport | None = None
+    story: tuple[str, ...] = ()
     witness: Witness | None = None
     no_witness: str = ""
     source: str | None = None
@@ -196,7 +198,7 @@ class Report:
             )
         if self.cannot_tell:
             return f"the witnesses cannot tell: {self.cannot_tell}"
-        return None if self.layers or self.stages else "no layer of the network was scored"
+        return None if self.layers or self.stages or self.story else "no layer of the network was scored"
 
     @property
     def cannot_tell(self) -> str:
@@ -212,13 +214,13 @@ class Report:
 
     @property
     def editable(self) -> bool:
-        """Whether anything was read that may be edited: a scored layer whose part is known, a classifier, training."""
-        return self._channels_known or self.classifier is not None or bool(self.stages)
+        """Whether anything may be edited: a layer whose part is known, a classifier, or what a method chose itself."""
+        return self._channels_known or self.classifier is not None or bool(self.stages or self.story)
 
     @property
     def only_classifier(self) -> bool:
         """Whether the classifier is all that may be edited, so that no channel of the network was repaired."""
-        return self.classifier is not None and not self._channels_known and not self.stages
+        return self.classifier is not None and not self._channels_known and not self.stages and not self.story
 
     def blocks(self, *, partial: bool) -> bool:
         """Whether nothing may be written.

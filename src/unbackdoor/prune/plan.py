@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from unbackdoor.errors import MethodError, PlanError
-from unbackdoor.findings import ClassifierReport, DataReport, LayerReport, Remark, Report, Stage
+from unbackdoor.findings import ClassifierReport, DataReport, LayerReport, Remark, Report, Stage, Witness
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune.edit import Edit, same_bits
@@ -39,6 +39,8 @@ class Plan:
         score: what a score is; empty where it is a channel's Lipschitz constant.
         stages: how training went, of a method that trains.
         data: the images that the method was given, if any.
+        witness: what the witnesses said before anything was planned, of a method that asks them.
+        story: what such a method tried, what came of it and what it chose, in sentences.
     """
 
     method: str
@@ -53,6 +55,8 @@ class Plan:
     score: str = ""
     stages: tuple[Stage, ...] = ()
     data: DataReport | None = None
+    witness: Witness | None = None
+    story: tuple[str, ...] = ()
 
     @property
     def scores(self) -> dict[str, Tensor]:
@@ -111,6 +115,8 @@ class Plan:
             classifier=self.classifier,
             stages=self.stages,
             data=self.data,
+            witness=self.witness,
+            story=self.story,
             not_covered=self.not_covered,
             left_alone=self.left_alone,
             unpaired_norms=self.unpaired_norms,

@@ -1,0 +1,195 @@
+"""What data-free defences share that look at the network first: they close the class that the witnesses suspect."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unbackdoor.defences.base import Defence
+from unbackdoor.defender.case import Case, Progress
+from unbackdoor.defender.look import Look, look
+from unbackdoor.defender.on_pixels import OnPixels, on_pixels
+from unbackdoor.defender.stimulation import Firing, moved, strongest
+from unbackdoor.defender.surrogates import dead_leaves
+from unbackdoor.defender.ways_in import Usual, Way, easy_channels, easy_triggers, usual_sizes
+from unbackdoor.defender.witnessed import witnessed
+from unbackdoor.errors import SettingError
+from unbackdoor.findings import Witness
+from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.prune import Plan, rewritten
+from unbackdoor.settings import setting
+
+#: Channels that are looked at again after an edit.
+WATCHED = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Surrogates, and what the network answered to them before it was edited.
+
+    Attributes:
+        images: (N, C, H, W) in [0, 1]: class impressions, averages of two, and averages of one and dead leaves.
+        logits: (N, classes).
+        impressions: how many of the first images are impressions.
+    """
+
+    images: Tensor
+    logits: Tensor
+    impressions: int
+
+    @property
+    def answers(self) -> Tensor:
+        """(N,) the network's before it was edited."""
+        return self.logits.argmax(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A network that is being repaired, and what is known of it.
+
+    Attributes:
+        shown: the network; it may be edited in place.
+        graph: its layers.
+        seen: what the witnesses saw before any edit.
+        pool: surrogates.
+        generator: of everything that is drawn.
+        progress: called with (done, total, a note).
+    """
+
+    shown: OnPixels
+    graph: LayerGraph
+    seen: Look
+    pool: Pool
+    generator: torch.Generator
+    progress: Progress
+
+    def search(self, label: int) -> WaysIn:
+        """To look for ways into a class, again and again while the network changes."""
+        return WaysIn(self, label)
+
+
+class WaysIn:
+    """Looks for easy ways into a class of a scene's network."""
+
+    def __init__(self, scene: Scene, label: int) -> None:
+        self._scene, self._label = scene, label
+
+    @cached_property
+    def _usual(self) -> Usual:
+        scene = self._scene
+        return usual_sizes(scene.shown, *self._impressions(), self._label, scene.generator)
+
+    @cached_property
+    def _firings(self) -> list[Firing]:
+        scene = self._scene
+        if not scene.seen.pushes:
+            return []
+        return strongest(scene.shown, scene.graph, scene.seen.drawn, scene.seen.pushes, self._label, most=WATCHED)
+
+    def _impressions(self) -> tuple[Tensor, Tensor]:
+        images = self._scene.seen.made.images
+        return images, self._scene.shown.logits(images).argmax(1)
+
+    def look(self) -> list[Way]:
+        """The easy ways into the class as the network is now: triggers and channels by turns, the easiest first."""
+        scene = self._scene
+        _ = self._usual, self._firings  # measured before the first edit
+        images, answers = self._impressions()
+        triggers = easy_triggers(scene.shown, images[answers != self._label], self._label, self._usual, scene.generator)
+        shares = moved(scene.shown, self._firings, scene.seen.drawn, self._label)
+        channels = easy_channels(zip(self._firings, shares, strict=True))
+        found: list[Way] = []
+        for place in range(max(len(triggers), len(channels))):
+            found += [*triggers[place : place + 1], *channels[place : place + 1]]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking(Defence):
+    """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
+
+    needs_gradients: ClassVar[bool] = True
+    paper: ClassVar[None] = None
+
+    label: int = setting(-1, "the class to close; -1 asks the witnesses", least=-1, own=True)
+
+    @abstractmethod
+    def close(self, scene: Scene, label: int) -> list[str]:
+        """Edit the scene's network until a class is reached no more easily than others.
+
+        Returns:
+            What was done, in sentences.
+
+        Raises:
+            MethodError: the method cannot work on this network.
+        """
+
+    def plan_for(self, case: Case) -> Plan:
+        """Look, close the suspected classes on a copy, and put down what changed."""
+        graph = case.layers() if case.graph is None else case.graph
+        original = case.module
+        case = dataclasses.replace(case, graph=graph)
+        with case.working(self.name) as model:
+            shown, note = on_pixels(case, model)
+            if self.label >= shown.classes:
+                raise SettingError(f"label: expected a class below {shown.classes}, got {self.label}")
+            seen = look(shown, graph, case.rng, _first_half(case.progress))
+            witness = witnessed(shown, seen, note, case.rng.initial_seed())
+            suspects = seen.verdict.suspects if self.label < 0 else (self.label,)
+            story = [_suspicion(witness, given=self.label)]
+            if suspects:
+                scene = Scene(
+                    shown=shown,
+                    graph=graph,
+                    seen=seen,
+                    pool=_pool(shown, seen, case.rng),
+                    generator=case.rng,
+                    progress=case.progress,
+                )
+                for label in suspects:
+                    story += self.close(scene, label)
+            edits = rewritten(original, model, method=self.name) if suspects else ()
+        return Plan(
+            method=self.name,
+            settings=self.settings(),
+            graph=graph,
+            selections=(),
+            classifier=None,
+            edits=edits,
+            witness=witness,
+            story=tuple(story),
+        )
+
+
+def _suspicion(witness: Witness, *, given: int) -> str:
+    """What is to be closed, and why."""
+    if given >= 0:
+        return f"Class {given} was given as the one to close."
+    if witness.suspects:
+        named = ", ".join(str(label) for label in witness.suspects)
+        return f"The witnesses suspect class {named} (p = {witness.p:.2g}, {witness.honest} honest networks)."
+    if witness.p is None:
+        return "The witnesses cannot tell whether a class is too easy to reach, so nothing was changed."
+    return (
+        f"No class is suspected (p = {witness.p:.2g}, {witness.honest} honest networks), so nothing was changed. This "
+        "does not prove that the network has no backdoor."
+    )
+
+
+def _pool(shown: OnPixels, seen: Look, generator: torch.Generator) -> Pool:
+    made = seen.made.images
+    leaves = dead_leaves(len(made), shown.spec, generator)
+    order = torch.randperm(len(made), generator=generator)
+    images = torch.cat([made, (made + made[order]) / 2, (made + leaves) / 2])
+    return Pool(images=images, logits=shown.logits(images), impressions=len(made))
+
+
+def _first_half(progress: Progress) -> Callable[[int, int, str], None]:
+    return lambda done, total, note: progress(done, 2 * total, note)

@@ -1,0 +1,155 @@
+"""Ways into a class: triggers on the images, and channels that fire. What a repair must close.
+
+A way is easy if the class is reached by it more cheaply than others are: a trigger of a form whose size is below `EASY`
+of what the other classes need, or a channel that moves more than `PUSHES` of the answers to the class.
+"""
+
+from __future__ import annotations
+
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.stimulation import Firing
+from unbackdoor.defender.triggers import Additive, Filter, Form, Mask, Trigger, reconstruct
+
+#: Of the size that other classes need.
+EASY = 0.6
+#: Of the answers.
+PUSHES = 0.3
+#: Channels at a time: the strongest.
+CHANNELS = 6
+#: The forms that are searched, and how often: one search may end in a poor corner.
+SEARCHES: tuple[type[Form], ...] = (Mask, Mask, Additive, Filter)
+#: Adam's steps of a search, images a step, and the share of them that must be moved.
+STEPS, BATCH, SUCCESS = 60, 32, 0.9
+#: Other classes that say what a size is worth.
+OTHERS = 3
+
+
+class Way(ABC):
+    """A way into a class."""
+
+    @abstractmethod
+    def logits(self, shown: OnPixels, plain: Tensor, pixels: Tensor) -> Tensor:
+        """(N + M, classes): of N plain images, and of M on this way; gradients go through.
+
+        Args:
+            shown: the network, edited or not.
+            plain: (N, C, H, W) in [0, 1].
+            pixels: (M, C, H, W) in [0, 1].
+        """
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """In a few words, for a report."""
+
+
+@dataclass(frozen=True)
+class Stamp(Way):
+    """A trigger on the image."""
+
+    form: Form
+    size: float
+    usual: float
+
+    def logits(self, shown: OnPixels, plain: Tensor, pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            stamped = self.form(pixels.to(shown.device))
+        return shown(torch.cat([plain.to(shown.device), stamped]))
+
+    def __str__(self) -> str:
+        return f"{self.form.name} of size {self.size:.3g}; other classes need {self.usual:.3g}"
+
+
+@dataclass(frozen=True)
+class Channel(Way):
+    """A channel that fires over its whole map."""
+
+    firing: Firing
+    moved: float
+
+    def logits(self, shown: OnPixels, plain: Tensor, pixels: Tensor) -> Tensor:
+        both = torch.cat([plain, pixels])
+        with self.firing.only_from(shown.model, len(plain)):
+            return shown(both)
+
+    def __str__(self) -> str:
+        return f"channel {self.firing.channel} of {self.firing.layer}, which moves {self.moved:.0%} of the answers"
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What the other classes need: form -> the median size.
+
+    Attributes:
+        sizes: infinity where no trigger of that form was found.
+    """
+
+    sizes: dict[type[Form], float]
+
+
+def usual_sizes(shown: OnPixels, pixels: Tensor, answers: Tensor, label: int, generator: torch.Generator) -> Usual:
+    """Measured on a few other classes, drawn at random.
+
+    Args:
+        shown: the network.
+        pixels: (N, C, H, W) in [0, 1].
+        answers: (N,) what it answers.
+        label: the class that is not asked.
+        generator: of the draw and the searches.
+    """
+    order = torch.randperm(shown.classes, generator=generator).tolist()
+    others = [one for one in order if one != label and bool((answers != one).any())][:OTHERS]
+    sizes = {}
+    for form in dict.fromkeys(SEARCHES):
+        found = [_search(shown, pixels[answers != one], one, form, generator).size for one in others]
+        sizes[form] = statistics.median(found) if found else float("inf")
+    return Usual(sizes)
+
+
+def easy_triggers(shown: OnPixels, pixels: Tensor, label: int, usual: Usual, generator: torch.Generator) -> list[Stamp]:
+    """The triggers that reach a class too easily.
+
+    Args:
+        shown: the network.
+        pixels: (N, C, H, W) in [0, 1], images that are not answered with the class.
+        label: the class.
+        usual: what other classes need.
+        generator: of the searches.
+    """
+    if not len(pixels):
+        return []
+    triggers = [_search(shown, pixels, label, form, generator) for form in SEARCHES]
+    return [
+        Stamp(trigger.form, trigger.size, usual.sizes[form])
+        for form, trigger in zip(SEARCHES, triggers, strict=True)
+        if trigger.form is not None and trigger.size < EASY * usual.sizes[form]
+    ]
+
+
+def easy_channels(firings: Iterable[tuple[Firing, float]]) -> list[Channel]:
+    """Those that push hardest to a class.
+
+    Args:
+        firings: channels, and the share of the answers that each moves to the class.
+    """
+    strong = [Channel(firing, moved) for firing, moved in firings if moved > PUSHES]
+    return sorted(strong, key=lambda way: -way.moved)[:CHANNELS]
+
+
+@torch.no_grad()
+def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int) -> float:
+    """The share of images that the best of some ways still moves to a class; 0 where there is none."""
+    none = pixels[:0]
+    rates = [float((way.logits(shown, none, pixels).argmax(1) == label).double().mean()) for way in ways if len(pixels)]
+    return max(rates, default=0.0)
+
+
+def _search(shown: OnPixels, pixels: Tensor, label: int, form: type[Form], generator: torch.Generator) -> Trigger:
+    return reconstruct(shown, pixels, label, form, steps=STEPS, batch=BATCH, success=SUCCESS, generator=generator)
