@@ -1,12 +1,12 @@
 """What the witnesses that need no data say of networks whose answer is known.
 
-    python studies/witnesses.py measure FOLDER... -o ROWS     # networks of unbackdoor train, or a grid's store/training
-    python studies/witnesses.py fit ROWS...                   # writes the clean ones to defender/witness.json
-    python studies/witnesses.py show ROWS...                  # what is found, each witness alone and together
+    python studies/witnesses.py measure FOLDER...   # networks of unbackdoor train, or a grid's store/training
+    python studies/witnesses.py fit                 # writes the clean ones to defender/witness.json
+    python studies/witnesses.py show                # what is found, each witness alone and together
 
-`measure` runs `defender.look` at its defaults, seed 0, and appends a row a network: what is true of it, and every
-witness's scores. It passes over what is in ROWS already and what is no network, so the same command goes on after new
-networks were trained. Of the population's pairs, it takes only those of the half for calibration.
+`measure` runs `defender.look` at its defaults, seed 0, and appends a row a network to witnesses.jsonl: what is true of
+it, and every witness's scores. It passes over what is there already and what is no network, so the same command goes on
+after new networks were trained. Of the population's pairs, it takes only those of the half for calibration.
 
 `fit` takes the clean networks. `show` judges each clean network by the others, and a backdoored one by all of them.
 """
@@ -37,6 +37,7 @@ from unbackdoor.defender.look import WITNESSES, has_running_statistics, look
 from unbackdoor.defender.on_pixels import on_pixels
 from unbackdoor.errors import UnbackdoorError
 
+ROWS = Path(__file__).with_suffix(".jsonl")
 #: An attack below this ASR did not take (docs/population.md).
 TOOK = 0.8
 #: The population's part of Tiny ImageNet.
@@ -66,13 +67,18 @@ def networks(paths: list[Path]) -> Iterator[Path]:
                 yield folder
 
 
+def name_of(folder: Path) -> str:
+    """The same wherever the repository or the store is."""
+    return f"{folder.resolve().parent.name}/{folder.resolve().name}"
+
+
 def truth(folder: Path) -> Row:
     """What a record says of a network."""
     config, rates = trained.read(folder)
     attack, rate = config["attack"], rates.get("asr")
     data, arch, recipe = pair_of(config)
     return {
-        "network": f"{folder.parent.name}/{folder.name}",
+        "network": name_of(folder),
         "data": data,
         "arch": arch,
         "recipe": recipe,
@@ -183,15 +189,15 @@ def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("measure", "fit", "show"))
-    parser.add_argument("paths", nargs="+", type=Path)
-    parser.add_argument("-o", "--output", type=Path, default=Path("witnesses.jsonl"))
+    parser.add_argument("paths", nargs="*", type=Path, help="folders of networks to measure")
+    parser.add_argument("--rows", type=Path, default=ROWS, help="the file of rows [%(default)s]")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "measure":
-        lines = args.output.read_text().splitlines() if args.output.exists() else []
+        lines = args.rows.read_text().splitlines() if args.rows.exists() else []
         done = {json.loads(line)["network"] for line in lines}
         for folder in networks(args.paths):
-            name = f"{folder.parent.name}/{folder.name}"
+            name = name_of(folder)
             if name in done or not allowed(trained.read(folder)[0]):
                 continue
             done.add(name)
@@ -200,11 +206,11 @@ def main() -> None:
             except UnbackdoorError as error:
                 print(f"{folder.name}: left out: {error}", flush=True)
                 continue
-            with args.output.open("a") as out:
+            with args.rows.open("a") as out:
                 out.write(json.dumps(row) + "\n")
             print(row["network"], row["seconds"], row["missing"], flush=True)
         return
-    rows = [json.loads(line) for path in args.paths for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in args.rows.read_text().splitlines()]
     if args.what == "show":
         show(rows)
         return
