@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unbackdoor.channel_scores import channel_lipschitz
     from unbackdoor.checkpoint import load, save
     from unbackdoor.defences.base import Outcome
-    from unbackdoor.defences.data_free import CLP, LPP
+    from unbackdoor.defences.data_free import CLP, LPP, best
     from unbackdoor.defences.table import parse_method
     from unbackdoor.errors import UnbackdoorError
     from unbackdoor.findings import Report
@@ -36,6 +36,7 @@ _HOME = {
     "Plan": "prune",
     "Report": "findings",
     "UnbackdoorError": "errors",
+    "best": "defences.data_free",
     "channel_lipschitz": "channel_scores",
     "defend": "api",
     "detect": "api",
@@ -61,6 +62,7 @@ __all__ = [
     "Plan",
     "Report",
     "UnbackdoorError",
+    "best",
     "channel_lipschitz",
     "defend",
     "detect",

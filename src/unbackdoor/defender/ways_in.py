@@ -26,8 +26,8 @@ PUSHES = 0.3
 CHANNELS = 6
 #: The forms that are searched, and how often: one search may end in a poor corner.
 SEARCHES: tuple[type[Form], ...] = (Mask, Mask, Additive, Filter)
-#: Adam's steps of a search, images a step, and the share of them that must be moved.
-STEPS, BATCH, SUCCESS = 60, 32, 0.9
+#: Images a step of a search, and the share of them that must be moved.
+BATCH, SUCCESS = 32, 0.9
 #: Other classes that say what a size is worth.
 OTHERS = 3
 
@@ -94,7 +94,9 @@ class Usual:
     sizes: dict[type[Form], float]
 
 
-def usual_sizes(shown: OnPixels, pixels: Tensor, answers: Tensor, label: int, generator: torch.Generator) -> Usual:
+def usual_sizes(
+    shown: OnPixels, pixels: Tensor, answers: Tensor, label: int, generator: torch.Generator, *, steps: int
+) -> Usual:
     """Measured on a few other classes, drawn at random.
 
     Args:
@@ -103,17 +105,20 @@ def usual_sizes(shown: OnPixels, pixels: Tensor, answers: Tensor, label: int, ge
         answers: (N,) what it answers.
         label: the class that is not asked.
         generator: of the draw and the searches.
+        steps: of a search.
     """
     order = torch.randperm(shown.classes, generator=generator).tolist()
     others = [one for one in order if one != label and bool((answers != one).any())][:OTHERS]
     sizes = {}
     for form in dict.fromkeys(SEARCHES):
-        found = [_search(shown, pixels[answers != one], one, form, generator).size for one in others]
+        found = [_search(shown, pixels[answers != one], one, form, generator, steps).size for one in others]
         sizes[form] = statistics.median(found) if found else float("inf")
     return Usual(sizes)
 
 
-def easy_triggers(shown: OnPixels, pixels: Tensor, label: int, usual: Usual, generator: torch.Generator) -> list[Stamp]:
+def easy_triggers(
+    shown: OnPixels, pixels: Tensor, label: int, usual: Usual, generator: torch.Generator, *, steps: int
+) -> list[Stamp]:
     """The triggers that reach a class too easily.
 
     Args:
@@ -122,10 +127,11 @@ def easy_triggers(shown: OnPixels, pixels: Tensor, label: int, usual: Usual, gen
         label: the class.
         usual: what other classes need.
         generator: of the searches.
+        steps: of a search.
     """
     if not len(pixels):
         return []
-    triggers = [_search(shown, pixels, label, form, generator) for form in SEARCHES]
+    triggers = [_search(shown, pixels, label, form, generator, steps) for form in SEARCHES]
     return [
         Stamp(trigger.form, trigger.size, usual.sizes[form])
         for form, trigger in zip(SEARCHES, triggers, strict=True)
@@ -151,5 +157,7 @@ def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int) ->
     return max(rates, default=0.0)
 
 
-def _search(shown: OnPixels, pixels: Tensor, label: int, form: type[Form], generator: torch.Generator) -> Trigger:
-    return reconstruct(shown, pixels, label, form, steps=STEPS, batch=BATCH, success=SUCCESS, generator=generator)
+def _search(
+    shown: OnPixels, pixels: Tensor, label: int, form: type[Form], generator: torch.Generator, steps: int
+) -> Trigger:
+    return reconstruct(shown, pixels, label, form, steps=steps, batch=BATCH, success=SUCCESS, generator=generator)

@@ -38,6 +38,8 @@ def headline(report: Report) -> str:
 
 def _found(report: Report) -> str:
     if not report.layers:
+        if report.story:
+            return report.story[-1]
         if report.stages:
             return "All weights were trained. No channel was scored."
         return "No layer was scored, so this report says nothing about the model."

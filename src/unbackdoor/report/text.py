@@ -22,6 +22,7 @@ def render(report: Report) -> str:
         _heading(report),
         _not_covered(report),
         *_witness(report),
+        [line for told in report.story for line in _wrap(told, first="- ", rest="  ")],
         _findings(report),
         _unusual(report),
         [line for stage in report.stages for line in _wrap(summary.stage(stage), first="", rest="  ")],

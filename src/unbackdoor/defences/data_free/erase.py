@@ -63,7 +63,7 @@ class Erase(Looking):
     def close(self, scene: Scene, label: int) -> list[str]:
         """The rounds."""
         path, head = self._head(scene)
-        search, story = scene.search(label), list[str]()
+        search, story = scene.search(label, self.search_steps), list[str]()
         for number in range(self.rounds):
             scene.progress(self.rounds + number, 2 * self.rounds, f"ways into class {label}")
             with torch.enable_grad():

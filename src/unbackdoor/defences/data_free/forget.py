@@ -60,7 +60,7 @@ class Forget(Looking):
 
     def close(self, scene: Scene, label: int) -> list[str]:
         """The rounds."""
-        search, ways, story = scene.search(label), list[Way](), list[str]()
+        search, ways, story = scene.search(label, self.search_steps), list[Way](), list[str]()
         for number in range(self.rounds):
             scene.progress(self.rounds + number, 2 * self.rounds, f"ways into class {label}")
             found = search.look()

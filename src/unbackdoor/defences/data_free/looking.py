@@ -70,21 +70,26 @@ class Scene:
     generator: torch.Generator
     progress: Progress
 
-    def search(self, label: int) -> WaysIn:
-        """To look for ways into a class, again and again while the network changes."""
-        return WaysIn(self, label)
+    def search(self, label: int, steps: int) -> WaysIn:
+        """To look for ways into a class, again and again while the network changes.
+
+        Args:
+            label: the class.
+            steps: of Adam in the search for a trigger.
+        """
+        return WaysIn(self, label, steps)
 
 
 class WaysIn:
     """Looks for easy ways into a class of a scene's network."""
 
-    def __init__(self, scene: Scene, label: int) -> None:
-        self._scene, self._label = scene, label
+    def __init__(self, scene: Scene, label: int, steps: int) -> None:
+        self._scene, self._label, self._steps = scene, label, steps
 
     @cached_property
     def _usual(self) -> Usual:
         scene = self._scene
-        return usual_sizes(scene.shown, *self._impressions(), self._label, scene.generator)
+        return usual_sizes(scene.shown, *self._impressions(), self._label, scene.generator, steps=self._steps)
 
     @cached_property
     def _firings(self) -> list[Firing]:
@@ -102,7 +107,14 @@ class WaysIn:
         scene = self._scene
         _ = self._usual, self._firings  # measured before the first edit
         images, answers = self._impressions()
-        triggers = easy_triggers(scene.shown, images[answers != self._label], self._label, self._usual, scene.generator)
+        triggers = easy_triggers(
+            scene.shown,
+            images[answers != self._label],
+            self._label,
+            self._usual,
+            scene.generator,
+            steps=self._steps,
+        )
         shares = moved(scene.shown, self._firings, scene.seen.drawn, self._label)
         channels = easy_channels(zip(self._firings, shares, strict=True))
         found: list[Way] = []
@@ -119,6 +131,8 @@ class Looking(Defence):
     paper: ClassVar[None] = None
 
     label: int = setting(-1, "the class to close; -1 asks the witnesses", least=-1, own=True)
+    surrogates: int = setting(200, "class impressions", least=2, own=True)
+    search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
 
     @abstractmethod
     def close(self, scene: Scene, label: int) -> list[str]:
@@ -140,7 +154,14 @@ class Looking(Defence):
             shown, note = on_pixels(case, model)
             if self.label >= shown.classes:
                 raise SettingError(f"label: expected a class below {shown.classes}, got {self.label}")
-            seen = look(shown, graph, case.rng, _first_half(case.progress))
+            seen = look(
+                shown,
+                graph,
+                case.rng,
+                _first_half(case.progress),
+                count=self.surrogates,
+                steps=self.search_steps,
+            )
             witness = witnessed(shown, seen, note, case.rng.initial_seed())
             suspects = seen.verdict.suspects if self.label < 0 else (self.label,)
             story = [_suspicion(witness, given=self.label)]

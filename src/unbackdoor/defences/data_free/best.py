@@ -1,0 +1,148 @@
+"""Best: several repairs are tried on copies, and the one that leaves least of the suspected class's easy ways is taken.
+It needs no data, and has no paper of its own.
+
+    ways       easy ways into the class, found in the network before any repair, and shown to no repair
+    left       the share of the impressions that the best of them still moves to the class
+    changed    the share of the surrogates, answered with other classes, whose answer a repair changes
+    recall     the share of the surrogates answered with the class that no longer are
+
+A repair closes the class if `left` is at most `closed`. Among those that do, the one with the smallest
+changed + recall / classes is taken: each class counts alike. Where none does, the one that leaves least. Forgetting and
+erasing are tried; if neither closes the class, erasing is tried behind forgetting. A repair that changes too many answers of other
+classes is never taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unbackdoor.defences.base import DEFENCES
+from unbackdoor.defences.data_free.erase import Erase
+from unbackdoor.defences.data_free.forget import Forget
+from unbackdoor.defences.data_free.looking import Looking, Scene
+from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.ways_in import Way, success
+from unbackdoor.errors import MethodError
+from unbackdoor.prune import copy_model
+from unbackdoor.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a repair came to.
+
+    Attributes:
+        name: of the repair.
+        shown: the repaired copy.
+        left, changed, recall: see above, in [0, 1].
+        told: what it says of itself.
+    """
+
+    name: str
+    shown: OnPixels
+    left: float
+    changed: float
+    recall: float
+    told: tuple[str, ...]
+
+    @property
+    def cost(self) -> float:
+        """The share of all answers that is lost, if every class counts alike."""
+        return self.changed + self.recall / self.shown.classes
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} leaves {self.left:.0%} of the images on the easy ways, changes {self.changed:.1%} of the "
+            f"answers of other classes, and loses {self.recall:.0%} of the class's own"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best(Looking):
+    """Try the repairs that need no data, and take the one that closes the suspected class at the smallest cost."""
+
+    name: ClassVar[str] = "best"
+    title: ClassVar[str] = "Best of the data-free repairs"
+    passes: ClassVar[str] = "about 60,000 passes of one generated image"
+
+    closed: float = setting(
+        0.1, "a repair closes the class if the easy ways still move at most this share", least=0, most=1, own=True
+    )
+    most: float = setting(
+        0.1,
+        "a repair that changes a larger share of the answers of other classes is not taken",
+        least=0,
+        most=1,
+        own=True,
+    )
+
+    def close(self, scene: Scene, label: int) -> list[str]:
+        """Try, judge, choose."""
+        ways = scene.search(label, self.search_steps).look()
+        if not ways:
+            return [f"No easy way into class {label} was found, so nothing was changed for it."]
+        story = [f"Class {label} is reached too easily: {ways[0]}, and {len(ways) - 1} more ways."]
+        trials: list[Trial] = []
+        forget, erase = Forget(search_steps=self.search_steps), Erase(search_steps=self.search_steps)
+        for method in (forget, erase):
+            self._try(scene, label, (method,), ways, trials, story)
+        if all(trial.left > self.closed for trial in trials):
+            self._try(scene, label, (forget, dataclasses.replace(erase, rounds=1)), ways, trials, story)
+        sound = [trial for trial in trials if trial.changed <= self.most]
+        if not sound:
+            return [*story, "No repair works on this network at an acceptable cost, so nothing was changed."]
+        closing = [trial for trial in sound if trial.left <= self.closed]
+        chosen = min(closing or sound, key=lambda trial: trial.cost if closing else trial.left)
+        scene.shown.model.load_state_dict(chosen.shown.model.state_dict())
+        verdict = "it closes the class at the smallest cost" if closing else "it leaves least, though not little"
+        return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
+
+    def _try(
+        self,
+        scene: Scene,
+        label: int,
+        methods: Sequence[Forget | Erase],
+        ways: Sequence[Way],
+        trials: list[Trial],
+        story: list[str],
+    ) -> None:
+        """One repair on a copy of the network; what it came to is added to both lists."""
+        name = " and ".join(method.name for method in methods)
+        shown = dataclasses.replace(scene.shown, model=copy_model(scene.shown.model))
+        copied = dataclasses.replace(scene, shown=shown)
+        told: list[str] = []
+        try:
+            for method in methods:
+                told += method.close(copied, label)
+        except MethodError as error:
+            story.append(f"{name} was tried, and cannot work here: {error}")
+            return
+        trial = _judged(scene, shown, name, label, ways, told)
+        story.append(f"Tried: {trial}.")
+        trials.append(trial)
+
+
+def _judged(scene: Scene, shown: OnPixels, name: str, label: int, ways: Sequence[Way], told: Sequence[str]) -> Trial:
+    pool = scene.pool
+    before, after = pool.answers, shown.logits(pool.images).argmax(1)
+    own = before == label
+    made = pool.images[: pool.impressions][~own[: pool.impressions]]
+    return Trial(
+        name=name,
+        shown=shown,
+        left=success(shown, ways, made, label),
+        changed=float((after != before)[~own].double().mean()) if bool((~own).any()) else 0.0,
+        recall=float((after != label)[own].double().mean()) if bool(own.any()) else 0.0,
+        told=tuple(told),
+    )
+
+
+def best() -> Best:
+    """`Best` with its defaults: `best()(model, generator=...)`."""
+    return Best()
+
+
+DEFENCES.add(Best.name, Best)

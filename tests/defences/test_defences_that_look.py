@@ -1,0 +1,139 @@
+"""Data-free defences that look first: they close a learnt way into class 4 of a small trained network."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from layer_zoo import bits
+from planted_networks import EXAMPLE, PLAIN, Deaf, Stripes
+from trained_toys import SIDE, TARGET, accuracy, attack_success, trained
+from unbackdoor.defences.base import Defence, Outcome
+from unbackdoor.defences.data_free import Best, Erase, Forget, looking
+from unbackdoor.defences.data_free.best import Trial
+from unbackdoor.defences.data_free.erase import erased
+from unbackdoor.defences.table import DEFENCES
+from unbackdoor.errors import MethodError, SettingError
+from unbackdoor.inputs import Normalisation
+
+LOOKING = {name: DEFENCES[name] for name in ("best", "erase", "forget")}
+QUICK: dict[str, Any] = {"surrogates": 60, "search_steps": 25}
+LEARNT = {"example": torch.zeros(2, 3, SIDE, SIDE), "normalisation": Normalisation(mean=(0.5,), std=(0.5,))}
+
+
+def state(model: nn.Module) -> dict[str, bytes]:
+    return {name: bits(tensor) for name, tensor in model.state_dict().items()}
+
+
+def repaired(method: Defence, model: nn.Module, **given: Any) -> Outcome:
+    return method(model.eval(), generator=torch.Generator().manual_seed(0), **(given or LEARNT))
+
+
+@pytest.mark.parametrize(("name", "left", "kept"), [("best", 0.1, 0.8), ("erase", 0.1, 0.8), ("forget", 0.7, 0.85)])
+def test_a_backdoor_is_closed(name: str, left: float, kept: float) -> None:
+    model = trained()
+    before = state(model)
+    assert attack_success(model) > 0.95
+    outcome = repaired(LOOKING[name](label=TARGET, **QUICK), model)
+    assert state(model) == before
+    assert attack_success(outcome.model) < left
+    assert accuracy(outcome.model) > kept
+    assert outcome.report.complete
+    assert "was given" in outcome.report.story[0]
+
+
+def test_the_class_that_the_witnesses_suspect_is_closed_and_the_plan_is_the_same_again(name: str = "erase") -> None:
+    model = trained()
+    plans = [LOOKING[name](**QUICK).plan(model, generator=torch.Generator().manual_seed(3), **LEARNT) for _ in range(2)]
+    assert plans[0].report().to_json() == plans[1].report().to_json()
+    report = plans[0].report()
+    assert report.witness is not None
+    assert report.witness.suspects[0] == TARGET
+    assert report.story[0].startswith(f"The witnesses suspect class {TARGET}")
+    assert all(line in report.to_text().replace("\n  ", " ") for line in report.story[:1])
+    copy, before = torch.nn.Sequential(*model), state(model)
+    plans[0].apply_(copy)
+    try:
+        assert state(copy) != before
+    finally:
+        plans[1].undo(copy)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_nothing_suspected_is_nothing_changed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsuspicious(*words: Any, **more: Any) -> Any:
+        found = looked(*words, **more)
+        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=()))
+
+    looked = looking.look
+    monkeypatch.setattr(looking, "look", unsuspicious)
+    outcome = repaired(LOOKING[name](surrogates=12, search_steps=2), trained())
+    assert state(outcome.model) == state(trained())
+    assert "nothing was changed" in outcome.report.story[0]
+    assert outcome.report.complete
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_what_does_not_fit_is_said(name: str) -> None:
+    with pytest.raises(SettingError, match="label: expected a class below 6, got 6"):
+        repaired(LOOKING[name](label=6), trained())
+    with pytest.raises(SettingError, match="tensors without a network"):
+        LOOKING[name]().plan(trained().state_dict())
+    with pytest.raises(SettingError, match="uses no images"):
+        LOOKING[name]()(trained(), LEARNT["example"], generator=torch.Generator())
+
+
+def test_a_network_that_answers_one_class_is_left() -> None:
+    model = Deaf()
+    outcome = repaired(Forget(label=0, **QUICK), model, example=EXAMPLE, normalisation=PLAIN)
+    assert state(outcome.model) == state(model)
+    assert outcome.report.story[-1] == "No easy way into class 0 was found."
+
+
+def test_erasing_needs_one_linear_classifier_with_a_bias() -> None:
+    with pytest.raises(MethodError, match="classifier"):
+        repaired(Erase(label=4, **QUICK), Stripes(corner=100.0), example=EXAMPLE, normalisation=PLAIN)
+    with pytest.raises(MethodError, match="expected a Linear classifier with a bias, 11 is Linear"):
+        repaired(Erase(label=4, **QUICK), trained(head=False))
+
+
+def test_a_repair_that_cannot_work_is_told_and_another_taken() -> None:
+    story = repaired(Best(label=TARGET, most=1.0, **QUICK), trained(head=False)).report.story
+    assert any(line.startswith("erase was tried, and cannot work here") for line in story)
+    assert story[-1].startswith("Chosen: forget, since it")
+
+
+def test_a_repair_that_changes_too_much_is_not_taken() -> None:
+    outcome = repaired(Best(label=TARGET, most=0.0, **QUICK), trained())
+    assert state(outcome.model) == state(trained())
+    assert "at an acceptable cost" in outcome.report.story[-1]
+
+
+def test_the_cost_counts_each_class_alike() -> None:
+    class Shown:
+        classes = 5
+
+    trial = Trial(name="a", shown=Shown(), left=0.25, changed=0.02, recall=0.5, told=())  # type: ignore[arg-type]
+    assert trial.cost == pytest.approx(0.12)
+    assert str(trial) == (
+        "a leaves 25% of the images on the easy ways, changes 2.0% of the answers of other classes, and loses 50% of "
+        "the class's own"
+    )
+
+
+def test_what_is_erased_by_hand() -> None:
+    """Two features with variances 4 and 1, d along both: u = S^-1 d / (d^T S^-1 d) = (1/4, 1) / 1.25."""
+    h = torch.tensor([[3.0, 1.0], [-1.0, 1.0], [1.0, 2.0], [1.0, 0.0]], dtype=torch.float64) * torch.tensor([1.0, 1.0])
+    assert torch.allclose(torch.cov(h.T), torch.tensor([[8 / 3, 0], [0, 2 / 3]], dtype=torch.float64))
+    weight, bias = torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    d = torch.ones(2, dtype=torch.float64)
+    new, shift = erased(weight, bias, h, d, overshoot=1.0, ridge=1e-12)
+    assert torch.allclose(new, torch.tensor([[0.8, -0.8], [-0.2, 0.2]], dtype=torch.float64))
+    mu = h.mean(0)
+    assert torch.allclose(new @ (mu + d) + shift, mu)  # mu + d has the logits of mu
+    assert torch.allclose(new @ mu + shift, mu)  # and mu keeps its own
+    beyond, back = erased(weight, bias, h, d, overshoot=1.25, ridge=1e-12)
+    assert torch.allclose(beyond @ (mu + d) + back, mu - 0.25 * d)
