@@ -23,13 +23,19 @@ import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import class_images, dead_leaves, random_spectra
 from unbackdoor.findings import Damage
 
-#: Images of each kind.
-COUNT = 200
+#: Images of each kind, and how many a network has that runs slowly.
+COUNT, LEAST = 200, 20
+#: Floating-point operations that the images may take; more of a network of which LEAST take more, up to LONGEST, where
+#: nobody asked for them.
+EFFORT, LONGEST = 1e12, 6e12
+#: Passes through the network that an image of each kind takes: making an impression is most of it.
+PASSES = 160
 #: The most that one image adds to the mean divergence: an answer that was turned round is turned round.
 MOST = 1.0
 
@@ -66,6 +72,22 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 def coefficients() -> Coefficients:
     """Those that ship with the package."""
     return msgspec.json.decode(resources.files(__package__).joinpath("meter.json").read_bytes(), type=Coefficients)
+
+
+def effort(network: OnPixels) -> float:
+    """Floating-point operations that one image of each kind takes."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.full((1, *network.spec.shape), 0.5))
+    return float(PASSES * counter.get_total_flops())
+
+
+def count_for(each: float) -> int:
+    """How many images of each kind a network is shown.
+
+    Args:
+        each: operations that one of each takes.
+    """
+    return max(LEAST, min(COUNT, int(EFFORT / max(each, 1.0))))
 
 
 def meter_images(network: OnPixels, generator: torch.Generator, *, count: int = COUNT) -> Shown:
@@ -131,6 +153,7 @@ def predict(shown: Shown, after: OnPixels, scale: Coefficients | None = None) ->
         low=max(0.0, loss / scale.factor - scale.rest),
         high=min(100.0, loss * scale.factor + scale.rest),
         changed={kind: seen[f"changed {kind}"] for kind in shown.images},
+        images=len(shown.images["impressions"]),
         recall=_recall_lost(shown, now),
         calibrated_on=scale.made_on,
     )
