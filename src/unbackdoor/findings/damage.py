@@ -21,7 +21,10 @@ class Damage:
         low, high: 90 % of the losses that the meter was calibrated on lay within such bounds.
         changed: kind of image -> share of the answers that changed.
         images: of each kind.
-        recall: of each class, the share of images answered with it before that are no longer; None where none was.
+        recall: of each class, the share of the images of its own that are no longer answered with it; None where none
+            was.
+        apart: the class whose logit moved most against the others, which the loss leaves out: where a repair removes a
+            backdoor, the attacker's. None where none moved, or there are two.
         calibrated_on: the edits and networks behind the prediction.
         notes: which images the network takes, and how that is known.
     """
@@ -32,6 +35,7 @@ class Damage:
     changed: Mapping[str, float]
     images: int
     recall: tuple[float | None, ...]
+    apart: int | None
     calibrated_on: str
     notes: tuple[str, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)

@@ -21,6 +21,10 @@ def lines(found: Damage) -> list[str]:
         shares = (f"{label} ({found.recall[label] or 0:.0%})" for label in found.fallen[:LISTED])
         more = "" if len(found.fallen) <= LISTED else f", and {len(found.fallen) - LISTED} more"
         listed.append(f"Classes that lost more than a tenth of their generated images: {', '.join(shares)}{more}")
+    if found.apart is not None:
+        share = found.recall[found.apart]
+        still = "" if share is None else f"; of its own generated images it lost {share:.0%}"
+        listed.append(f"Left out, as the class whose answers moved most: {found.apart}{still}")
     changed = ", ".join(f"{kind} {share:.0%}" for kind, share in found.changed.items())
     return [
         *listed,
