@@ -1,12 +1,13 @@
 """The damage meter's rows and fit: what edits cost in truth, against what generated images say.
 
-    python studies/damage.py measure NETWORK... -o FILE [--images 2000]    # folders of unbackdoor train
+    python studies/damage.py measure NETWORK... -o FILE [--images 1000]    # folders of unbackdoor train
     python studies/damage.py fit FILE... [--check FILE...]                 # writes the package's meter.json
 
 `measure` edits each network in many ways (LPP and CLP over their thresholds, channels drawn at random, directions taken
 out of the classifier at random) and writes a row an edit: the true loss of accuracy, and the meter's features. The loss
-is measured on every second test image, the first --images of them; tables are made on the others. (On the training
-images a network is surer than on any new one, so that an edit's harm does not show.)
+is measured on --images of the test images with even numbers; tables are made on the others. (On the training images a
+network is surer than on any new one, so that an edit's harm does not show.) studies/damage.jsonl holds the rows behind
+the package's meter.json.
 
 `fit` finds non-negative coefficients by least squares, and the interval from residuals on networks left out in turn. It
 prints how both do on the files of --check, which nothing is fitted on. Only networks of the calibration half go into a
@@ -41,7 +42,7 @@ from unbackdoor.graph import layer_graph
 from unbackdoor.inputs import Normalisation
 from unbackdoor.records import pretty
 
-THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0)
+THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.5)
 #: Shares of all hidden channels, and numbers of directions of the classifier's input.
 SHARES, DIRECTIONS = (0.005, 0.01, 0.02, 0.04, 0.08), (1, 2, 4)
 #: The interval holds this share of the calibration's losses.
@@ -58,8 +59,7 @@ def edits(model: nn.Module, generator: torch.Generator) -> Iterator[tuple[str, n
             except UnbackdoorError as error:
                 print(f"  {name}: {error}", file=sys.stderr)
     for share in SHARES:
-        for turn in range(2):
-            yield f"random channels {share:g} {turn}", _pruned(model, share, generator)
+        yield f"random channels {share:g}", _pruned(model, share, generator)
     for count in DIRECTIONS:
         yield f"random directions {count}", _projected(model, count, generator)
 
@@ -97,8 +97,9 @@ def measure(folder: Path, count: int, data_dir: Path | None) -> list[Row]:
     """The rows of one network."""
     config, _ = trained.read(folder)
     data = load_dataset(config["data"], "test", data_dir)
-    chosen = slice(0, 2 * count, 2)
-    data = LabelledImages(images=data.images[chosen], labels=data.labels[chosen], spec=data.spec)
+    step = 2 * max(1, len(data.images) // (2 * count))
+    images, labels = data.images[::step][:count], data.labels[::step][:count]
+    data = LabelledImages(images=images, labels=labels, spec=data.spec)
     generator = torch.Generator().manual_seed(0)
     model = load_model(folder / "model.safetensors").float().eval().requires_grad_(False)
     shape = (data.spec.channels, data.spec.size, data.spec.size)
@@ -107,8 +108,9 @@ def measure(folder: Path, count: int, data_dir: Path | None) -> list[Row]:
     before, rows = _accuracy(model, data), []
     for name, edited in edits(model, generator):
         after = _accuracy(edited.eval(), data)
-        found = meter.features(shown, OnPixels(edited, spec, exact=True))
-        rows.append({"network": folder.name, "edit": name, "before": before, "loss": before - after, **found})
+        moved = meter.features(shown, OnPixels(edited, spec, exact=True))
+        found = {key: round(value, 5) for key, value in moved.items()}
+        rows.append({"network": folder.name, "edit": name, "before": before, "loss": round(before - after, 3), **found})
     return rows
 
 
@@ -118,7 +120,7 @@ def _accuracy(model: nn.Module, data: LabelledImages) -> float:
 
 def names_of(rows: list[Row]) -> list[str]:
     """The features of rows, in their order."""
-    return [name for name in rows[0] if name.startswith(("changed ", "kl "))]
+    return [name for name in rows[0] if name.startswith("moved ")]
 
 
 def fitted(rows: list[Row], names: list[str]) -> np.ndarray:
@@ -144,17 +146,31 @@ def left_out(rows: list[Row], names: list[str]) -> np.ndarray:
     return result
 
 
-def interval(loss: np.ndarray, guess: np.ndarray, rest: float) -> float:
-    """The smallest factor by which CONFIDENCE of the losses lie within guess / factor - rest, guess * factor + rest."""
+def interval(loss: np.ndarray, guess: np.ndarray, rest: float) -> tuple[float, float]:
+    """The smallest factors so that as few losses lie under guess / below - rest as lie over guess * above + rest, and
+    CONFIDENCE of them between."""
     above = (loss - rest) / np.maximum(guess, 1e-9)
     below = guess / np.maximum(loss + rest, 1e-9)
-    return float(np.quantile(np.maximum(np.maximum(above, below), 1.0), CONFIDENCE))
+    one, other = (float(np.quantile(np.maximum(factor, 1.0), (1 + CONFIDENCE) / 2)) for factor in (below, above))
+    return one, other
+
+
+def covered(rows: list[Row], guess: np.ndarray, rest: float) -> list[float]:
+    """Of each network, the share of its losses inside an interval that the others make."""
+    loss, network = np.array([row["loss"] for row in rows]), np.array([row["network"] for row in rows])
+    shares = []
+    for one in sorted(set(network)):
+        own = network == one
+        below, above = interval(loss[~own], guess[~own], rest)
+        inside = (loss[own] >= guess[own] / below - rest) & (loss[own] <= guess[own] * above + rest)
+        shares.append(float(inside.mean()))
+    return shares
 
 
 def report(title: str, loss: np.ndarray, guess: np.ndarray, scale: meter.Coefficients) -> dict[str, float]:
     """How well guesses rank and bound losses; printed."""
     small = loss < 5
-    inside = (loss >= guess / scale.factor - scale.rest) & (loss <= guess * scale.factor + scale.rest)
+    inside = (loss >= guess / scale.below - scale.rest) & (loss <= guess * scale.above + scale.rest)
     found = {
         "rows": len(loss),
         "rank correlation": float(spearmanr(loss, guess).statistic),
@@ -172,7 +188,7 @@ def main() -> None:
     parser.add_argument("what", choices=("measure", "fit"))
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("damage.jsonl"))
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--check", type=Path, nargs="*", default=[])
     args = parser.parse_args()
@@ -192,18 +208,22 @@ def main() -> None:
     loss = np.array([row["loss"] for row in rows])
     guess = left_out(rows, names)
     rest = 0.5
+    below, above = interval(loss, guess, rest)
     scale = meter.Coefficients(
         weights={name: round(float(w), 3) for name, w in zip(names, weights, strict=True) if w > 0},
-        factor=round(interval(loss, guess, rest), 3),
+        below=round(below, 3),
+        above=round(above, 3),
         rest=rest,
         made_on=f"{len(rows)} edits of {_list(rows)}",
     )
     report("left out in turn", loss, guess, scale)
+    shares = covered(rows, guess, rest)
+    print(f"inside, of networks left out: {np.mean(shares):.3f} on average, {min(shares):.3f} at worst")
     for path in args.check:
         held = _read([path])
         report(str(path), np.array([row["loss"] for row in held]), predicted(held, names, weights), scale)
     target = Path(meter.__file__).with_name("meter.json")
-    target.write_text(pretty({name: getattr(scale, name) for name in ("made_on", "weights", "factor", "rest")}))
+    target.write_text(pretty({name: getattr(scale, name) for name in ("made_on", "weights", "below", "above", "rest")}))
 
 
 def _list(rows: list[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from layer_zoo import calibrate
+from unbackdoor.defender import meter, surrogates
 
 hypothesis.settings.register_profile("unbackdoor", deadline=None)  # a slow machine is no failure
 hypothesis.settings.load_profile("unbackdoor")
@@ -68,6 +70,23 @@ def _no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNBACKDOOR_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_meter_unasked() -> Iterator[None]:
+    """A repair predicts no loss of accuracy, which takes seconds: to the limit of a test's machine every network is
+    large. Tests of it take `meter_unasked`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meter, "LONGEST", 0.0)
+        yield
+
+
+@pytest.fixture
+def meter_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repair predicts the loss of accuracy, from few images."""
+    monkeypatch.setattr(meter, "LONGEST", math.inf)
+    monkeypatch.setattr(meter, "COUNT", 20)
+    monkeypatch.setitem(surrogates.impressions.__kwdefaults__, "steps", 2)
 
 
 @pytest.fixture(scope="session")

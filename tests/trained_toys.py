@@ -12,7 +12,7 @@ SIDE, CLASSES, TARGET = 12, 6, 4
 
 
 def stripes(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(count, 3, 12, 12) in [0, 1]: stripes of three widths, across and along, in random colours and noise; (count,)."""
+    """(count, 3, 12, 12) in [0, 1]: stripes of three widths, across and along, in random colours; (count,)."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (count,), generator=generator)
     shift = torch.randint(6, (count, 1), generator=generator)

@@ -10,6 +10,7 @@ UnbackdoorError
 ├── GraphError              a network whose dataflow could not be read at all
 ├── PlanError               a plan that does not fit the model it is applied to
 ├── IncompleteError         part of a model could not be read or paired, and nothing was written
+├── DamageError             a repair is predicted to cost too much accuracy, and nothing was written
 └── OutputError             a file that could not be written, or must not be overwritten
 
 A message is one line: where, what was expected, what was found, and what to do.
@@ -61,6 +62,18 @@ class IncompleteError(UnbackdoorError):
 
     Attributes:
         report: an `unbackdoor.findings.Report` of that part, and of what would have been done with the rest.
+    """
+
+    def __init__(self, message: str, report: Any) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class DamageError(UnbackdoorError):
+    """A repair is predicted to cost more accuracy than is allowed, and nothing was written.
+
+    Attributes:
+        report: an `unbackdoor.findings.Report` of what would have been done, with the prediction.
     """
 
     def __init__(self, message: str, report: Any) -> None:

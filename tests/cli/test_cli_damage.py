@@ -10,6 +10,8 @@ import unbackdoor
 from cli_runs import PACKAGED, refuse, run
 from unbackdoor.errors import MethodError, SettingError
 
+pytestmark = pytest.mark.usefixtures("meter_unasked")
+
 
 @pytest.fixture(scope="module")
 def repaired(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -13,7 +13,9 @@ from unbackdoor.errors import MethodError
 from unbackdoor.inputs import InputSpec
 
 SPEC = InputSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.25,) * 3)
-SCALE = meter.Coefficients(weights={"changed leaves": 10.0, "kl pairs": 20.0}, factor=2.0, rest=0.5, made_on="")
+SCALE = meter.Coefficients(
+    weights={"moved leaves": 1.0, "moved pairs": 2.0}, below=2.0, above=4.0, rest=0.5, made_on=""
+)
 
 
 def network() -> nn.Module:
@@ -33,20 +35,56 @@ def shown() -> meter.Shown:
     return meter.meter_images(on(network()), torch.Generator().manual_seed(0), count=12)
 
 
-def test_divergences_by_hand() -> None:
-    p = torch.tensor([[0.5, 0.5], [0.9, 0.1], [1.0, 0.0]]).log()
-    q = torch.tensor([[0.5, 0.5], [0.1, 0.9], [0.0, 1.0]]).log()
-    expected = [0.0, 1.0, 1.0]  # the second is .8 log 9 = 1.76, and counts as the most
-    assert meter.divergences(p, q).tolist() == pytest.approx(expected)
-    small = torch.tensor([[0.6, 0.4]]).log()
-    by_hand = 0.5 * math.log(0.5 / 0.6) + 0.5 * math.log(0.5 / 0.4)
-    assert float(meter.divergences(p[:1], small)) == pytest.approx(by_hand)
+def test_movement_by_hand() -> None:
+    """Class 3 moved most and is left out: of the first image the others moved by 1, -1 and 0, of the second not."""
+    before = {"impressions": torch.tensor([[3.0, 0.0, -3.0, 0.0], [0.0, 3.0, 0.0, -3.0]])}
+    now = {"impressions": torch.tensor([[4.0, -1.0, -3.0, -9.0], [0.0, 3.0, 0.0, -9.0]])}
+    assert meter.class_apart(before, now) == 3
+    assert meter.moved(before, now) == {"moved impressions": pytest.approx((2 / 3 + 0) / 2)}
+    shift = {"impressions": now["impressions"] + 5}  # of all logits alike, which changes no answer
+    assert meter.moved(before, shift) == {"moved impressions": pytest.approx(1 / 3)}
+
+
+def test_of_two_classes_none_is_left_out() -> None:
+    before, now = {"impressions": torch.tensor([[2.0, -2.0]])}, {"impressions": torch.tensor([[1.0, -1.0]])}
+    assert meter.class_apart(before, now) is None
+    assert meter.moved(before, now) == {"moved impressions": pytest.approx(1.0)}
+
+
+@pytest.mark.parametrize("factor", [0.001, 1000.0])
+def test_logits_of_an_unusual_scale_are_brought_to_a_usual_one(factor: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    before = {"impressions": 3 * torch.randn(50, 10, generator=generator)}
+    now = {"impressions": before["impressions"] + torch.randn(50, 10, generator=generator)}
+    scaled = [{"impressions": factor * logits["impressions"]} for logits in (before, now)]
+    usual, other = meter.moved(before, now)["moved impressions"], meter.moved(*scaled)["moved impressions"]
+    assert usual / 4 < other < usual * 4
+
+
+def test_a_backdoor_that_is_removed_costs_nothing() -> None:
+    """Every image's logit of the attacker's class falls, by much and not alike: no other class is touched."""
+    generator = torch.Generator().manual_seed(0)
+    before = {"impressions": 3 * torch.randn(50, 10, generator=generator)}
+    now = {"impressions": before["impressions"].clone()}
+    now["impressions"][:, 4] -= 5 + torch.rand(50, generator=generator)
+    assert meter.class_apart(before, now) == 4
+    assert meter.moved(before, now)["moved impressions"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_effort_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    each = meter.effort(on(network()))
+    # A convolution of 3 to 8 channels on 6 x 6 places, and a Linear of 8 to 4; twice, as an addition is one, too.
+    assert each == meter.PASSES * 2 * (8 * 27 * 36 + 8 * 4)
+    monkeypatch.setattr(meter, "EFFORT", 50 * each)
+    assert meter.count_for(each) == 50
+    assert meter.count_for(each / 1e6) == meter.COUNT
+    assert meter.count_for(each * 1e6) == meter.LEAST
 
 
 def test_no_edit_costs_nothing(shown: meter.Shown) -> None:
     damage = meter.predict(shown, on(network()), SCALE)
     assert (damage.loss, damage.low, damage.high) == (0.0, 0.0, 0.5)
-    assert set(damage.changed) == {"leaves", "spectra", "impressions", "pairs", "mixed"}
+    assert set(damage.changed) == {"leaves", "impressions", "pairs"}
     assert set(damage.changed.values()) == {0.0}
     assert all(not share for share in damage.recall)
 
@@ -57,9 +95,9 @@ def test_loss_and_interval_by_hand(shown: meter.Shown) -> None:
         edited[0].weight[:3] = 0
     damage = meter.predict(shown, on(edited), SCALE)
     seen = meter.features(shown, on(edited))
-    assert damage.loss == pytest.approx(10 * seen["changed leaves"] + 20 * seen["kl pairs"])
-    assert damage.loss > 0
-    assert damage.high == pytest.approx(2 * damage.loss + 0.5)
+    assert damage.loss == pytest.approx(seen["moved leaves"] + 2 * seen["moved pairs"])
+    assert 0 < damage.loss < 100
+    assert damage.high == pytest.approx(min(100, 4 * damage.loss + 0.5))
     assert damage.low == pytest.approx(max(0, damage.loss / 2 - 0.5))
 
 
@@ -69,7 +107,13 @@ def test_a_class_that_is_never_answered_again(shown: meter.Shown) -> None:
         edited[-1].bias[2] = -1e4
     answered = shown.before["impressions"].argmax(1)
     assert 2 in answered.tolist()
-    assert meter.predict(shown, on(edited), SCALE).recall[2] == 1.0
+    damage = meter.predict(shown, on(edited), SCALE)
+    assert damage.recall[2] == 1.0
+    assert damage.apart == 2
+    assert damage.loss == pytest.approx(0.0, abs=1e-3)  # of the other classes
+    assert "Left out, as the class whose answers moved most: 2; of its own generated images it lost 100%" in (
+        damage.to_text()
+    )
 
 
 def test_a_broken_network_is_refused(shown: meter.Shown) -> None:
@@ -87,8 +131,7 @@ def test_pairs_are_of_two_images(shown: meter.Shown) -> None:
 
 def test_what_ships() -> None:
     scale = meter.coefficients()
-    kinds = ("leaves", "spectra", "impressions", "pairs", "mixed")
-    assert set(scale.weights) <= {f"{what} {kind}" for what in ("changed", "kl") for kind in kinds}
+    assert set(scale.weights) <= {f"moved {kind}" for kind in ("leaves", "impressions", "pairs")}
     assert all(weight > 0 for weight in scale.weights.values())  # so that a larger change never costs less
-    assert scale.factor >= 1
+    assert min(scale.below, scale.above) >= 1
     assert scale.rest >= 0

@@ -30,10 +30,11 @@ def test_the_drawing_is_the_tree() -> None:
 
 @pytest.mark.parametrize("name", sorted(_drawn()))
 def test_one_except_catches_all(name: str) -> None:
-    more = ["the report"] if name == "IncompleteError" else []
+    more = ["the report"] if name in ("IncompleteError", "DamageError") else []
     with pytest.raises(errors.UnbackdoorError, match=r"^what came$"):
         raise getattr(errors, name)("what came", *more)
 
 
-def test_an_incomplete_result_carries_its_report() -> None:
-    assert errors.IncompleteError("half of it", "the report").report == "the report"
+@pytest.mark.parametrize("kind", [errors.IncompleteError, errors.DamageError])
+def test_what_is_not_written_has_its_report(kind: type[errors.IncompleteError]) -> None:
+    assert kind("half of it", "the report").report == "the report"

@@ -117,12 +117,12 @@ def test_a_range_is_its_ends_and_what_is_between(
 OWN = {
     "anp": {"holdout", "tolerance"},
     "bnp": set(),
-    "clp": {"norm_factor", "only_with_norm"},
+    "clp": {"norm_factor", "only_with_norm", "budget"},
     "ep": {"histogram"},
     "fp": set(),
     "ft": set(),
     "ibau": {"radius"},
-    "lpp": {"lower", "upper", "fc_weights", "norm_factor", "scale", "shrink_to", "upscale", "layers"},
+    "lpp": {"lower", "upper", "fc_weights", "norm_factor", "scale", "shrink_to", "upscale", "layers", "budget"},
     "nad": {"cutout"},
     "rnp": {"holdout", "tolerance"},
 }

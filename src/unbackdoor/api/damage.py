@@ -1,8 +1,10 @@
-"""`predict_damage`: what an edit costs, without an image of the data."""
+"""`predict_damage`: what an edit costs, without an image of the data; and the limit that a repair keeps to."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,16 @@ from torch import nn
 
 from unbackdoor.api.images import check_seed, trained_on
 from unbackdoor.api.reading import network_of, open_model
+from unbackdoor.defender import meter
 from unbackdoor.defender.case import Case
-from unbackdoor.defender.meter import meter_images, predict
 from unbackdoor.defender.on_pixels import on_pixels
-from unbackdoor.errors import SettingError
-from unbackdoor.findings import Damage
+from unbackdoor.errors import DamageError, MethodError, SettingError, UnbackdoorError
+from unbackdoor.findings import Damage, Report
 from unbackdoor.inputs import normalisation
 from unbackdoor.models import Arch
+
+#: Points of accuracy that a repair may be predicted to cost.
+MAX_DAMAGE = 3.0
 
 
 def predict_damage(
@@ -66,12 +71,61 @@ def predict_damage(
 
         spec = dataset_spec(data)
     generator = torch.Generator().manual_seed(seed)
-    cases = [
-        Case(network=model, example=example, spec=spec, normalisation=given, generator=generator, output=output)
-        for model in (before, after)
-    ]
-    with cases[0].working("predict_damage") as first, cases[1].working("predict_damage") as second:
-        network, note = on_pixels(cases[0], first, exact=True)
-        shown = meter_images(network, generator)
-        damage = predict(shown, dataclasses.replace(network, model=second.requires_grad_(False)))
+    case = Case(network=before, example=example, spec=spec, normalisation=given, generator=generator, output=output)
+    return _damage(case, after)
+
+
+def _damage(case: Case, after: nn.Module, *, longest: float = math.inf) -> Damage:
+    """What an edit of a case's network costs.
+
+    Args:
+        case: the network before.
+        after: the network after.
+        longest: operations that this may take.
+
+    Raises:
+        MethodError: the size of the images is not known, a network does not answer them, or it takes too long.
+    """
+    other = dataclasses.replace(case, network=after)
+    with case.working("predict_damage") as first, other.working("predict_damage") as second:
+        network, note = on_pixels(case, first, exact=True)
+        each = meter.effort(network)
+        if each * meter.LEAST > longest:
+            raise MethodError(
+                f"the network is large: {meter.LEAST} generated images of each kind take {each * meter.LEAST:.1g} "
+                "floating-point operations; unbackdoor diff --damage runs them all the same"
+            )
+        shown = meter.meter_images(network, case.rng, count=meter.count_for(each))
+        damage = meter.predict(shown, dataclasses.replace(network, model=second.requires_grad_(False)))
     return dataclasses.replace(damage, notes=(note,))
+
+
+def check_limit(limit: float | None) -> None:
+    """SettingError unless a limit is None, or a number of points from 0."""
+    number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    if limit is not None and not (number and limit >= 0):
+        raise SettingError(f"max_damage: expected points of accuracy from 0, or None, got {limit!r}")
+
+
+def with_damage(report: Report, networks: Callable[[], tuple[Case, nn.Module]]) -> Report:
+    """The same report with the predicted loss of accuracy, or with why it is not known.
+
+    Args:
+        report: on a repair.
+        networks: returns the case before the repair, and the network after it.
+    """
+    try:
+        return dataclasses.replace(report, damage=_damage(*networks(), longest=meter.LONGEST))
+    except UnbackdoorError as error:
+        return dataclasses.replace(report, damage_unknown=str(error))
+
+
+def check_damage(report: Report, limit: float | None, source: str | Path) -> None:
+    """DamageError if a repair is predicted to cost more than the limit."""
+    if limit is not None and report.damage is not None and report.too_damaging(limit):
+        raise DamageError(
+            f"{source}: predicted loss of accuracy: {report.damage.summary}; at most {limit:g} are allowed, and "
+            f"nothing was written; repair less (for example with a higher threshold), allow more with --max-damage "
+            f"(max_damage=...), or write it all the same with --force (max_damage=inf)",
+            report,
+        )

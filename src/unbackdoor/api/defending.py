@@ -12,6 +12,7 @@ import torch
 
 from unbackdoor import checkpoint
 from unbackdoor.api.arguments import as_attack, as_method
+from unbackdoor.api.damage import MAX_DAMAGE, check_damage, check_limit, with_damage
 from unbackdoor.api.images import case_with_network, check_poisoned, check_seed, with_images, with_note
 from unbackdoor.api.reading import open_model, with_source
 from unbackdoor.api.repairing import write_repaired
@@ -44,6 +45,7 @@ def defend(
     device: str = "cpu",
     overwrite: bool = False,
     partial: bool = False,
+    max_damage: float | None = MAX_DAMAGE,
     progress: Callable[[int, int, str], None] = lambda _done, _total, _note: None,
 ) -> Defended:
     """Repair a model file by any method, and measure it before and after if asked to.
@@ -69,6 +71,7 @@ def defend(
         device: where to run.
         overwrite: whether an existing output may be replaced.
         partial: whether to write even if part of the network could not be read.
+        max_damage: points of accuracy that the repair may be predicted to cost if it is written, as in `repair`.
         progress: called with (done, total, a note).
 
     Raises:
@@ -77,6 +80,7 @@ def defend(
         SettingError: a setting is out of its range, or no data set was given to a method that needs one.
         MethodError: the method cannot work on this network.
         IncompleteError: part of the network could not be read, and `partial` is false; nothing was written.
+        DamageError: the repair is predicted to cost too much; nothing was written.
         OutputError: the output exists, is the input, or cannot be written.
     """
     from unbackdoor.data import dataset_spec, load_dataset
@@ -84,6 +88,7 @@ def defend(
 
     if output is not None:
         checkpoint.check_output(output, overwrite=overwrite, inputs=[source])
+    check_limit(max_damage)
     method, attack = as_method(method), as_attack(attack)
     wants = method.needs != "nothing"
     if data is None and (wants or measured):
@@ -119,6 +124,10 @@ def defend(
             if not report.editable:
                 rest = "no layer that can be edited was found, so there is nothing to repair"
             raise IncompleteError(f"{source}: {report.gap}; nothing was written; {rest}", report)
+        if max_damage is not None:
+            fresh = dataclasses.replace(case, generator=torch.Generator().manual_seed(0))
+            report = with_damage(report, lambda: (fresh, outcome.model))
+            check_damage(report, max_damage, source)
         state = outcome.model.state_dict()
         tensors = {
             name: state[name].detach().to("cpu", tensor.dtype) for name, tensor in file.checkpoint.tensors.items()

@@ -170,13 +170,14 @@ def _tied(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return result
 
 
-def case_of(file: ModelFile, method: Defence, *, seed: int = 0) -> Case:
+def case_of(file: ModelFile, method: Defence, *, seed: int = 0, example: Any = None) -> Case:
     """The `Case` of a file without images.
 
     Args:
         file: the model file.
         method: a method that only needs the network.
         seed: for its random numbers.
+        example: an input, which tells a method that runs the network what images it takes.
 
     Raises:
         SettingError: the method needs images.
@@ -185,8 +186,12 @@ def case_of(file: ModelFile, method: Defence, *, seed: int = 0) -> Case:
         raise SettingError(
             f"{method.name} needs {method.needs}, which scan and repair do not take; use defend with a data set"
         )
-    network = network_of(file) if method.needs_gradients and file.arch is not None else file.source
-    return Case(network=network, graph=file.graph, generator=torch.Generator().manual_seed(seed))
+    from unbackdoor.api.images import trained_on
+
+    generator = torch.Generator().manual_seed(seed)
+    if not method.runs or file.arch is None:
+        return Case(network=file.source, graph=file.graph, generator=generator)
+    return Case(network=network_of(file), graph=file.graph, example=example, spec=trained_on(file), generator=generator)
 
 
 def with_source(report: Report, file: ModelFile) -> Report:

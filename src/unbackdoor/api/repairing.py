@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor import checkpoint
 from unbackdoor.api.arguments import as_method
-from unbackdoor.api.reading import ModelFile, case_of, memory_of, open_model, with_source
+from unbackdoor.api.damage import MAX_DAMAGE, check_damage, check_limit, with_damage
+from unbackdoor.api.images import trained_on
+from unbackdoor.api.reading import ModelFile, case_of, memory_of, network_of, open_model, with_source
 from unbackdoor.checkpoint import ARCH_KEY, Checkpoint
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import LPP
+from unbackdoor.defender.case import Case
 from unbackdoor.errors import CheckpointError, IncompleteError, SettingError
 from unbackdoor.findings import Remark, Report
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.models import Arch
-from unbackdoor.prune import Plan
+from unbackdoor.prune import Plan, copy_model
 
 
 def repair(
@@ -34,6 +37,7 @@ def repair(
     overwrite: bool = False,
     partial: bool = False,
     dry_run: bool = False,
+    max_damage: float | None = MAX_DAMAGE,
 ) -> Report:
     """Write a repaired copy of a model file, completely or not at all, and read it back to check it.
 
@@ -47,24 +51,30 @@ def repair(
         overwrite: whether an existing output may be replaced.
         partial: whether to write even if part of the network could not be read or paired.
         dry_run: only report; write nothing.
+        max_damage: points of accuracy that the repair may be predicted to cost; inf allows any loss, and None predicts
+            none. Where the network cannot be run the loss is not known, which the report says, and nothing is refused.
 
     Raises:
         CheckpointError, ArchitectureError: the file cannot be read, is not that network's, or is damaged: most of a
             tensor or layer is NaN.
         IncompleteError: part of the network could not be read or paired and `partial` is false, or no layer can be
             edited; nothing was written.
+        DamageError: the repair is predicted to cost too much; nothing was written.
         OutputError: the output exists, is the input, or cannot be written.
-        SettingError: no output was given.
+        SettingError: no output was given, or `max_damage` is out of its range.
     """
+    check_limit(max_damage)
     if output is not None:
         checkpoint.check_output(output, overwrite=overwrite, inputs=[source])
     elif not dry_run:
         raise SettingError("repair: expected an output, or dry_run=True")
     file = open_model(source, arch=arch, key=key, example=example)
     method = LPP() if method is None else as_method(method)
-    plan = method.plan_for(case_of(file, method))
+    plan = method.plan_for(case_of(file, method, example=example))
     report = with_source(plan.report(action="repair"), file)
     _refuse_damaged(plan, file)
+    if max_damage is not None and not report.blocks(partial=partial):
+        report = _with_damage(report, plan, file, example)
     if dry_run or output is None:
         return dataclasses.replace(report, action="plan")
     if report.blocks(partial=partial):
@@ -74,9 +84,25 @@ def repair(
         raise IncompleteError(
             f"{source}: {report.gap}; nothing was written; {rest}", dataclasses.replace(report, action="plan")
         )
+    check_damage(dataclasses.replace(report, action="plan"), max_damage, source)
     tensors = _copy_edited(file.checkpoint.tensors, {edit.name for edit in plan.edits}, file.graph)
     plan.apply_(tensors)
     return write_repaired(report, tensors, file, Path(output), overwrite=overwrite)
+
+
+def _with_damage(report: Report, plan: Plan, file: ModelFile, example: Any) -> Report:
+    """The report with the predicted loss of accuracy, or with why there is no prediction."""
+    if not plan.edits:
+        return dataclasses.replace(report, damage_unknown="nothing is changed")
+
+    def networks() -> tuple[Case, nn.Module]:
+        before = network_of(file)
+        after = copy_model(before)
+        plan.apply_(after)
+        generator = torch.Generator().manual_seed(0)
+        return Case(network=before, example=example, spec=trained_on(file), generator=generator), after
+
+    return with_damage(report, networks)
 
 
 def write_repaired(

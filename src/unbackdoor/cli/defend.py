@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -17,25 +18,27 @@ from unbackdoor.cli.options import (
     csv_option,
     download_option,
     emit,
-    force_option,
     input_option,
     is_file_name,
     key_option,
+    max_damage_option,
+    overrule_option,
     part_and_file,
     part_option,
     quiet_option,
     registered,
     say_written,
 )
-from unbackdoor.errors import IncompleteError, SettingError
+from unbackdoor.errors import DamageError, IncompleteError, SettingError
 
 #: Options that name a file or folder of this machine.
 _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o")
 
 
 @click.command(
-    epilog="Exit codes: 0 done; 2 error, or file refused; 3 part of the model could not be read, or no layer was "
-    "scored. Then nothing is written without --partial. With it, 3 also means that only the classifier was edited."
+    epilog="Exit codes: 0 done; 2 error, file refused, or too large a loss of accuracy predicted; 3 part of the model "
+    "could not be read, or no layer was scored. Then nothing is written without --partial. With it, 3 also means that "
+    "only the classifier was edited."
 )
 @click.argument("model")
 @click.option(
@@ -93,7 +96,8 @@ _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o")
     "--record", "record_file", type=click.Path(path_type=Path), help="Write settings, rates and time as JSON."
 )
 @csv_option
-@force_option
+@max_damage_option
+@overrule_option
 @quiet_option
 def command(
     *,
@@ -119,6 +123,7 @@ def command(
     report_file: Path | None,
     record_file: Path | None,
     csv_file: Path | None,
+    max_damage: float | None,
     force: bool,
     quiet: bool,
 ) -> int:
@@ -148,6 +153,7 @@ def command(
         attack = load_attack(attack_text) if attack_text.endswith(".json") else parse_attack(attack_text)
     announce(arch, quiet=quiet)
     code = 0
+    limit = max_damage if max_damage is None or not force else math.inf
     done = None
     try:
         with bar(method.name, quiet=quiet) as update:
@@ -170,6 +176,7 @@ def command(
                 device=device,
                 overwrite=force,
                 partial=partial,
+                max_damage=limit,
                 progress=update,
             )
         report = done.report
@@ -178,6 +185,9 @@ def command(
     except IncompleteError as error:
         say(str(error))
         report, code = error.report, 3
+    except DamageError as error:
+        say(str(error))
+        report, code = error.report, 2
     text = {"text": report.to_text, "json": report.to_json, "html": report.to_html}[form]()
     emit(text, report_file, overwrite=force)
     if done is not None and done.before is not None and done.after is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -69,6 +70,18 @@ download_option = click.option(
 )
 quiet_option = click.option("--quiet", is_flag=True, help="Print only errors on stderr.")
 force_option = click.option("--force", is_flag=True, help="Replace an output that already exists.")
+overrule_option = click.option(
+    "--force", is_flag=True, help="Replace an output that already exists, and write whatever loss is predicted."
+)
+max_damage_option = click.option(
+    "--max-damage",
+    metavar="POINTS",
+    default="3",
+    show_default=True,
+    callback=lambda _context, _option, text: _parse_limit(text),
+    help="Write nothing if the repair is predicted, from generated images, to cost more points of accuracy; "
+    "none predicts nothing, which is faster. Not predicted where the network or its images' size is not known.",
+)
 csv_option = click.option(
     "--csv",
     "csv_file",
@@ -192,6 +205,18 @@ def _parse_input(text: str) -> Any:
     from unbackdoor.inputs import parse_example
 
     return parse_example(text)
+
+
+def _parse_limit(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not limit >= 0:
+        raise SettingError(f"--max-damage: expected points of accuracy from 0, or none, got {text!r}")
+    return limit
 
 
 def _parse_numbers(option: str, text: str) -> tuple[float, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,23 @@ from unbackdoor.cli.options import (
     arch_option,
     build_method,
     emit,
-    force_option,
     format_option,
     input_option,
     key_option,
+    max_damage_option,
     method_options,
+    overrule_option,
     quiet_option,
     say_written,
 )
-from unbackdoor.errors import ArchitectureError, CheckpointError, IncompleteError, SettingError
+from unbackdoor.errors import ArchitectureError, CheckpointError, DamageError, IncompleteError, SettingError
 from unbackdoor.report.sarif import render_unread
 
 
 @click.command(
-    epilog="Exit codes: 0 written and read back (with --dry-run: would be); 2 error, or file refused; 3 part of the "
-    "model could not be read or paired. Then nothing is written, unless --partial is given and a layer can be edited. "
-    "With --partial, 3 means that only the classifier was edited."
+    epilog="Exit codes: 0 written and read back (with --dry-run: would be); 2 error, file refused, or too large a loss "
+    "of accuracy predicted; 3 part of the model could not be read or paired. Then nothing is written, unless --partial "
+    "is given and a layer can be edited. With --partial, 3 means that only the classifier was edited."
 )
 @click.argument("source", metavar="IN")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
@@ -41,7 +43,8 @@ from unbackdoor.report.sarif import render_unread
 @click.option(
     "--report", "report_file", type=click.Path(path_type=Path), help="Write the report to this file, not to stdout."
 )
-@force_option
+@max_damage_option
+@overrule_option
 @quiet_option
 def command(
     *,
@@ -55,12 +58,14 @@ def command(
     partial: bool,
     form: str,
     report_file: Path | None,
+    max_damage: float | None,
     force: bool,
     quiet: bool,
     **settings: Any,
 ) -> int:
     """Prune and shrink a network's outlier channels, with no data. The input file is never modified."""
     from unbackdoor.api import repair
+    from unbackdoor.api.damage import check_damage
     from unbackdoor.atomic import check_target
     from unbackdoor.cli import say
 
@@ -72,6 +77,7 @@ def command(
         check_target(report_file, overwrite=force, inputs=[source])
     announce(arch, quiet=quiet)
     code = 0
+    limit = max_damage if max_damage is None or not force else math.inf
     try:
         report = repair(
             source,
@@ -82,13 +88,19 @@ def command(
             example=example,
             overwrite=force,
             partial=partial,
+            max_damage=limit,
             dry_run=dry_run,
         )
+        if dry_run:
+            check_damage(report, limit, source)
         if report.only_classifier or (dry_run and report.blocks(partial=partial)):
             code = 3
     except IncompleteError as error:
         say(str(error))
         report, code = error.report, 3
+    except DamageError as error:
+        say(str(error))
+        report, code = error.report, 2
     except (CheckpointError, ArchitectureError) as error:
         if form != "sarif":
             raise

@@ -47,6 +47,11 @@ class Defence(Configured, Published, ABC):
     #: What it costs, in passes over the images it is given.
     passes: ClassVar[str] = "none"
 
+    @property
+    def runs(self) -> bool:
+        """Whether it runs the network, rather than read its weights alone."""
+        return self.needs != "nothing" or self.needs_gradients
+
     @abstractmethod
     def plan_for(self, case: Case) -> Plan:
         """The method itself: what it would do in this case; nothing is changed.

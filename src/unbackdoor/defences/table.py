@@ -9,7 +9,7 @@ from unbackdoor.settings import build, read_options
 
 #: Class methods that build a method with settings of another source, or others that belong together, as `--preset`
 #: names them.
-PRESETS = ("backdoorbench", "as_published", "as_printed", "either_norm")
+PRESETS = ("backdoorbench", "as_published", "as_printed", "either_norm", "auto")
 
 __all__ = ["DEFENCES", "PRESETS", "data_based", "data_free", "parse_method", "presets_of"]
 

@@ -20,7 +20,11 @@ class Damage:
         loss: of accuracy, in points.
         low, high: 90 % of the losses that the meter was calibrated on lay within such bounds.
         changed: kind of image -> share of the answers that changed.
-        recall: of each class, the share of images answered with it before that are no longer; None where none was.
+        images: of each kind.
+        recall: of each class, the share of the images of its own that are no longer answered with it; None where none
+            was.
+        apart: the class whose logit moved most against the others, which the loss leaves out: where a repair removes a
+            backdoor, the attacker's. None where none moved, or there are two.
         calibrated_on: the edits and networks behind the prediction.
         notes: which images the network takes, and how that is known.
     """
@@ -29,10 +33,17 @@ class Damage:
     low: float
     high: float
     changed: Mapping[str, float]
+    images: int
     recall: tuple[float | None, ...]
+    apart: int | None
     calibrated_on: str
     notes: tuple[str, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
+
+    @property
+    def summary(self) -> str:
+        """The loss and its interval in words."""
+        return f"{self.loss:.1f} points (90 % of such losses: {self.low:.1f} to {self.high:.1f})"
 
     @property
     def fallen(self) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from unbackdoor.findings.damage import Damage
 from unbackdoor.findings.unusual import unusual
 from unbackdoor.findings.values import as_json, plain, plain_settings, rendered
 from unbackdoor.findings.witness import Witness
@@ -158,6 +159,8 @@ class Report:
         data: the images that the method was given, or None.
         story: what a method that chooses by itself tried, what came of it and what it chose, in sentences.
         witness: what the witnesses say, where they were asked, or `no_witness` why they could not look.
+        damage: the loss of accuracy that a repair is predicted to cost; None where that was not asked, or is not known,
+            and `damage_unknown` why.
         source: the file read, `digest` its SHA-256 and `arch` the architecture it was read with.
         output: the file written.
     """
@@ -176,6 +179,8 @@ class Report:
     story: tuple[str, ...] = ()
     witness: Witness | None = None
     no_witness: str = ""
+    damage: Damage | None = None
+    damage_unknown: str = ""
     source: str | None = None
     digest: str | None = None
     arch: str | None = None
@@ -235,6 +240,10 @@ class Report:
         """Whether a layer was scored whose part in the network is known."""
         unknown = {remark.path for remark in self.not_covered}
         return any(layer.path not in unknown for layer in self.layers)
+
+    def too_damaging(self, limit: float | None) -> bool:
+        """Whether a larger loss of accuracy is predicted than the limit, if there is one."""
+        return limit is not None and self.damage is not None and self.damage.loss > limit
 
     @property
     def changed(self) -> bool:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jinja2 import Template
 
 from unbackdoor.findings import LayerReport, Report, Stage
-from unbackdoor.report import strip, summary
+from unbackdoor.report import damage, strip, summary
 from unbackdoor.report.figures import Curve, curve
 from unbackdoor.report.pages import page
 from unbackdoor.report.witness_page import WitnessView
@@ -140,6 +140,11 @@ class View:
         if self.report.unusual is not None:
             found.append(Alarm("Unusually many outliers", self.report.unusual, ()))
         return found
+
+    @property
+    def damage(self) -> list[str]:
+        """What accuracy the repair is predicted to cost, in words."""
+        return damage.of_report(self.report)
 
     @property
     def tiles(self) -> list[Tile]:

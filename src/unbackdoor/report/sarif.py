@@ -92,6 +92,10 @@ def render(report: Report) -> str:
         "method": short(report.method, NAME_LIMIT),
         "settings": {short(k, NAME_LIMIT): short(v, NAME_LIMIT) for k, v in summary.settings(report.settings).items()},
     }
+    if report.damage is not None:
+        properties["predicted_loss"] = {name: getattr(report.damage, name) for name in ("loss", "low", "high")}
+    elif report.damage_unknown:
+        properties["predicted_loss"] = f"not predicted: {short(report.damage_unknown, NAME_LIMIT)}"
     results = [_result(uri, *finding) for finding in _findings(report)]
     return _document(uri, list(_notifications(report)), results, properties, report.digest, success=report.complete)
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 from unbackdoor.findings import ClassifierReport, LayerReport, Report
-from unbackdoor.report import summary, witness
+from unbackdoor.report import damage, summary, witness
 from unbackdoor.report.escape import short, visible, width
 
 COLUMNS = 100
@@ -25,6 +25,7 @@ def render(report: Report) -> str:
         [line for told in report.story for line in _wrap(told, first="- ", rest="  ")],
         _findings(report),
         _unusual(report),
+        [line for words in damage.of_report(report) for line in _wrap(words, rest="  ")],
         [line for stage in report.stages for line in _wrap(summary.stage(stage), first="", rest="  ")],
         _table(report),
         _channels(report),

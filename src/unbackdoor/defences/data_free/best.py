@@ -8,8 +8,8 @@ It needs no data, and has no paper of its own.
 
 A repair closes the class if `left` is at most `closed`. Among those that do, the one with the smallest
 changed + recall / classes is taken: each class counts alike. Where none does, the one that leaves least. Forgetting and
-erasing are tried; if neither closes the class, erasing is tried behind forgetting. A repair that changes too many answers of other
-classes is never taken.
+erasing are tried; if neither closes the class, erasing is tried behind forgetting. A repair that changes too many
+answers of other classes is never taken.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ Where this code departs from the authors' published code (`CLP.as_published()` r
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from unbackdoor.channel_scores import scores_of
 from unbackdoor.defences.base import DEFENCES, Defence
+from unbackdoor.defences.data_free.auto import strongest
 from unbackdoor.defender.case import Case
 from unbackdoor.findings.layers import Layer
 from unbackdoor.lipschitz import NormFactor
@@ -55,14 +58,34 @@ class CLP(Defence):
         False, "whether layers without a BatchNorm are left alone, as in the published code", own=True
     )
     correction: int = setting(1, "1 divides the variance by c - 1 (published), 0 by c", choices=(0, 1))
+    budget: float = setting(
+        math.inf,
+        "points of accuracy that it may be predicted to cost; if finite, u is chosen: the "
+        "strongest cut within it, by generated images",
+        least=0,
+        own=True,
+        added=True,
+    )
 
     @classmethod
     def as_published(cls) -> CLP:
         """The authors' formula: no eps, BatchNormed convolutions only."""
         return cls(norm_factor="no_eps", only_with_norm=True)
 
+    @classmethod
+    def auto(cls, budget: float = 1.0) -> CLP:
+        """The strongest cut that is predicted to cost at most so many points of accuracy; no data."""
+        return cls(budget=budget)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs the network: to see what a cut costs."""
+        return self.budget < math.inf
+
     def plan_for(self, case: Case) -> Plan:
         """Score by sigma, prune above the threshold."""
+        if self.runs:
+            return self._within_budget(case)
         tensors, graph = case.tensors()
         editor = Editor(tensors, graph)
         layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
@@ -82,6 +105,13 @@ class CLP(Defence):
             left_alone=tuple(left_alone + editor.left_alone),
             unpaired_norms=graph.unpaired_norms,
         )
+
+    def _within_budget(self, case: Case) -> Plan:
+        """The lowest threshold that stays within the budget; the plan's settings say which."""
+        fixed = dataclasses.replace(self, budget=math.inf)
+        plan = strongest(case, self.budget, [lambda u: dataclasses.replace(fixed, u=u)])
+        plan = plan or dataclasses.replace(fixed, u=math.inf).plan_for(case)
+        return dataclasses.replace(plan, settings={**plan.settings, "budget": self.budget})
 
     def _refuse(self, layer: Layer, weight: Tensor) -> str | None:
         if weight.ndim < 3 and (layer.norm is None or self.only_with_norm):

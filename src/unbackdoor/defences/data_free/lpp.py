@@ -28,6 +28,7 @@ norm, each against its own mean and deviation in the layer. `LPP.either_norm()` 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 
 from unbackdoor.channel_scores import scores_of
 from unbackdoor.defences.base import DEFENCES, Defence
+from unbackdoor.defences.data_free.auto import Path, strongest
 from unbackdoor.defender.case import Case
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import ClassifierReport, Remark
@@ -47,6 +49,8 @@ from unbackdoor.lipschitz import NormFactor, NormKind
 from unbackdoor.papers import Paper
 from unbackdoor.prune import Editor, Plan, Population, Selection, either, eligible
 from unbackdoor.settings import setting
+
+Norm = Literal["l2", "l2sq", "spectral", "either"]
 
 #: What a score is where there are two a channel.
 DEVIATIONS = (
@@ -97,7 +101,7 @@ class LPP(Defence):
         'the reciprocal with gamma\'s sign, as it is printed; or "none"',
         own=True,
     )
-    norm: Literal["l2", "l2sq", "spectral", "either"] = setting(
+    norm: Norm = setting(
         "l2",
         '"l2" (Algorithm 1), "l2sq" (the other reading of Sec. 3.3), "spectral" (CLP\'s), or "either": an '
         'outlier by "l2" or by "spectral" is one',
@@ -118,6 +122,14 @@ class LPP(Defence):
         own=True,
     )
     correction: int = setting(0, "0 divides the variance by c (Algorithm 1, line 8), 1 by c - 1", choices=(0, 1))
+    budget: float = setting(
+        math.inf,
+        "points of accuracy that it may be predicted to cost; if finite, upper, lower, band and norm are chosen: the "
+        "strongest cut within it, by generated images",
+        least=0,
+        own=True,
+        added=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,8 +151,20 @@ class LPP(Defence):
         """Outliers by the filter's length or by its spectral norm, and no band."""
         return cls(norm="either", band=0.0)
 
+    @classmethod
+    def auto(cls, budget: float = 1.0) -> LPP:
+        """The strongest cut that is predicted to cost at most so many points of accuracy; no data."""
+        return cls(budget=budget)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs the network: to see what a cut costs."""
+        return self.budget < math.inf
+
     def plan_for(self, case: Case) -> Plan:
         """Algorithm 1, up to the point where weights would change."""
+        if self.runs:
+            return self._within_budget(case)
         tensors, graph = case.tensors()
         editor = Editor(tensors, graph, self.scale)
         layers, not_covered, left_alone = eligible(tensors, graph, self._refuse)
@@ -158,6 +182,24 @@ class LPP(Defence):
             unpaired_norms=graph.unpaired_norms,
             score=DEVIATIONS if self.norm == "either" else "",
         )
+
+    def _within_budget(self, case: Case) -> Plan:
+        """Both tails at one threshold, by either norm or both, with the band or without; the plan's settings say which.
+
+        Where nothing stays within the budget, nothing is cut.
+        """
+        fixed = dataclasses.replace(self, budget=math.inf)
+
+        def path(norm: Norm, band: float) -> Path:
+            return lambda u: dataclasses.replace(fixed, norm=norm, band=band, upper=u, lower=-u)
+
+        norms: tuple[Norm, ...] = ("l2", "spectral", "either")
+        plan = strongest(
+            case, self.budget, [path(norm, band) for norm in norms for band in dict.fromkeys((self.band, 0))]
+        )
+        if plan is None:
+            plan = dataclasses.replace(fixed, upper=math.inf, lower=-math.inf, fc_weights=0).plan_for(case)
+        return dataclasses.replace(plan, settings={**plan.settings, "budget": self.budget})
 
     def _select(self, tensors: Tensors, layers: list[Layer], graph: LayerGraph) -> list[Selection]:
         """Lines 5 to 13."""
