@@ -36,6 +36,7 @@ NAMES = [
     "Plan",
     "Report",
     "UnbackdoorError",
+    "best",
     "channel_lipschitz",
     "defend",
     "detect",

@@ -14,6 +14,7 @@ from planted_networks import EXAMPLE, Stripes, Toy
 from unbackdoor.api import witnessing
 from unbackdoor.defender.clean_networks import CleanNetwork, CleanNetworks
 from unbackdoor.defender.look import look
+from unbackdoor.defender.witnessed import picture
 from unbackdoor.errors import MethodError, SettingError
 
 
@@ -107,7 +108,7 @@ def test_witness_takes_a_file_or_a_network(toy: tuple[Path, str]) -> None:
 
 def test_pictures_are_of_any_channels_and_size() -> None:
     for shape in ((1, 8, 8), (3, 300, 200), (5, 8, 8)):
-        assert witnessing.picture(torch.rand(shape)).startswith("data:image/png;base64,")
+        assert picture(torch.rand(shape)).startswith("data:image/png;base64,")
 
 
 def test_wrong_arguments() -> None:

@@ -1,4 +1,5 @@
-"""What every data-free method promises, as a table: whoever registers one is tested by adding nothing."""
+"""What every data-free method that reads weights alone promises, as a table: whoever registers one is tested by adding
+nothing."""
 
 import dataclasses
 import inspect
@@ -22,7 +23,11 @@ from unbackdoor.settings import settings_of
 
 assert unbackdoor.defences.data_free
 
-METHODS = {name: DEFENCES[name] for name in DEFENCES if DEFENCES[name].needs == "nothing"}
+METHODS = {
+    name: DEFENCES[name]
+    for name in DEFENCES
+    if DEFENCES[name].needs == "nothing" and not DEFENCES[name].needs_gradients
+}
 
 
 def with_outliers(model: nn.Module) -> nn.Module:

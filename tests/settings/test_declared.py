@@ -114,6 +114,7 @@ def test_a_range_is_its_ends_and_what_is_between(
 
 
 #: Whose default is this package's choice, of the methods whose records say so.
+LOOKING = ("label", "surrogates", "search_steps")
 OWN = {
     "anp": {"holdout", "tolerance"},
     "bnp": set(),
@@ -122,6 +123,9 @@ OWN = {
     "fp": set(),
     "ft": set(),
     "ibau": {"radius"},
+    "best": {*LOOKING, "closed", "most"},
+    "erase": {*LOOKING, "rounds", "overshoot", "ridge"},
+    "forget": {*LOOKING, "rounds", "steps", "lr", "momentum", "clip", "batch_size", "keep"},
     "lpp": {"lower", "upper", "fc_weights", "norm_factor", "scale", "shrink_to", "upscale", "layers", "budget"},
     "nad": {"cutout"},
     "rnp": {"holdout", "tolerance"},

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unbackdoor.api.reading import MAX_ARCH, ModelFile, network_of
-from unbackdoor.defender.case import Case, Needs
+from unbackdoor.defences.base import Defence
+from unbackdoor.defender.case import Case, Needs, Progress, silent
 from unbackdoor.errors import ArchitectureError, SettingError
 from unbackdoor.inputs import Normalisation
 from unbackdoor.models import parse_arch
@@ -20,8 +21,6 @@ from unbackdoor.records import read_json
 if TYPE_CHECKING:
     from unbackdoor.attacks import Attack
     from unbackdoor.data import DatasetSpec, LabelledImages
-
-Progress = Callable[[int, int, str], None]
 
 #: BackdoorBench's names of data sets that have another one here.
 _BACKDOORBENCH_DATA = {"tiny": "tiny_imagenet"}
@@ -66,6 +65,38 @@ def case_with_network(
         normalisation=normalisation,
         generator=torch.Generator().manual_seed(seed),
         output=output,
+        progress=progress,
+    )
+
+
+def case_of(
+    file: ModelFile, method: Defence, *, seed: int = 0, example: Any = None, progress: Progress = silent
+) -> Case:
+    """The `Case` of a file without images.
+
+    Args:
+        file: the model file.
+        method: a method that only needs the network.
+        seed: for its random numbers.
+        example: an input, which tells a method that runs the network what images it takes.
+        progress: called with (done, total, a note).
+
+    Raises:
+        SettingError: the method needs images.
+    """
+    if method.needs != "nothing":
+        raise SettingError(
+            f"{method.name} needs {method.needs}, which scan and repair do not take; use defend with a data set"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    if not method.runs or file.arch is None:
+        return Case(network=file.source, graph=file.graph, generator=generator, progress=progress)
+    return Case(
+        network=network_of(file),
+        graph=file.graph,
+        example=example,
+        spec=trained_on(file),
+        generator=generator,
         progress=progress,
     )
 

@@ -22,8 +22,6 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from unbackdoor import checkpoint
 from unbackdoor.api.arguments import as_arch
 from unbackdoor.checkpoint import ARCH_KEY, MODEL_NAME, Checkpoint, Contents
-from unbackdoor.defences.base import Defence
-from unbackdoor.defender.case import Case
 from unbackdoor.errors import ArchitectureError, CheckpointError, SettingError
 from unbackdoor.findings import Remark, Report
 from unbackdoor.findings.layers import LayerGraph
@@ -168,30 +166,6 @@ def _tied(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
                 result[twin] = nn.Parameter(result[twin], requires_grad=own.requires_grad)
             result[name] = result[twin]
     return result
-
-
-def case_of(file: ModelFile, method: Defence, *, seed: int = 0, example: Any = None) -> Case:
-    """The `Case` of a file without images.
-
-    Args:
-        file: the model file.
-        method: a method that only needs the network.
-        seed: for its random numbers.
-        example: an input, which tells a method that runs the network what images it takes.
-
-    Raises:
-        SettingError: the method needs images.
-    """
-    if method.needs != "nothing":
-        raise SettingError(
-            f"{method.name} needs {method.needs}, which scan and repair do not take; use defend with a data set"
-        )
-    from unbackdoor.api.images import trained_on
-
-    generator = torch.Generator().manual_seed(seed)
-    if not method.runs or file.arch is None:
-        return Case(network=file.source, graph=file.graph, generator=generator)
-    return Case(network=network_of(file), graph=file.graph, example=example, spec=trained_on(file), generator=generator)
 
 
 def with_source(report: Report, file: ModelFile) -> Report:

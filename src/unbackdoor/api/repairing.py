@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from unbackdoor import checkpoint
 from unbackdoor.api.arguments import as_method
 from unbackdoor.api.damage import MAX_DAMAGE, check_damage, check_limit, with_damage
-from unbackdoor.api.images import trained_on
-from unbackdoor.api.reading import ModelFile, case_of, memory_of, network_of, open_model, with_source
+from unbackdoor.api.images import case_of, check_seed, trained_on
+from unbackdoor.api.reading import ModelFile, memory_of, network_of, open_model, with_source
 from unbackdoor.checkpoint import ARCH_KEY, Checkpoint
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import LPP
-from unbackdoor.defender.case import Case
+from unbackdoor.defender.case import Case, Progress, silent
 from unbackdoor.errors import CheckpointError, IncompleteError, SettingError
 from unbackdoor.findings import Remark, Report
 from unbackdoor.findings.layers import LayerGraph
@@ -38,6 +38,8 @@ def repair(
     partial: bool = False,
     dry_run: bool = False,
     max_damage: float | None = MAX_DAMAGE,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Report:
     """Write a repaired copy of a model file, completely or not at all, and read it back to check it.
 
@@ -53,6 +55,8 @@ def repair(
         dry_run: only report; write nothing.
         max_damage: points of accuracy that the repair may be predicted to cost; inf allows any loss, and None predicts
             none. Where the network cannot be run the loss is not known, which the report says, and nothing is refused.
+        seed: of what a method draws that makes images of its own.
+        progress: called with (done, total, a note) by a method that takes long.
 
     Raises:
         CheckpointError, ArchitectureError: the file cannot be read, is not that network's, or is damaged: most of a
@@ -64,13 +68,14 @@ def repair(
         SettingError: no output was given, or `max_damage` is out of its range.
     """
     check_limit(max_damage)
+    check_seed(seed)
     if output is not None:
         checkpoint.check_output(output, overwrite=overwrite, inputs=[source])
     elif not dry_run:
         raise SettingError("repair: expected an output, or dry_run=True")
     file = open_model(source, arch=arch, key=key, example=example)
     method = LPP() if method is None else as_method(method)
-    plan = method.plan_for(case_of(file, method, example=example))
+    plan = method.plan_for(case_of(file, method, seed=seed, example=example, progress=progress))
     report = with_source(plan.report(action="repair"), file)
     _refuse_damaged(plan, file)
     if max_damage is not None and not report.blocks(partial=partial):

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from unbackdoor.api.arguments import as_method
-from unbackdoor.api.images import check_seed
-from unbackdoor.api.reading import case_of, open_model, with_source
+from unbackdoor.api.images import case_of, check_seed
+from unbackdoor.api.reading import open_model, with_source
 from unbackdoor.api.witnessing import witness, witness_file
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import LPP
@@ -57,6 +57,11 @@ def scan(
         check_seed(seed)
     given = normalisation(mean, std)
     method = LPP() if method is None else as_method(method)
+    if method.needs_gradients:
+        raise SettingError(
+            f"scan: expected a method that scores channels, got {method.name}, which tries "
+            "edits; use repair --dry-run, or scan --deep"
+        )
     if isinstance(source, nn.Module):
         report = method.plan(source, example=example).report(action="scan")
         if not deep:

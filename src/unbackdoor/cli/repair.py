@@ -44,6 +44,7 @@ from unbackdoor.report.sarif import render_unread
     "--report", "report_file", type=click.Path(path_type=Path), help="Write the report to this file, not to stdout."
 )
 @max_damage_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Decides all that a method draws.")
 @overrule_option
 @quiet_option
 def command(
@@ -59,15 +60,18 @@ def command(
     form: str,
     report_file: Path | None,
     max_damage: float | None,
+    seed: int,
     force: bool,
     quiet: bool,
     **settings: Any,
 ) -> int:
-    """Prune and shrink a network's outlier channels, with no data. The input file is never modified."""
+    """Repair a network with no data: by its outlier channels, or (best, forget, erase) by closing the class that is
+    too easy to reach. The input file is never modified."""
     from unbackdoor.api import repair
     from unbackdoor.api.damage import check_damage
     from unbackdoor.atomic import check_target
     from unbackdoor.cli import say
+    from unbackdoor.cli.progress import bar
 
     if output is None and not dry_run:
         raise SettingError("repair: expected -o OUT, the name of the repaired file, or --dry-run")
@@ -79,18 +83,22 @@ def command(
     code = 0
     limit = max_damage if max_damage is None or not force else math.inf
     try:
-        report = repair(
-            source,
-            output,
-            method=build_method(method, settings),
-            arch=arch,
-            key=key,
-            example=example,
-            overwrite=force,
-            partial=partial,
-            max_damage=limit,
-            dry_run=dry_run,
-        )
+        built = build_method(method, settings)
+        with bar("repairing", quiet=quiet or not built.runs) as update:
+            report = repair(
+                source,
+                output,
+                method=built,
+                arch=arch,
+                key=key,
+                example=example,
+                overwrite=force,
+                partial=partial,
+                max_damage=limit,
+                dry_run=dry_run,
+                seed=seed,
+                progress=update,
+            )
         if dry_run:
             check_damage(report, limit, source)
         if report.only_classifier or (dry_run and report.blocks(partial=partial)):
