@@ -10,7 +10,6 @@ import unbackdoor
 from cli_runs import PACKAGED, refuse, run
 from unbackdoor.errors import MethodError, SettingError
 
-
 pytestmark = pytest.mark.usefixtures("meter_unasked")
 
 
