@@ -5,14 +5,15 @@ says little: generated images lie nearer to where a network decides than real on
 network to network. But an edit moves the logits of generated images about as far as those of real ones, and the farther
 it moves them, the more real answers change.
 
-    d          logits after - logits before, of one image
-    moved(k)   mean over the images of kind k of the variance of d over the classes but one, in logits squared
-    loss       sum over kinds of a_k moved(k), all a_k non-negative (Lawson & Hanson), at most 100 points
+    d          logits after - logits before, of one image, less their mean over the images of its kind
+    moved(k)   median over the images of kind k of the variance of d over the classes but one, in units of the median
+               variance of the impressions' logits before
+    loss       sum over kinds of a_k moved(k)^POWER, all a_k non-negative, at most 100 points
     interval   loss / below - rest to loss * above + rest, so wide that 90 % of the calibration lay within
 
-The class that is left out is the one whose logit moved most against the others. Where a repair removes a backdoor, that
-is the attacker's: every image lost it, and no accuracy is lost by that. Whether the class is still answered is told
-apart (`recall`). Logits of an unusual scale are brought to a usual one first (USUAL).
+Where a repair removes a backdoor, all generated images lose what had drawn them to the attacker's class; real images
+never had it. That is why their common movement is taken away, and the class left out whose logit moved most against the
+others. Whether that class is still answered is told apart (`recall`).
 
 The coefficients are in meter.json, fitted on networks with known data by `python studies/damage.py fit`.
 """
@@ -33,14 +34,14 @@ from unbackdoor.defender.surrogates import class_images, dead_leaves
 from unbackdoor.findings import Damage
 
 #: Images of each kind, and how many a network has that runs slowly.
-COUNT, LEAST = 100, 10
+COUNT, LEAST = 100, 20
 #: Floating-point operations that the images may take; more of a network of which LEAST take more, up to LONGEST, where
 #: nobody asked for them.
-EFFORT, LONGEST = 5e11, 6e12
+EFFORT, LONGEST = 1.2e12, 6e12
 #: Passes through the network that an image of each kind takes: making an impression is most of it.
 PASSES = 160
-#: Between these, the standard deviation of an impression's logits over the classes is usual.
-USUAL = (2.0, 5.0)
+#: Of what moved; 1 was too low for large edits of the calibration, and 1.5 too high.
+POWER = 1.25
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What meter.json holds.
 
     Attributes:
-        weights: feature -> points of accuracy for each unit of it.
+        weights: feature -> points of accuracy for each unit of its POWER.
         below, above, rest: the interval is loss / below - rest to loss * above + rest, in points.
         made_on: what it was fitted on, in words.
     """
@@ -129,30 +130,25 @@ def moved(before: dict[str, Tensor], now: dict[str, Tensor]) -> dict[str, float]
     Args:
         before, now: kind -> (N, classes) logits.
     """
-    apart, scale = class_apart(before, now), _scale(before["impressions"])
-    found = {}
+    apart, found = class_apart(before, now), {}
+    unit = float(before["impressions"].double().var(1, correction=0).median()) or 1.0
     for kind, logits in before.items():
-        change = (now[kind].double() - logits.double()) / scale
+        change = now[kind].double() - logits.double()
+        change = change - change.mean(0)
         others = change if apart is None else torch.cat([change[:, :apart], change[:, apart + 1 :]], 1)
-        found[f"moved {kind}"] = float(others.var(1, correction=0).mean())
+        found[f"moved {kind}"] = float(others.var(1, correction=0).median()) / unit
     return found
 
 
 def class_apart(before: dict[str, Tensor], now: dict[str, Tensor]) -> int | None:
-    """The class whose logit moved most against the others'; None of fewer than three classes, or where none moved.
+    """The class whose logit moved most against the others' on impressions; None of fewer than three, or if none moved.
 
     Args:
         before, now: kind -> (N, classes) logits.
     """
-    change = torch.cat([now[kind].double() - logits.double() for kind, logits in before.items()])
+    change = now["impressions"].double() - before["impressions"].double()
     against = (change - change.median(1, keepdim=True).values).square().mean(0)
     return int(against.argmax()) if len(against) > 2 and bool(against.any()) else None
-
-
-def _scale(impressions: Tensor) -> float:
-    """By how much the logits must be divided for a usual deviation: 1 within the usual ones."""
-    spread = float(impressions.double().var(1, correction=0).mean().sqrt())
-    return spread / min(max(spread, USUAL[0]), USUAL[1]) or 1.0
 
 
 def predict(shown: Shown, after: OnPixels, scale: Coefficients | None = None) -> Damage:
@@ -166,7 +162,7 @@ def predict(shown: Shown, after: OnPixels, scale: Coefficients | None = None) ->
     scale = scale or coefficients()
     now = answered(shown, after)
     seen = moved(shown.before, now)
-    loss = min(100.0, sum(weight * seen[name] for name, weight in scale.weights.items()))
+    loss = min(100.0, sum(weight * seen[name] ** POWER for name, weight in scale.weights.items()))
     return Damage(
         loss=loss,
         low=max(0.0, loss / scale.below - scale.rest),
