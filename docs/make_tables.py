@@ -94,8 +94,10 @@ def defences_one_by_one() -> str:
         kind = DEFENCES[name]
         parts += [f"### {name}", introduced(kind), settings_table(kind, settings_of(kind))]
         parts += departures_of(kind)
-        if kind.needs == "nothing":
+        if kind.needs == "nothing" and kind.paper is not None:
             parts.append("*Departures* from the printed text and the published code: see [fidelity.md](fidelity.md).")
+        if kind.needs == "nothing" and kind.paper is None:
+            parts.append("How it works, how it was found and what it comes to: [repairs.md](repairs.md).")
     return "\n\n".join(parts)
 
 

@@ -66,7 +66,7 @@ class Best(Looking):
 
     name: ClassVar[str] = "best"
     title: ClassVar[str] = "Best of the data-free repairs"
-    passes: ClassVar[str] = "about 60,000 passes of one generated image"
+    passes: ClassVar[str] = "about 170,000 passes of one generated image, for ten classes"
 
     closed: float = setting(
         0.1, "a repair closes the class if the easy ways still move at most this share", least=0, most=1, own=True

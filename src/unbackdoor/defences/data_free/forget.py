@@ -48,7 +48,7 @@ class Forget(Looking):
 
     name: ClassVar[str] = "forget"
     title: ClassVar[str] = "Reconstruct and forget"
-    passes: ClassVar[str] = "about 20,000 passes of one generated image"
+    passes: ClassVar[str] = "about 120,000 passes of one generated image, for ten classes"
 
     rounds: int = setting(3, "searches for easy ways, each followed by training", least=1, own=True)
     steps: int = setting(36, "of SGD a round, and at least 3 for each way", least=1, own=True)
