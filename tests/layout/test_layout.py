@@ -16,7 +16,7 @@ TESTS = sorted((CHECKOUT / "tests").rglob("*.py"))
 PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 
 #: A file of each folder of algorithms that all of them may import.
-SHARED = {"__init__", "base", "poisoning", "text", "training_control"}
+SHARED = {"__init__", "auto", "base", "poisoning", "text", "training_control"}
 
 
 def _name(file: Path) -> str:

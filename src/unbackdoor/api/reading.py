@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,9 @@ from unbackdoor.graph import layer_graph
 from unbackdoor.graph.readers.names import of_tensors
 from unbackdoor.inputs import placed, refuse_example
 from unbackdoor.models import Arch, parse_arch
+
+if TYPE_CHECKING:
+    from unbackdoor.data import DatasetSpec
 
 #: Longest network name in a file that is parsed: an untrusted string must not take long.
 MAX_ARCH = 200
@@ -170,7 +173,9 @@ def _tied(tensors: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return result
 
 
-def case_of(file: ModelFile, method: Defence, *, seed: int = 0, example: Any = None) -> Case:
+def case_of(
+    file: ModelFile, method: Defence, *, seed: int = 0, example: Any = None, trained_on: DatasetSpec | None = None
+) -> Case:
     """The `Case` of a file without images.
 
     Args:
@@ -178,6 +183,7 @@ def case_of(file: ModelFile, method: Defence, *, seed: int = 0, example: Any = N
         method: a method that only needs the network.
         seed: for its random numbers.
         example: an input, which tells a method that runs the network what images it takes.
+        trained_on: the data set that the network is known to be for, which tells it, too.
 
     Raises:
         SettingError: the method needs images.
@@ -186,12 +192,10 @@ def case_of(file: ModelFile, method: Defence, *, seed: int = 0, example: Any = N
         raise SettingError(
             f"{method.name} needs {method.needs}, which scan and repair do not take; use defend with a data set"
         )
-    from unbackdoor.api.images import trained_on
-
     generator = torch.Generator().manual_seed(seed)
     if not method.runs or file.arch is None:
         return Case(network=file.source, graph=file.graph, generator=generator)
-    return Case(network=network_of(file), graph=file.graph, example=example, spec=trained_on(file), generator=generator)
+    return Case(network=network_of(file), graph=file.graph, example=example, spec=trained_on, generator=generator)
 
 
 def with_source(report: Report, file: ModelFile) -> Report:

@@ -70,7 +70,7 @@ def repair(
         raise SettingError("repair: expected an output, or dry_run=True")
     file = open_model(source, arch=arch, key=key, example=example)
     method = LPP() if method is None else as_method(method)
-    plan = method.plan_for(case_of(file, method, example=example))
+    plan = method.plan_for(case_of(file, method, example=example, trained_on=trained_on(file)))
     report = with_source(plan.report(action="repair"), file)
     _refuse_damaged(plan, file)
     if max_damage is not None and not report.blocks(partial=partial):
