@@ -14,6 +14,7 @@ from cli_runs import refuse, run
 from layer_zoo import calibrate
 from unbackdoor import checkpoint
 from unbackdoor.api import ARCH_KEY
+from unbackdoor.defences.data_free.auto import THRESHOLDS
 from unbackdoor.defender import meter
 from unbackdoor.errors import DamageError, SettingError
 from unbackdoor.models import parse_arch
@@ -115,6 +116,20 @@ def test_where_the_loss_is_not_known(
     assert "the network is large" in why(source, *INPUT)
     text = run("repair", source, "--dry-run", *INPUT).out
     assert "Loss of accuracy: not predicted, because the network is large" in " ".join(text.split())
+
+
+@pytest.mark.usefixtures("meter_unasked")
+def test_a_budget_chooses_the_thresholds(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.safetensors"
+    done = run("repair", source, "-o", output, *INPUT, "--method", "clp", "--budget", "2", "--format", "json")
+    assert done.code == 0
+    found = json.loads(done.out)
+    assert found["damage"]["loss"] <= 2
+    assert found["settings"]["budget"] == 2
+    assert found["settings"]["u"] in THRESHOLDS
+    defended = run("defend", source, "-o", output, "--force", *INPUT, "--method", "clp:budget=2", "--format", "json")
+    assert json.loads(defended.out)["settings"] == found["settings"]
+    assert "the size of the images" in refuse("repair", source, "-o", output, "--force", "--budget", "2")
 
 
 def test_words_that_are_no_limit(source: Path, tmp_path: Path) -> None:

@@ -163,7 +163,8 @@ class TestDepartures:
 
 def test_as_published() -> None:
     assert CLP.as_published() == CLP(norm_factor="no_eps", only_with_norm=True)
-    assert CLP().settings() == {"u": 3.0, "norm_factor": "folded", "only_with_norm": False, "correction": 1, "budget": math.inf}
+    settings = {"u": 3.0, "norm_factor": "folded", "only_with_norm": False, "correction": 1, "budget": math.inf}
+    assert CLP().settings() == settings
 
 
 @pytest.mark.parametrize(

@@ -72,15 +72,16 @@ def predict_damage(
         spec = dataset_spec(data)
     generator = torch.Generator().manual_seed(seed)
     case = Case(network=before, example=example, spec=spec, normalisation=given, generator=generator, output=output)
-    return _damage(case, after)
+    return _damage(case, after, seed=seed)
 
 
-def _damage(case: Case, after: nn.Module, *, longest: float = math.inf) -> Damage:
+def _damage(case: Case, after: nn.Module, *, seed: int = 0, longest: float = math.inf) -> Damage:
     """What an edit of a case's network costs.
 
     Args:
         case: the network before.
         after: the network after.
+        seed: for the generated images.
         longest: operations that this may take.
 
     Raises:
@@ -95,7 +96,8 @@ def _damage(case: Case, after: nn.Module, *, longest: float = math.inf) -> Damag
                 f"the network is large: {meter.LEAST} generated images of each kind take {each * meter.LEAST:.1g} "
                 "floating-point operations; unbackdoor diff --damage runs them all the same"
             )
-        shown = meter.meter_images(network, case.rng, count=meter.count_for(each))
+        generator = torch.Generator().manual_seed(seed)
+        shown = meter.meter_images(network, generator, count=meter.count_for(each))
         damage = meter.predict(shown, dataclasses.replace(network, model=second.requires_grad_(False)))
     return dataclasses.replace(damage, notes=(note,))
 

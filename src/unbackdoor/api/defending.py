@@ -101,6 +101,8 @@ def defend(
         attack.check_data(dataset_spec(data))
     file = open_model(source, arch=arch, key=key, example=example)
     case = case_with_network(file, device=device, seed=seed, example=example, output=answer, progress=progress)
+    if data is not None and case.spec is None:
+        case = dataclasses.replace(case, spec=dataset_spec(data))  # for what makes images of its own
     model = case.module
     before = after = None
     test = None

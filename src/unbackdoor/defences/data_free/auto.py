@@ -49,10 +49,11 @@ def strongest(case: Case, budget: float, paths: Sequence[Path]) -> Plan | None:
         SettingError: there are only tensors.
         MethodError: the size of the network's images is not known, or it does not answer them.
     """
+    generator = torch.Generator().manual_seed(0)  # as in `predict_damage`: both see the same images
     case = dataclasses.replace(case, graph=case.layers(), generator=torch.Generator().manual_seed(0))
     with case.working("auto") as model:
         network, _ = on_pixels(case, model, exact=True)
-        shown = meter.meter_images(network, case.rng, count=meter.count_for(meter.effort(network)))
+        shown = meter.meter_images(network, generator, count=meter.count_for(meter.effort(network)))
         found = [_lowest(case, budget, path, network, shown) for path in paths]
     plans = [plan for plan in found if plan is not None]
     return max(plans, key=strength) if plans else None
