@@ -19,7 +19,7 @@ from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.inputs import Normalisation
 
 LOOKING = {name: DEFENCES[name] for name in ("best", "erase", "forget")}
-QUICK: dict[str, Any] = {"surrogates": 60, "search_steps": 25}
+QUICK: dict[str, Any] = {"surrogates": 48, "search_steps": 20}
 LEARNT = {"example": torch.zeros(2, 3, SIDE, SIDE), "normalisation": Normalisation(mean=(0.5,), std=(0.5,))}
 
 
@@ -100,14 +100,41 @@ def test_erasing_needs_one_linear_classifier_with_a_bias() -> None:
         repaired(Erase(label=4, **QUICK), trained(head=False))
 
 
-def test_a_repair_that_cannot_work_is_told_and_another_taken() -> None:
-    story = repaired(Best(label=TARGET, most=1.0, **QUICK), trained(head=False)).report.story
-    assert any(line.startswith("erase was tried, and cannot work here") for line in story)
-    assert story[-1].startswith("Chosen: forget, since it")
+def fake(monkeypatch: pytest.MonkeyPatch, kind: type[Defence], bias: float | None) -> None:
+    """A repair that adds to the bias of class 4, or cannot work."""
+
+    def close(_self: Defence, scene: Any, label: int) -> list[str]:
+        if bias is None:
+            raise MethodError("not on this network")
+        with torch.no_grad():
+            scene.shown.model[-1].bias[label] += bias
+        return [f"Added {bias}."]
+
+    monkeypatch.setattr(kind, "close", close)
 
 
-def test_a_repair_that_changes_too_much_is_not_taken() -> None:
-    outcome = repaired(Best(label=TARGET, most=0.0, **QUICK), trained())
+@pytest.mark.parametrize(
+    ("forgets", "erases", "chosen"),
+    [(None, -50.0, "erase, since it closes"), (-50.0, None, "forget, since it closes"), (0.1, 0.0, "leaves least")],
+)
+def test_the_repair_that_closes_the_class_is_taken(
+    monkeypatch: pytest.MonkeyPatch, forgets: float | None, erases: float | None, chosen: str
+) -> None:
+    fake(monkeypatch, Forget, forgets)
+    fake(monkeypatch, Erase, erases)
+    outcome = repaired(Best(label=TARGET, **QUICK), trained())
+    story = outcome.report.story
+    assert chosen in story[-1]
+    assert (attack_success(outcome.model) < 0.1) == ("closes" in chosen)
+    cannot = "forget" if forgets is None else "erase"
+    told = f"{cannot} was tried, and cannot work here: not on this network"
+    assert (told in story) == (None in (forgets, erases))
+
+
+def test_a_repair_that_changes_too_much_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch, Forget, 50.0)
+    fake(monkeypatch, Erase, 50.0)
+    outcome = repaired(Best(label=TARGET, **QUICK), trained())
     assert state(outcome.model) == state(trained())
     assert "at an acceptable cost" in outcome.report.story[-1]
 

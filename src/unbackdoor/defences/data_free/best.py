@@ -22,12 +22,15 @@ from typing import ClassVar
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
-from unbackdoor.defences.data_free.looking import Looking, Scene
+from unbackdoor.defences.data_free.looking import Looking, Scene, part
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.ways_in import Way, success
 from unbackdoor.errors import MethodError
 from unbackdoor.prune import copy_model
 from unbackdoor.settings import setting
+
+#: Repairs that are tried at most.
+TRIALS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +115,9 @@ class Best(Looking):
         """One repair on a copy of the network; what it came to is added to both lists."""
         name = " and ".join(method.name for method in methods)
         shown = dataclasses.replace(scene.shown, model=copy_model(scene.shown.model))
-        copied = dataclasses.replace(scene, shown=shown)
+        copied = dataclasses.replace(
+            scene, shown=shown, progress=part(scene.progress, len(trials) / TRIALS, (len(trials) + 1) / TRIALS)
+        )
         told: list[str] = []
         try:
             for method in methods:

@@ -65,7 +65,7 @@ class Erase(Looking):
         path, head = self._head(scene)
         search, story = scene.search(label, self.search_steps), list[str]()
         for number in range(self.rounds):
-            scene.progress(self.rounds + number, 2 * self.rounds, f"ways into class {label}")
+            scene.progress(number, self.rounds, f"{self.name}: ways into class {label}")
             with torch.enable_grad():
                 ways = search.look()
             if not ways:

@@ -62,7 +62,7 @@ class Forget(Looking):
         """The rounds."""
         search, ways, story = scene.search(label, self.search_steps), list[Way](), list[str]()
         for number in range(self.rounds):
-            scene.progress(self.rounds + number, 2 * self.rounds, f"ways into class {label}")
+            scene.progress(number, self.rounds, f"{self.name}: ways into class {label}")
             found = search.look()
             if not found:
                 break

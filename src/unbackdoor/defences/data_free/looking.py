@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -158,7 +157,7 @@ class Looking(Defence):
                 shown,
                 graph,
                 case.rng,
-                _first_half(case.progress),
+                part(case.progress, 0, 0.5),
                 count=self.surrogates,
                 steps=self.search_steps,
             )
@@ -172,7 +171,7 @@ class Looking(Defence):
                     seen=seen,
                     pool=_pool(shown, seen, case.rng),
                     generator=case.rng,
-                    progress=case.progress,
+                    progress=part(case.progress, 0.5, 1),
                 )
                 for label in suspects:
                     story += self.close(scene, label)
@@ -212,5 +211,10 @@ def _pool(shown: OnPixels, seen: Look, generator: torch.Generator) -> Pool:
     return Pool(images=images, logits=shown.logits(images), impressions=len(made))
 
 
-def _first_half(progress: Progress) -> Callable[[int, int, str], None]:
-    return lambda done, total, note: progress(done, 2 * total, note)
+def part(progress: Progress, start: float, end: float) -> Progress:
+    """The progress of a part of the work, which goes from one share of it to another."""
+
+    def told(done: int, total: int, note: str) -> None:
+        progress(round(1000 * (start + (end - start) * done / max(1, total))), 1000, note)
+
+    return told
