@@ -171,10 +171,11 @@ class Looking(Defence):
                     seen=seen,
                     pool=_pool(shown, seen, case.rng),
                     generator=case.rng,
-                    progress=part(case.progress, 0.5, 1),
+                    progress=case.progress,
                 )
-                for label in suspects:
-                    story += self.close(scene, label)
+                for number, label in enumerate(suspects):
+                    ends = [0.5 + 0.5 * (number + more) / len(suspects) for more in (0, 1)]
+                    story += self.close(dataclasses.replace(scene, progress=part(case.progress, *ends)), label)
             edits = rewritten(original, model, method=self.name) if suspects else ()
         return Plan(
             method=self.name,
