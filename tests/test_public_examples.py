@@ -16,6 +16,7 @@ from unbackdoor import checkpoint, demo
 from unbackdoor.errors import (
     ArchitectureError,
     CheckpointError,
+    DamageError,
     DataError,
     GraphError,
     IncompleteError,
@@ -102,6 +103,7 @@ def test_importing_is_cheap() -> None:
         GraphError,
         PlanError,
         IncompleteError,
+        DamageError,
         OutputError,
     ],
 )
