@@ -2,7 +2,7 @@
 It needs no data, and has no paper of its own.
 
     ways       easy ways into the class, found in the network before any repair, and shown to no repair
-    left       the share of the impressions that the best of them still moves to the class
+    left       the share of the impressions that they still move to the class, in the mean over the ways
     changed    the share of the surrogates, answered with other classes, whose answer a repair changes
     recall     the share of the surrogates answered with the class that no longer are
 
@@ -72,7 +72,11 @@ class Best(Looking):
     passes: ClassVar[str] = "about 170,000 passes of one generated image, for ten classes"
 
     closed: float = setting(
-        0.1, "a repair closes the class if the easy ways still move at most this share", least=0, most=1, own=True
+        0.1,
+        "a repair closes the class if the easy ways still move at most this share of the images, in the mean",
+        least=0,
+        most=1,
+        own=True,
     )
     most: float = setting(
         0.1,
