@@ -40,7 +40,7 @@ def _refuse(path: Path) -> str:
         ),
         (b"\x89HDF\r\n\x1a\n\x00\x00\x00\x00", "got an HDF5 file (.h5), as Keras and TensorFlow write"),
         (b"GGUF\x03\x00\x00\x00{\x00\x00\x00\x00\x00\x00\x00", "got a GGUF file"),
-        (gzip.compress(b"x" * 1000), "got a file compressed by gzip; unpack it and use the model file inside"),
+        (gzip.compress(b"x" * 1000, mtime=0), "got a file compressed by gzip; unpack it and use the model file inside"),
         (lzma.compress(b"x" * 1000), "got a file compressed by xz"),
         (b"\x28\xb5\x2f\xfd" + bytes(20), "got a file compressed by zstd"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "run 'git lfs pull' in its repository"),

@@ -120,8 +120,8 @@ class View:
 
     @property
     def trained_only(self) -> bool:
-        """Whether weights were trained and no layer was scored."""
-        return not self.report.layers and bool(self.report.stages)
+        """Whether weights were changed as a whole, and no layer was scored."""
+        return not self.report.layers and bool(self.report.stages or self.report.story)
 
     @property
     def witness(self) -> WitnessView | None:
