@@ -146,8 +146,8 @@ def test_the_cost_counts_each_class_alike() -> None:
     trial = Trial(name="a", shown=Shown(), left=0.25, changed=0.02, recall=0.5, told=())  # type: ignore[arg-type]
     assert trial.cost == pytest.approx(0.12)
     assert str(trial) == (
-        "a leaves 25% of the images on the easy ways, changes 2.0% of the answers of other classes, and loses 50% of "
-        "the class's own"
+        "a leaves 25% of the images on the median of the easy ways, changes 2.0% of the answers of other classes, and "
+        "loses 50% of the class's own"
     )
 
 

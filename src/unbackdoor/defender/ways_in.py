@@ -151,10 +151,10 @@ def easy_channels(firings: Iterable[tuple[Firing, float]]) -> list[Channel]:
 
 @torch.no_grad()
 def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int) -> float:
-    """The share of images that some ways still move to a class, in the mean over the ways; 0 where there is none."""
+    """The share of images that some ways still move to a class, by the median of the ways; 0 where there is none."""
     none = pixels[:0]
     rates = [float((way.logits(shown, none, pixels).argmax(1) == label).double().mean()) for way in ways if len(pixels)]
-    return statistics.fmean(rates) if rates else 0.0
+    return statistics.median(rates) if rates else 0.0
 
 
 def _search(

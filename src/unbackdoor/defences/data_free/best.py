@@ -2,7 +2,8 @@
 It needs no data, and has no paper of its own.
 
     ways       easy ways into the class, found in the network before any repair, and shown to no repair
-    left       the share of the impressions that they still move to the class, in the mean over the ways
+    left       the share of the impressions that the median way still moves to the class: a way that is no
+               part of the backdoor must not decide
     changed    the share of the surrogates, answered with other classes, whose answer a repair changes
     recall     the share of the surrogates answered with the class that no longer are
 
@@ -58,8 +59,8 @@ class Trial:
 
     def __str__(self) -> str:
         return (
-            f"{self.name} leaves {self.left:.0%} of the images on the easy ways, changes {self.changed:.1%} of the "
-            f"answers of other classes, and loses {self.recall:.0%} of the class's own"
+            f"{self.name} leaves {self.left:.0%} of the images on the median of the easy ways, changes {self.changed:.1%} "
+            f"of the answers of other classes, and loses {self.recall:.0%} of the class's own"
         )
 
 
@@ -73,7 +74,7 @@ class Best(Looking):
 
     closed: float = setting(
         0.1,
-        "a repair closes the class if the easy ways still move at most this share of the images, in the mean",
+        "a repair closes the class if the median of the easy ways still moves at most this share of the images",
         least=0,
         most=1,
         own=True,
