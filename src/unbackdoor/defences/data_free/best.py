@@ -59,8 +59,8 @@ class Trial:
 
     def __str__(self) -> str:
         return (
-            f"{self.name} leaves {self.left:.0%} of the images on the median of the easy ways, changes {self.changed:.1%} "
-            f"of the answers of other classes, and loses {self.recall:.0%} of the class's own"
+            f"{self.name} leaves {self.left:.0%} of the images on the median of the easy ways, changes "
+            f"{self.changed:.1%} of the answers of other classes, and loses {self.recall:.0%} of the class's own"
         )
 
 
