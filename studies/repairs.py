@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import trained
 from trained import Row
+from unbackdoor import metrics
 from unbackdoor.api.images import case_with_network
 from unbackdoor.api.reading import open_model
 from unbackdoor.attacks import load_attack
@@ -36,29 +37,26 @@ ROWS = Path(__file__).with_suffix(".jsonl")
 GONE, DEAR = 0.1, 3.0
 
 
-@torch.no_grad()
-def answers(model: nn.Module, images: Tensor, spec: object) -> Tensor:
-    """(N,) of uint8 images."""
-    parts = [model(normalise(part, spec)).argmax(1) for part in torch.split(images, 500)]  # type: ignore[arg-type]
-    return torch.cat(parts)
-
-
 def rates(model: nn.Module, test: LabelledImages, folder: Path) -> Row:
     """ACC, and with an attack ASR and the target's recall; in [0, 1]."""
-    model = model.float().eval()
-    clean = answers(model, test.images, test.spec)
-    found: Row = {"acc": float((clean == test.labels).double().mean())}
+    model = model.float()
+
+    def answers(images: Tensor) -> Tensor:
+        return metrics.predict(model, images, prepare=lambda batch: normalise(batch, test.spec))
+
+    clean = answers(test.images)
+    found: Row = {"acc": metrics.accuracy(clean, test.labels).value}
     file = folder / "attack.json"
     if file.exists():
         attack = load_attack(file)
-        to_one = attack.mapping == "all-to-one"
-        victims = test.labels != attack.target if to_one else torch.ones_like(test.labels, dtype=torch.bool)
-        wanted = attack.target_labels(test.labels[victims], test.spec.num_classes)
-        stamped = answers(model, attack.stamp(test.images[victims]), test.spec)
-        found["asr"] = float((stamped == wanted).double().mean())
-        if to_one:
+        wanted = attack.target_labels(test.labels, test.spec.num_classes)
+        victims = test.labels != wanted
+        stamped = answers(attack.stamp(test.images[victims]))
+        found["asr"] = metrics.attack_success(stamped, test.labels[victims], wanted[victims])[0].value
+        if attack.mapping == "all-to-one":
             own = test.labels == attack.target
-            found["target"], found["recall"] = attack.target, float((clean[own] == attack.target).double().mean())
+            found["target"] = attack.target
+            found["recall"] = metrics.accuracy(clean[own], test.labels[own]).value
     return found
 
 

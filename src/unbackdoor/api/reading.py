@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,6 @@ from unbackdoor.graph import layer_graph
 from unbackdoor.graph.readers.names import of_tensors
 from unbackdoor.inputs import placed, refuse_example
 from unbackdoor.models import Arch, parse_arch
-
-if TYPE_CHECKING:
-    pass
 
 #: Longest network name in a file that is parsed: an untrusted string must not take long.
 MAX_ARCH = 200

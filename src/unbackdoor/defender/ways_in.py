@@ -31,6 +31,9 @@ BATCH, SUCCESS = 32, 0.9
 #: Other classes that say what a size is worth.
 OTHERS = 3
 
+#: What other classes need: form -> the median size; infinity where no trigger of that form was found.
+Usual = dict[type[Form], float]
+
 
 class Way(ABC):
     """A way into a class."""
@@ -83,17 +86,6 @@ class Channel(Way):
         return f"channel {self.firing.channel} of {self.firing.layer}, which moves {self.moved:.0%} of the answers"
 
 
-@dataclass(frozen=True)
-class Usual:
-    """What the other classes need: form -> the median size.
-
-    Attributes:
-        sizes: infinity where no trigger of that form was found.
-    """
-
-    sizes: dict[type[Form], float]
-
-
 def usual_sizes(
     shown: OnPixels, pixels: Tensor, answers: Tensor, label: int, generator: torch.Generator, *, steps: int
 ) -> Usual:
@@ -109,11 +101,11 @@ def usual_sizes(
     """
     order = torch.randperm(shown.classes, generator=generator).tolist()
     others = [one for one in order if one != label and bool((answers != one).any())][:OTHERS]
-    sizes = {}
+    sizes: Usual = {}
     for form in dict.fromkeys(SEARCHES):
         found = [_search(shown, pixels[answers != one], one, form, generator, steps).size for one in others]
         sizes[form] = statistics.median(found) if found else float("inf")
-    return Usual(sizes)
+    return sizes
 
 
 def easy_triggers(
@@ -133,9 +125,9 @@ def easy_triggers(
         return []
     triggers = [_search(shown, pixels, label, form, generator, steps) for form in SEARCHES]
     return [
-        Stamp(trigger.form, trigger.size, usual.sizes[form])
+        Stamp(trigger.form, trigger.size, usual[form])
         for form, trigger in zip(SEARCHES, triggers, strict=True)
-        if trigger.form is not None and trigger.size < EASY * usual.sizes[form]
+        if trigger.form is not None and trigger.size < EASY * usual[form]
     ]
 
 

@@ -146,7 +146,7 @@ class Looking(Defence):
 
     def plan_for(self, case: Case) -> Plan:
         """Look, close the suspected classes on a copy, and put down what changed."""
-        graph = case.layers() if case.graph is None else case.graph
+        graph = case.layers()
         original = case.module
         case = dataclasses.replace(case, graph=graph)
         with case.working(self.name) as model:
