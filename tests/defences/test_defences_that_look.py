@@ -103,11 +103,11 @@ def test_erasing_needs_one_linear_classifier_with_a_bias() -> None:
 def fake(monkeypatch: pytest.MonkeyPatch, kind: type[Defence], bias: float | None) -> None:
     """A repair that adds to the bias of class 4, or cannot work."""
 
-    def close(_self: Defence, scene: Any, label: int) -> list[str]:
+    def close(_self: Defence, scene: Any, search: Any, _ways: Any) -> list[str]:
         if bias is None:
             raise MethodError("not on this network")
         with torch.no_grad():
-            scene.shown.model[-1].bias[label] += bias
+            scene.shown.model[-1].bias[search.label] += bias
         return [f"Added {bias}."]
 
     monkeypatch.setattr(kind, "close", close)
@@ -157,10 +157,24 @@ def test_what_is_erased_by_hand() -> None:
     assert torch.allclose(torch.cov(h.T), torch.tensor([[8 / 3, 0], [0, 2 / 3]], dtype=torch.float64))
     weight, bias = torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     d = torch.ones(2, dtype=torch.float64)
-    new, shift = erased(weight, bias, h, d, overshoot=1.0, ridge=1e-12)
+    none = h[:0]
+    new, shift = erased(weight, bias, h, d, none, overshoot=1.0, ridge=1e-12)
     assert torch.allclose(new, torch.tensor([[0.8, -0.8], [-0.2, 0.2]], dtype=torch.float64))
     mu = h.mean(0)
     assert torch.allclose(new @ (mu + d) + shift, mu)  # mu + d has the logits of mu
     assert torch.allclose(new @ mu + shift, mu)  # and mu keeps its own
-    beyond, back = erased(weight, bias, h, d, overshoot=1.25, ridge=1e-12)
+    beyond, back = erased(weight, bias, h, d, none, overshoot=1.25, ridge=1e-12)
     assert torch.allclose(beyond @ (mu + d) + back, mu - 0.25 * d)
+
+
+def test_what_is_erased_spares_the_class_itself() -> None:
+    """An own image 30 away along the second feature: S' = diag(8/3, 2/3 + 900), so u is near (1, 0)."""
+    h = torch.tensor([[3.0, 1.0], [-1.0, 1.0], [1.0, 2.0], [1.0, 0.0]], dtype=torch.float64)
+    weight, bias = torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    d, own = torch.ones(2, dtype=torch.float64), h.mean(0) + torch.tensor([[0.0, 30.0]], dtype=torch.float64)
+    new, shift = erased(weight, bias, h, d, own, overshoot=1.0, ridge=1e-12)
+    variances = torch.tensor([8 / 3, 2 / 3 + 900], dtype=torch.float64)
+    u = (d / variances) / (d / variances).sum()
+    assert torch.allclose(new, weight - torch.outer(d, u))
+    assert torch.allclose(new @ own[0] + shift, own[0] - 30 * u[1])  # nearly what it was
+    assert torch.allclose(new @ (h.mean(0) + d) + shift, h.mean(0))  # and the direction is gone all the same

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.stimulation import Firing
 from unbackdoor.defender.triggers import Additive, Filter, Form, Mask, Trigger, reconstruct
@@ -87,29 +88,44 @@ class Channel(Way):
 
 
 def usual_sizes(
-    shown: OnPixels, pixels: Tensor, answers: Tensor, label: int, generator: torch.Generator, *, steps: int
+    shown: OnPixels,
+    pixels: Tensor,
+    answers: Tensor,
+    label: int,
+    known: Usual,
+    generator: torch.Generator,
+    *,
+    steps: int,
 ) -> Usual:
-    """Measured on a few other classes, drawn at random.
+    """What is known, and for the other forms measured on a few other classes, drawn at random.
 
     Args:
         shown: the network.
         pixels: (N, C, H, W) in [0, 1].
         answers: (N,) what it answers.
         label: the class that is not asked.
+        known: sizes that are known already.
         generator: of the draw and the searches.
         steps: of a search.
     """
     order = torch.randperm(shown.classes, generator=generator).tolist()
     others = [one for one in order if one != label and bool((answers != one).any())][:OTHERS]
-    sizes: Usual = {}
-    for form in dict.fromkeys(SEARCHES):
+    sizes = dict(known)
+    for form in dict.fromkeys(form for form in SEARCHES if form not in known):
         found = [_search(shown, pixels[answers != one], one, form, generator, steps).size for one in others]
         sizes[form] = statistics.median(found) if found else float("inf")
     return sizes
 
 
 def easy_triggers(
-    shown: OnPixels, pixels: Tensor, label: int, usual: Usual, generator: torch.Generator, *, steps: int
+    shown: OnPixels,
+    pixels: Tensor,
+    label: int,
+    usual: Usual,
+    generator: torch.Generator,
+    progress: Progress = silent,
+    *,
+    steps: int,
 ) -> list[Stamp]:
     """The triggers that reach a class too easily.
 
@@ -119,11 +135,15 @@ def easy_triggers(
         label: the class.
         usual: what other classes need.
         generator: of the searches.
+        progress: called with (searches done, searches in all, a note).
         steps: of a search.
     """
     if not len(pixels):
         return []
-    triggers = [_search(shown, pixels, label, form, generator, steps) for form in SEARCHES]
+    triggers = []
+    for number, form in enumerate(SEARCHES):
+        progress(number, len(SEARCHES), f"{form.name} of class {label}")
+        triggers.append(_search(shown, pixels, label, form, generator, steps))
     return [
         Stamp(trigger.form, trigger.size, usual[form])
         for form, trigger in zip(SEARCHES, triggers, strict=True)

@@ -16,6 +16,7 @@ answers of other classes is never taken.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,11 +24,12 @@ from typing import ClassVar
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
-from unbackdoor.defences.data_free.looking import Looking, Scene, part
+from unbackdoor.defences.data_free.looking import Looking, Scene, WaysIn, part
+from unbackdoor.defender.case import Case, Progress
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.ways_in import Way, success
 from unbackdoor.errors import MethodError
-from unbackdoor.prune import copy_model
+from unbackdoor.prune import Plan, copy_model
 from unbackdoor.settings import setting
 
 #: Repairs that are tried at most.
@@ -87,18 +89,41 @@ class Best(Looking):
         own=True,
     )
 
-    def close(self, scene: Scene, label: int) -> list[str]:
+    time_limit: float = setting(
+        0.0,
+        "seconds after which no more is tried; 0 is none, and the same seed then gives the same result",
+        least=0,
+        most=1e7,
+        own=True,
+    )
+
+    def plan_for(self, case: Case) -> Plan:
+        """As any that looks, within the time."""
+        if not self.time_limit:
+            return super().plan_for(case)
+        try:
+            return super().plan_for(dataclasses.replace(case, progress=_until(self.time_limit, case.progress)))
+        except _OutOfTime as error:
+            raise MethodError(
+                f"{self.name}: the time limit of {self.time_limit:g} s ran out before a repair was tried; nothing was "
+                "changed; give more"
+            ) from error
+
+    def close(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> list[str]:
         """Try, judge, choose."""
-        ways = scene.search(label, self.search_steps).look()
+        label = search.label
         if not ways:
             return [f"No easy way into class {label} was found, so nothing was changed for it."]
         story = [f"Class {label} is reached too easily: {ways[0]}, and {len(ways) - 1} more ways."]
         trials: list[Trial] = []
-        forget, erase = Forget(search_steps=self.search_steps), Erase(search_steps=self.search_steps)
-        for method in (forget, erase):
-            self._try(scene, label, (method,), ways, trials, story)
-        if all(trial.left > self.closed for trial in trials):
-            self._try(scene, label, (forget, dataclasses.replace(erase, rounds=1)), ways, trials, story)
+        forget, erase = Forget(), Erase()
+        try:
+            unseen = search.look(scene.shown, scene.progress)
+            for methods in ((erase,), (forget,), (forget, dataclasses.replace(erase, rounds=1))):
+                if len(methods) == 1 or all(trial.left > self.closed for trial in trials):
+                    self._try(scene, methods, search, ways, unseen or ways, trials, story)
+        except _OutOfTime:
+            story.append(f"The time limit of {self.time_limit:g} s ran out, so no more was tried.")
         sound = [trial for trial in trials if trial.changed <= self.most]
         if not sound:
             return [*story, "No repair works on this network at an acceptable cost, so nothing was changed."]
@@ -111,9 +136,10 @@ class Best(Looking):
     def _try(
         self,
         scene: Scene,
-        label: int,
         methods: Sequence[Forget | Erase],
+        search: WaysIn,
         ways: Sequence[Way],
+        unseen: Sequence[Way],
         trials: list[Trial],
         story: list[str],
     ) -> None:
@@ -125,25 +151,40 @@ class Best(Looking):
         )
         told: list[str] = []
         try:
-            for method in methods:
-                told += method.close(copied, label)
+            for number, method in enumerate(methods):
+                told += method.close(copied, search, search.look(shown) if number else ways)
         except MethodError as error:
             story.append(f"{name} was tried, and cannot work here: {error}")
             return
-        trial = _judged(scene, shown, name, label, ways, told)
+        trial = _judged(scene, shown, name, search.label, unseen, told)
         story.append(f"Tried: {trial}.")
         trials.append(trial)
+
+
+class _OutOfTime(Exception):
+    """The time limit ran out."""
+
+
+def _until(seconds: float, progress: Progress) -> Progress:
+    """The same progress, which ends the work when the time is over."""
+    end = time.monotonic() + seconds
+
+    def told(done: int, total: int, note: str) -> None:
+        if time.monotonic() > end:
+            raise _OutOfTime
+        progress(done, total, note)
+
+    return told
 
 
 def _judged(scene: Scene, shown: OnPixels, name: str, label: int, ways: Sequence[Way], told: Sequence[str]) -> Trial:
     pool = scene.pool
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
     own = before == label
-    made = pool.images[: pool.impressions][~own[: pool.impressions]]
     return Trial(
         name=name,
         shown=shown,
-        left=success(shown, ways, made, label),
+        left=success(shown, ways, pool.others(label), label),
         changed=float((after != before)[~own].double().mean()) if bool((~own).any()) else 0.0,
         recall=float((after != label)[own].double().mean()) if bool(own.any()) else 0.0,
         told=tuple(told),

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.looking import Looking, Scene
+from unbackdoor.defences.data_free.looking import Looking, Scene, WaysIn
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.settings import setting
@@ -58,21 +58,16 @@ class Forget(Looking):
     batch_size: int = setting(64, "images of each kind a step", least=1, own=True)
     keep: float = setting(2.0, "weight a of the images without a trigger", least=0, most=1e6, own=True)
 
-    def close(self, scene: Scene, label: int) -> list[str]:
+    def close(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> list[str]:
         """The rounds."""
-        search, ways, story = scene.search(label, self.search_steps), list[Way](), list[str]()
-        for number in range(self.rounds):
-            scene.progress(number, self.rounds, f"{self.name}: ways into class {label}")
-            found = search.look()
-            if not found:
-                break
-            ways += found
-            story.append(f"Round {number + 1}: {len(found)} easy ways into class {label}, the first: {found[0]}.")
-            kept, forgotten = self._distil(scene, ways, label)
-            story.append(f"Trained to forget {len(ways)} of them: KL {kept:.2g} without them, {forgotten:.2g} on them.")
-        else:
-            return [*story, f"Class {label} was still looked into after {self.rounds} rounds."]
-        return [*story, f"No easy way into class {label} {'is left' if ways else 'was found'}."]
+        known = list[Way]()
+
+        def step(found: Sequence[Way]) -> str:
+            known.extend(found)
+            kept, forgotten = self._distil(scene, known, search.label)
+            return f"Trained to forget {len(known)}: KL {kept:.2g} without them, {forgotten:.2g} on them."
+
+        return self.in_rounds(self.rounds, scene, search, ways, step)
 
     def _distil(self, scene: Scene, ways: Sequence[Way], label: int) -> tuple[float, float]:
         """One round's training; the last losses of both kinds."""

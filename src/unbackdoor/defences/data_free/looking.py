@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from unbackdoor.defences.base import Defence
-from unbackdoor.defender.case import Case, Progress
+from unbackdoor.defender.case import Case, Progress, silent
 from unbackdoor.defender.look import Look, look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.stimulation import Firing, moved, strongest
 from unbackdoor.defender.surrogates import dead_leaves
-from unbackdoor.defender.ways_in import Usual, Way, easy_channels, easy_triggers, usual_sizes
+from unbackdoor.defender.ways_in import Way, easy_channels, easy_triggers, usual_sizes
 from unbackdoor.defender.witnessed import witnessed
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import Witness
@@ -48,6 +49,10 @@ class Pool:
         """(N,) the network's before it was edited."""
         return self.logits.argmax(1)
 
+    def others(self, label: int) -> Tensor:
+        """(K, C, H, W) the impressions that were not answered with a class."""
+        return self.images[: self.impressions][self.answers[: self.impressions] != label]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
@@ -69,57 +74,48 @@ class Scene:
     generator: torch.Generator
     progress: Progress
 
-    def search(self, label: int, steps: int) -> WaysIn:
-        """To look for ways into a class, again and again while the network changes.
-
-        Args:
-            label: the class.
-            steps: of Adam in the search for a trigger.
-        """
-        return WaysIn(self, label, steps)
-
 
 class WaysIn:
-    """Looks for easy ways into a class of a scene's network."""
+    """Looks for easy ways into a class, again and again while the network changes.
+
+    Args:
+        scene: with the network before any edit, on which it is measured what other classes need.
+        label: the class.
+        steps: of Adam in the search for a trigger.
+    """
 
     def __init__(self, scene: Scene, label: int, steps: int) -> None:
-        self._scene, self._label, self._steps = scene, label, steps
-
-    @cached_property
-    def _usual(self) -> Usual:
-        scene = self._scene
-        return usual_sizes(scene.shown, *self._impressions(), self._label, scene.generator, steps=self._steps)
-
-    @cached_property
-    def _firings(self) -> list[Firing]:
-        scene = self._scene
-        if not scene.seen.pushes:
-            return []
-        return strongest(scene.shown, scene.graph, scene.seen.drawn, scene.seen.pushes, self._label, most=WATCHED)
-
-    def _impressions(self) -> tuple[Tensor, Tensor]:
-        images = self._scene.seen.made.images
-        return images, self._scene.shown.logits(images).argmax(1)
-
-    def look(self) -> list[Way]:
-        """The easy ways into the class as the network is now: triggers and channels by turns, the easiest first."""
-        scene = self._scene
-        _ = self._usual, self._firings  # measured before the first edit
-        images, answers = self._impressions()
-        triggers = easy_triggers(
-            scene.shown,
-            images[answers != self._label],
-            self._label,
-            self._usual,
-            scene.generator,
-            steps=self._steps,
+        self.label = label
+        self._seen, self._generator, self._steps = scene.seen, scene.generator, steps
+        shown, seen = scene.shown, scene.seen
+        known = {form: statistics.median(_others(found.sizes, label)) for form, found in seen.triggers.items()}
+        self._usual = usual_sizes(
+            shown, seen.made.images, seen.made.answers, label, known, scene.generator, steps=steps
         )
-        shares = moved(scene.shown, self._firings, scene.seen.drawn, self._label)
+        self._firings: list[Firing] = []
+        if seen.pushes:
+            self._firings = strongest(shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
+
+    def look(self, shown: OnPixels, progress: Progress = silent) -> list[Way]:
+        """The easy ways into the class: triggers and channels by turns, the easiest first.
+
+        Args:
+            shown: the network as it is now.
+            progress: called with (searches done, searches in all, a note).
+        """
+        images, label = self._seen.made.images, self.label
+        pixels = images[shown.logits(images).argmax(1) != label]
+        triggers = easy_triggers(shown, pixels, label, self._usual, self._generator, progress, steps=self._steps)
+        shares = moved(shown, self._firings, self._seen.drawn, label)
         channels = easy_channels(zip(self._firings, shares, strict=True))
         found: list[Way] = []
         for place in range(max(len(triggers), len(channels))):
             found += [*triggers[place : place + 1], *channels[place : place + 1]]
         return found
+
+
+def _others(values: Sequence[float], label: int) -> list[float]:
+    return [value for number, value in enumerate(values) if number != label]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +130,13 @@ class Looking(Defence):
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
 
     @abstractmethod
-    def close(self, scene: Scene, label: int) -> list[str]:
+    def close(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> list[str]:
         """Edit the scene's network until a class is reached no more easily than others.
+
+        Args:
+            scene: its network may have been edited before.
+            search: for easy ways into the class.
+            ways: those that were found in the network as it is.
 
         Returns:
             What was done, in sentences.
@@ -143,6 +144,32 @@ class Looking(Defence):
         Raises:
             MethodError: the method cannot work on this network.
         """
+
+    def in_rounds(
+        self,
+        rounds: int,
+        scene: Scene,
+        search: WaysIn,
+        ways: Sequence[Way],
+        step: Callable[[Sequence[Way]], str],
+    ) -> list[str]:
+        """Close the ways, and look again, until there are none.
+
+        Args:
+            rounds: at most.
+            scene, search, ways: as in `close`.
+            step: edits the network against some ways, and says how.
+        """
+        story, label = list[str](), search.label
+        for number in range(rounds):
+            if not ways:
+                break
+            done = step(ways)
+            story.append(f"Round {number + 1}: {len(ways)} easy ways into class {label}, the first: {ways[0]}. {done}")
+            ways = search.look(scene.shown, part(scene.progress, number / rounds, (number + 1) / rounds))
+        if ways:
+            return [*story, f"{len(ways)} easy ways into class {label} are left, the first: {ways[0]}."]
+        return [*story, f"No easy way into class {label} {'is left' if story else 'was found'}."]
 
     def plan_for(self, case: Case) -> Plan:
         """Look, close the suspected classes on a copy, and put down what changed."""
@@ -175,7 +202,9 @@ class Looking(Defence):
                 )
                 for number, label in enumerate(suspects):
                     ends = [0.5 + 0.5 * (number + more) / len(suspects) for more in (0, 1)]
-                    story += self.close(dataclasses.replace(scene, progress=part(case.progress, *ends)), label)
+                    here = dataclasses.replace(scene, progress=part(case.progress, *ends))
+                    search = WaysIn(here, label, self.search_steps)
+                    story += self.close(here, search, search.look(shown, here.progress))
             edits = rewritten(original, model, method=self.name) if suspects else ()
         return Plan(
             method=self.name,
