@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import trained
 from trained import Row
@@ -27,7 +27,7 @@ from unbackdoor import metrics
 from unbackdoor.api.images import case_with_network
 from unbackdoor.api.reading import open_model
 from unbackdoor.attacks import load_attack
-from unbackdoor.data import LabelledImages, load_dataset, normalise
+from unbackdoor.data import LabelledImages, load_dataset
 from unbackdoor.defences.table import parse_method
 from unbackdoor.errors import UnbackdoorError
 from witnesses import SLICE, TOOK, allowed, name_of, networks, truth
@@ -38,25 +38,13 @@ GONE, DEAR = 0.1, 3.0
 
 
 def rates(model: nn.Module, test: LabelledImages, folder: Path) -> Row:
-    """ACC, and with an attack ASR and the target's recall; in [0, 1]."""
-    model = model.float()
-
-    def answers(images: Tensor) -> Tensor:
-        return metrics.predict(model, images, prepare=lambda batch: normalise(batch, test.spec))
-
-    clean = answers(test.images)
-    found: Row = {"acc": metrics.accuracy(clean, test.labels).value}
+    """ACC, and with an attack ASR and the target's recall, if it has one; in [0, 1]."""
     file = folder / "attack.json"
-    if file.exists():
-        attack = load_attack(file)
-        wanted = attack.target_labels(test.labels, test.spec.num_classes)
-        victims = test.labels != wanted
-        stamped = answers(attack.stamp(test.images[victims]))
-        found["asr"] = metrics.attack_success(stamped, test.labels[victims], wanted[victims])[0].value
-        if attack.mapping == "all-to-one":
-            own = test.labels == attack.target
-            found["target"] = attack.target
-            found["recall"] = metrics.accuracy(clean[own], test.labels[own]).value
+    attack = load_attack(file) if file.exists() else None
+    measured = metrics.measure(model, test, attack)
+    found: Row = {name: rate.value for name, rate in measured.rates.items() if name != "ra"}
+    if attack is not None and measured.recall is not None:
+        found["target"] = attack.target
     return found
 
 
