@@ -2,6 +2,7 @@
 
     python studies/damage.py measure NETWORK... -o FILE [--images 1000]    # folders of unbackdoor train
     python studies/damage.py fit FILE... [--check FILE...]                 # writes the package's meter.json
+    python studies/damage.py show FILE...                                  # how the package's meter does on rows
 
 `measure` edits each network in many ways (LPP and CLP over their thresholds, channels drawn at random, directions taken
 out of the classifier at random) and writes a row an edit: the true loss of accuracy, and the meter's features. The loss
@@ -11,7 +12,7 @@ the package's meter.json.
 
 `fit` finds non-negative coefficients by least squares of logarithms, and the interval from residuals on networks left
 out in turn. It prints how both do on the files of --check, which nothing is fitted on. Only networks of the calibration
-half go into a fit.
+half go into a fit: of the population's pairs, `measure` takes no others.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from scipy.optimize import least_squares, nnls
 from scipy.stats import spearmanr
 from torch import nn
 
+import intervals
 import trained
 from trained import Row
 from unbackdoor import metrics
@@ -41,6 +43,7 @@ from unbackdoor.errors import UnbackdoorError
 from unbackdoor.graph import layer_graph
 from unbackdoor.inputs import Normalisation
 from unbackdoor.records import pretty
+from witnesses import SLICE, allowed, pair_of
 
 THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.5)
 #: Shares of all hidden channels, and numbers of directions of the classifier's input.
@@ -98,7 +101,7 @@ def _projected(model: nn.Module, count: int, generator: torch.Generator) -> nn.M
 def measure(folder: Path, count: int, data_dir: Path | None) -> list[Row]:
     """The rows of one network."""
     config, _ = trained.read(folder)
-    data = load_dataset(config["data"], "test", data_dir)
+    data = load_dataset(SLICE if config["data"] == "tiny20" else config["data"], "test", data_dir)
     step = 2 * max(1, len(data.images) // (2 * count))
     images, labels = data.images[::step][:count], data.labels[::step][:count]
     data = LabelledImages(images=images, labels=labels, spec=data.spec)
@@ -112,7 +115,8 @@ def measure(folder: Path, count: int, data_dir: Path | None) -> list[Row]:
         after = _accuracy(edited.eval(), data)
         moved = meter.features(shown, OnPixels(edited, spec, exact=True))
         found = {key: round(value, 5) for key, value in moved.items()}
-        rows.append({"network": folder.name, "edit": name, "before": before, "loss": round(before - after, 3), **found})
+        about = {"network": folder.name, "arch": pair_of(config)[1], "edit": name, "before": before}
+        rows.append({**about, "loss": round(before - after, 3), **found})
     return rows
 
 
@@ -173,6 +177,48 @@ def covered(rows: list[Row], guess: np.ndarray, rest: float) -> list[float]:
     return shares
 
 
+def show(rows: list[Row], scale: meter.Coefficients) -> str:
+    """How a meter does on rows, as Markdown; intervals are by bootstrap over networks."""
+    names = list(scale.weights)
+    guess = predicted(rows, names, np.array([scale.weights[name] for name in names]))
+    loss = np.array([row["loss"] for row in rows])
+    inside = (loss >= guess / scale.below - scale.rest) & (loss <= guess * scale.above + scale.rest)
+    network = np.array([row["network"] for row in rows])
+    edit = np.array([" ".join(word for word in row["edit"].split() if not word[0].isdigit()) for row in rows])
+    each = [np.flatnonzero(network == name) for name in sorted(set(network))]
+    small = [indices[loss[indices] < 5] for indices in each]
+
+    def ranked(parts: list[np.ndarray]) -> float | None:
+        """Rank correlation over the edits of networks."""
+        some = np.concatenate(parts)
+        found = float(spearmanr(loss[some], guess[some]).statistic) if len(some) > 2 else np.nan
+        return None if np.isnan(found) else found
+
+    def covering(parts: list[np.ndarray]) -> float | None:
+        """The share of losses inside the interval."""
+        return float(inside[np.concatenate(parts)].mean())
+
+    shares = [covering([indices]) or 0.0 for indices in each]
+    lines = [
+        f"{len(rows)} edits of {len(each)} networks.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| rank correlation | {intervals.figure(ranked(each), each, ranked)} |",
+        f"| rank correlation below 5 points | {intervals.figure(ranked(small), small, ranked)} |",
+        f"| losses inside the {100 * CONFIDENCE:.0f} % interval | {intervals.figure(covering(each), each, covering)} |",
+        f"| the same, of the worst network | {min(shares):.3f} |",
+        "",
+        "| edit | rows | mean loss | mean prediction | inside |",
+        "|---|---|---|---|---|",
+    ]
+    for name in sorted(set(edit)):
+        own = edit == name
+        figures = f"{loss[own].mean():.1f} | {guess[own].mean():.1f} | {inside[own].mean():.2f}"
+        lines.append(f"| {name} | {own.sum()} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
 def report(title: str, loss: np.ndarray, guess: np.ndarray, scale: meter.Coefficients) -> dict[str, float]:
     """How well guesses rank and bound losses; printed."""
     small = loss < 5
@@ -191,7 +237,7 @@ def report(title: str, loss: np.ndarray, guess: np.ndarray, scale: meter.Coeffic
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "fit"))
+    parser.add_argument("what", choices=("measure", "fit", "show"))
     parser.add_argument("paths", nargs="+", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("damage.jsonl"))
     parser.add_argument("--images", type=int, default=1000)
@@ -202,13 +248,16 @@ def main() -> None:
     if args.what == "measure":
         done = _read([args.output]) if args.output.exists() else []
         for folder in args.paths:
-            if all(row["network"] != folder.name for row in done):
+            if allowed(trained.read(folder)[0]) and all(row["network"] != folder.name for row in done):
                 rows = measure(folder, args.images, args.data_dir)
                 with args.output.open("a") as out:
                     out.writelines(json.dumps(row) + "\n" for row in rows)
                 print(f"{folder.name}: {len(rows)} edits", flush=True)
         return
     rows = _read(args.paths)
+    if args.what == "show":
+        print(show(rows, meter.coefficients()), end="")
+        return
     names = names_of(rows)
     weights = fitted(rows, names)
     loss = np.array([row["loss"] for row in rows])

@@ -96,6 +96,15 @@ ATTACKS = (
 #: GTSRB's classes of 6 % of its images; SIG poisons images of its target alone.
 FREQUENT = (1, 2)
 
+#: Repairs that are judged: those that are given no data, and rivals that are given shares of clean training images.
+#: ANP, which takes twenty minutes a network, comes last.
+REPAIRS = ("none", "lpp", "clp", "lpp@auto", "clp@auto", "best")
+RIVALS = ("bnp", "ep", "nad", "ibau", "ft", "fp", "rnp")
+LAST = ("anp",)
+CLEAN = (0.05, 0.01)
+#: EP asks for the training set, poisoned images and all: of its images, this share carries the trigger.
+POISONED = 0.1
+
 
 @dataclass(frozen=True)
 class Network:
@@ -136,20 +145,42 @@ def networks(pairs: Sequence[Pair]) -> Iterator[Network]:
 
 def grid(half: str, pairs: Sequence[Pair]) -> str:
     """A half as a grid."""
-    lines = [
-        "# Written by `python studies/population.py grids`; see there.",
-        f'name = "population-{half}"',
-        f'title = "The population, {half} half"',
-    ]
+    lines = _head(half, f"The population, {half} half")
     for network in networks(pairs):
-        pair = network.pair
-        data = "runs/population/data.toml:tiny20" if pair.data == "tiny20" else pair.data
-        slow = 3 if network.attack.partition(":")[0] in SLOW else 1
-        lines += ["", "[[runs]]", f'data = "{data}"', f'arch = "{pair.arch}"', f'recipe = "{pair.recipe}"']
-        lines += [f"epochs = {slow * pair.epochs}", f"seed = {network.seed}"]
-        if network.attack != "none":
-            lines += [f'attack = "{network.attack}"', f"rate = {network.rate}", f"target = {network.target}"]
+        lines += _run(network)
     return "\n".join(lines) + "\n"
+
+
+def repairs() -> str:
+    """Every repair of every network of the judgement half, as a grid; those that are given no data first."""
+    lines = _head("repairs", "Repairs of the population, judgement half")
+    given = [f"clean = [{', '.join(map(str, CLEAN))}]", f"poisoned = {POISONED}"]
+    for methods, more in ((REPAIRS, []), (RIVALS, given), (LAST, given)):
+        for network in networks(halves()["judgement"]):
+            named = ", ".join(f'"{method}"' for method in methods)
+            lines += [*_run(network), f"method = [{named}]", *more]
+    return "\n".join(lines) + "\n"
+
+
+def grids() -> dict[str, str]:
+    """Every grid by the name of its file."""
+    return {**{half: grid(half, pairs) for half, pairs in halves().items()}, "repairs": repairs()}
+
+
+def _head(name: str, title: str) -> list[str]:
+    head = "# Written by `python studies/population.py grids`; see there."
+    return [head, f'name = "population-{name}"', f'title = "{title}"']
+
+
+def _run(network: Network) -> list[str]:
+    pair = network.pair
+    data = "runs/population/data.toml:tiny20" if pair.data == "tiny20" else pair.data
+    slow = 3 if network.attack.partition(":")[0] in SLOW else 1
+    lines = ["", "[[runs]]", f'data = "{data}"', f'arch = "{pair.arch}"', f'recipe = "{pair.recipe}"']
+    lines += [f"epochs = {slow * pair.epochs}", f"seed = {network.seed}"]
+    if network.attack != "none":
+        lines += [f'attack = "{network.attack}"', f"rate = {network.rate}", f"target = {network.target}"]
+    return lines
 
 
 def write_slice(folder: Path, data_dir: Path | None) -> None:
@@ -183,8 +214,8 @@ def main() -> None:
         return
     here = Path(__file__).parents[1] / "grids" / "population"
     here.mkdir(exist_ok=True)
-    for half, pairs in halves().items():
-        (here / f"{half}.toml").write_text(grid(half, pairs))
+    for name, text in grids().items():
+        (here / f"{name}.toml").write_text(text)
 
 
 if __name__ == "__main__":

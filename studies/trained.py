@@ -16,4 +16,5 @@ def read(folder: Path) -> tuple[Row, Row]:
     config = dict(record.get("config", record))
     if isinstance(config["data"], dict):
         config["data"] = config["data"]["name"]
+    config["data"] = config["data"].rpartition(":")[2]  # a data set of one's own is known by its name
     return config, record["result"].get("rates", record["result"])

@@ -8,23 +8,26 @@
 it, and every witness's scores. It passes over what is there already and what is no network, so the same command goes on
 after new networks were trained. Of the population's pairs, it takes only those of the half for calibration.
 
-`fit` takes the clean networks. `show` judges each clean network by the others, and a backdoored one by all of them.
+`fit` takes the clean networks. `show` judges each clean network by the others, and a backdoored one by all of them. In
+brackets are 95 % intervals: Wilson's of shares, a bootstrap's over networks of areas under ROC curves.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 
+import intervals
 import population
 import trained
 from trained import Row
@@ -32,14 +35,17 @@ from unbackdoor.api.images import case_with_network
 from unbackdoor.api.reading import open_model
 from unbackdoor.data import dataset_spec
 from unbackdoor.defender import clean_networks
-from unbackdoor.defender.clean_networks import CleanNetwork, CleanNetworks, judge, largest
+from unbackdoor.defender.clean_networks import CleanNetwork, CleanNetworks, Verdict, judge, largest
 from unbackdoor.defender.look import WITNESSES, has_running_statistics, look
 from unbackdoor.defender.on_pixels import on_pixels
 from unbackdoor.errors import UnbackdoorError
+from unbackdoor.leaderboard.plots import ACC, ASR, INK, PURPLE, SIZES, SOFT, YELLOW, Figure, finished, new_axes
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 #: An attack below this ASR did not take (docs/population.md).
 TOOK = 0.8
+#: All witnesses at once.
+TOGETHER = "together"
 #: The population's part of Tiny ImageNet.
 SLICE = "runs/population/data.toml:tiny20"
 
@@ -150,39 +156,143 @@ def rank(row: Row, name: str) -> str:
     return f"{values[target]:.1f} (rank {1 + int((values > values[target]).sum())})"
 
 
-def judged(row: Row, rows: list[Row]) -> Any:
-    """A network's verdict; a clean one is judged by the other clean ones."""
-    others = [other for other in clean_rows(rows) if other is not row]
-    known = CleanNetworks(networks=[clean_network(other) for other in others])
+def judged(row: Row, rows: list[Row], known: CleanNetworks | None = None) -> Verdict:
+    """A network's verdict, by known clean networks; without, by those of the rows, a clean one by the others."""
+    if known is None:
+        others = [other for other in clean_rows(rows) if other is not row]
+        known = CleanNetworks(networks=[clean_network(other) for other in others])
     return judge(row["scores"], running_statistics=row["running_statistics"], known=known)
 
 
-def show(rows: list[Row]) -> None:
-    """A line a network, then the counts."""
-    clean = clean_rows(rows)
-    took = [row for row in rows if row["attack"] is not None and (row["asr"] or 0) >= TOOK]
+#: Architectures that are alike, by the start of their names.
+FAMILIES = {
+    "ResNets": ("resnet18:", "resnet50:", "preactresnet18:", "wideresnet16:"),
+    "VGGs": ("vgg16_bn:", "vgg16_bn_elu:"),
+    "DenseNet, MobileNet": ("densenet121:", "mobilenetv2:"),
+    "no BatchNorm": ("vgg19:", "resnet18_gn:"),
+    "patches": ("vit_small:", "mixer_small:"),
+}
+
+
+def family(row: Row) -> str:
+    """The family of a network's architecture."""
+    return next((name for name, starts in FAMILIES.items() if row["arch"].startswith(starts)), "others")
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Networks with what is said of them.
+
+    Attributes:
+        clean, took: rows of networks without an attack, and of those whose attack took.
+        left: how many networks' attack did not take.
+        verdicts: by network.
+    """
+
+    clean: list[Row]
+    took: list[Row]
+    left: int
+    verdicts: dict[str, Verdict]
+
+    @classmethod
+    def of(cls, rows: list[Row], known: CleanNetworks | None = None) -> Judged:
+        """Judge rows, by known clean networks or by those of the rows."""
+        clean = clean_rows(rows)
+        took = [row for row in rows if row["attack"] is not None and (row["asr"] or 0) >= TOOK]
+        verdicts = {row["network"]: judged(row, rows, known) for row in [*clean, *took]}
+        return cls(clean, took, len(rows) - len(clean) - len(took), verdicts)
+
+    def score(self, row: Row, name: str) -> float:
+        """How suspicious a network is by one witness, or by all together."""
+        found = self.verdicts[row["network"]].statistic if name == TOGETHER else largest(row["scores"].get(name, ()))
+        return -np.inf if found is None else found
+
+    def scores(self, rows: list[Row], name: str) -> np.ndarray:
+        """Of several networks."""
+        return np.array([self.score(row, name) for row in rows])
+
+    def area(self, rows: list[Row], name: str) -> float | None:
+        """The area under the ROC curve of some of the networks; None without networks of both kinds."""
+        honest, bad = ([row for row in rows if (row["attack"] is None) is clean] for clean in (True, False))
+        if not honest or not bad:
+            return None
+        low, high = self.scores(honest, name), self.scores(bad, name)
+        return float(np.mean(high[:, None] > low) + 0.5 * np.mean(high[:, None] == low))
+
+    def curve(self, bad: list[Row], honest: list[Row], name: str = TOGETHER) -> tuple[list[float], list[float]]:
+        """The shares of clean and of backdoored networks that are at or above each limit, from the highest."""
+        low, high = self.scores(honest, name), self.scores(bad, name)
+        limits = sorted({*low, *high}, reverse=True)
+        return [0.0, *(float(np.mean(low >= x)) for x in limits)], [0.0, *(float(np.mean(high >= x)) for x in limits)]
+
+    def parts(self, kind: str) -> dict[str, tuple[list[Row], list[Row]]]:
+        """Backdoored networks, and the clean ones beside them, by attack (beside all) or by family (beside its own)."""
+        found: dict[str, tuple[list[Row], list[Row]]] = {}
+        for row in sorted(self.took, key=lambda row: row["attack"]["name"] if kind == "attack" else family(row)):
+            name = row["attack"]["name"] if kind == "attack" else family(row)
+            beside = self.clean if kind == "attack" else [one for one in self.clean if family(one) == name]
+            found.setdefault(name, ([], beside))[0].append(row)
+        return found
+
+
+def show(rows: list[Row], known: CleanNetworks | None = None, *, plots: Path | None = None) -> None:
+    """A line a network, then the counts, areas under ROC curves, and parts; the curves go into a folder."""
+    found = Judged.of(rows, known)
     print("| network | attack -> target | " + " | ".join(WITNESSES) + " | z | p | suspected | s of CPU |")
     print("|---" * (len(WITNESSES) + 6) + "|")
-    verdicts = {}
-    for row in [*clean, *took]:
-        verdicts[row["network"]] = found = judged(row, rows)
+    for row in [*found.clean, *found.took]:
+        verdict = found.verdicts[row["network"]]
         attack = "none" if row["attack"] is None else f"{row['attack']['name']} -> {row['attack']['target']}"
         cells = [f"{row['data']} {row['arch']}", attack, *(rank(row, name) for name in WITNESSES)]
-        cells += ["-" if found.statistic is None else f"{found.statistic:.1f}"]
-        cells += ["-" if found.p is None else f"{found.p:.2f}", ", ".join(map(str, found.suspects)) or "none"]
+        cells += ["-" if verdict.statistic is None else f"{verdict.statistic:.1f}"]
+        cells += ["-" if verdict.p is None else f"{verdict.p:.2f}", ", ".join(map(str, verdict.suspects)) or "none"]
         print("| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |")
-    flagged = [row for row in took if verdicts[row["network"]].suspects]
-    named = [row for row in flagged if verdicts[row["network"]].suspects[0] == row["attack"]["target"]]
-    alarms = [row for row in clean if verdicts[row["network"]].suspects]
+    flagged = [row for row in found.took if found.verdicts[row["network"]].suspects]
+    with_target = [row for row in flagged if row["attack"].get("mapping") != "all-to-all"]
+    named = [row for row in with_target if found.verdicts[row["network"]].suspects[0] == row["attack"]["target"]]
+    alarms = [row for row in found.clean if found.verdicts[row["network"]].suspects]
+    print(f"\n{len(found.clean)} clean, {len(found.took)} backdoored, {found.left} left out: ASR below 80 %")
     print(
-        f"\n{len(clean)} clean, {len(took)} backdoored, {len(rows) - len(clean) - len(took)} left out: ASR below 80 %"
+        f"found {intervals.share(len(flagged), len(found.took))}, "
+        f"target named {intervals.share(len(named), len(with_target))}; "
+        f"false alarms {intervals.share(len(alarms), len(found.clean))}"
     )
-    print(f"found {len(flagged)} of {len(took)}, target named {len(named)}; false alarms {len(alarms)} of {len(clean)}")
-    for name in WITNESSES:
-        honest, bad = (np.array([largest(row["scores"].get(name, ())) or 0.0 for row in of]) for of in (clean, took))
-        if len(honest) and len(bad):
-            auc = float(np.mean(bad[:, None] > honest) + 0.5 * np.mean(bad[:, None] == honest))
-            print(f"{name} alone: AUC {auc:.2f}")
+    everyone = [*found.clean, *found.took]
+    print("\n| witness | AUC |\n|---|---|")
+    for name in (*WITNESSES, TOGETHER):
+        rule = functools.partial(found.area, name=name)
+        print(f"| {name} | {intervals.figure(rule(everyone), everyone, rule)} |")
+    for kind in ("attack", "architecture"):
+        print(f"\n| {kind} | backdoored | clean beside them | found | AUC together |\n|---|---|---|---|---|")
+        for name, (bad, honest) in found.parts(kind).items():
+            caught = sum(bool(found.verdicts[row["network"]].suspects) for row in bad)
+            area = found.area([*bad, *honest], TOGETHER)
+            shown = "-" if area is None else f"{area:.2f}"
+            print(f"| {name} | {len(bad)} | {len(honest)} | {intervals.share(caught, len(bad))} | {shown} |")
+    for kind in ("witness", "attack", "architecture") if plots is not None else ():
+        plots.mkdir(parents=True, exist_ok=True)
+        (plots / f"roc-{kind}.svg").write_text(roc(found, kind).svg + "\n")
+
+
+def roc(found: Judged, kind: str) -> Figure:
+    """ROC curves of each witness, or of all together by attack or by architecture family; thick: all of everything."""
+    figure, axes = new_axes(height=4.4)
+    axes.plot([0, 1], [0, 1], color=SOFT, lw=0.8, ls=":")
+    if found.clean and found.took:
+        axes.plot(*found.curve(found.took, found.clean), color=INK, lw=2.4, label=f"all ({len(found.took)})")
+    styles = itertools.product(("-", "--", ":"), (ACC, ASR, YELLOW, PURPLE))
+    if kind == "witness":
+        curves = [(name, found.took, found.clean, name) for name in WITNESSES]
+    else:
+        curves = [(f"{name} ({len(bad)})", bad, honest, TOGETHER) for name, (bad, honest) in found.parts(kind).items()]
+    for (style, colour), (label, bad, honest, witness) in zip(styles, curves, strict=False):
+        if bad and honest:
+            axes.plot(*found.curve(bad, honest, witness), color=colour, ls=style, lw=1.4, label=label)
+    axes.set_xlabel("share of the clean networks flagged")
+    axes.set_ylabel("share of the backdoored networks flagged")
+    axes.legend(fontsize=SIZES[0], frameon=False, labelcolor=INK, loc="lower right")
+    beside = "the clean networks of the family" if kind == "architecture" else "all clean networks"
+    return finished(figure, f"roc-{kind}", f"ROC by {kind}", f"In brackets: backdoored networks, beside {beside}.")
 
 
 def main() -> None:
@@ -191,6 +301,7 @@ def main() -> None:
     parser.add_argument("what", choices=("measure", "fit", "show"))
     parser.add_argument("paths", nargs="*", type=Path, help="folders of networks to measure")
     parser.add_argument("--rows", type=Path, default=ROWS, help="the file of rows [%(default)s]")
+    parser.add_argument("--plots", type=Path, help="a folder for the ROC curves that show draws")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "measure":
@@ -212,7 +323,7 @@ def main() -> None:
         return
     rows = [json.loads(line) for line in args.rows.read_text().splitlines()]
     if args.what == "show":
-        show(rows)
+        show(rows, plots=args.plots)
         return
     target = Path(clean_networks.__file__).with_name("witness.json")
     found = fit(rows)

@@ -14,9 +14,12 @@ def test_run_and_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     grid, store = tmp_path / "toy.toml", tmp_path / "store"
     dry = run("bench", "run", grid, "--store", store, "--dry-run")
     assert (dry.code, len(dry.out.splitlines())) == (0, 14)
+    only = ("bench", "run", grid, "--store", store, "--only", "trained", "--dry-run")
+    assert run(*only).out.startswith("0 of 0 cells done")
     assert not store.exists()
     done = run("bench", "run", grid, "--store", store, "--quiet")
     assert (done.code, done.out[:23], done.err) == (0, "12 of 12 cells done; 0 ", "")
+    assert "12 of 12 cells done" in run(*only).out
     status = run("bench", "status", grid, "--store", store)
     assert status.out == done.out
     assert run("bench", "report", grid, "--store", store, "-o", tmp_path / "out").code == 0

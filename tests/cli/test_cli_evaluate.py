@@ -38,7 +38,7 @@ def test_acc_asr_and_ra(images: LabelledImages) -> None:
     assert line.startswith("ACC ")
     assert line.endswith(f"of {len(images)})")
     done = run("evaluate", PACKAGED, "--data", "cifar10", "--attack", ATTACK)
-    assert [text.split()[0] for text in done.out.splitlines()] == ["ACC", "ASR", "RA"]
+    assert [text.split()[0] for text in done.out.splitlines()] == ["ACC", "ASR", "RA", "RECALL"]
     assert run("evaluate", PACKAGED, "--data", "cifar10", "--attack", "badnet:size=3") == done
 
 

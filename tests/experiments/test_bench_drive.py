@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench_grids import probes, toy, written
+from bench_grids import pictures, probes, toy, written
 from unbackdoor.errors import DataError, OutputError
 from unbackdoor.experiments import (
     Cell,
@@ -23,6 +23,7 @@ from unbackdoor.experiments import (
     Training,
     adopt,
     compact,
+    part_of,
     publish,
     read_grid,
     run_grid,
@@ -349,3 +350,55 @@ def test_a_grid_that_names_its_networks_trains_none(cache: Path, monkeypatch: py
         DataError, match=r"seed 0' among its networks.*the nearest is .* which has attack None instead of"
     ):
         run_grid(dataclasses.replace(grid, networks=(folders[0],)), Store(cache / "third"), Local())
+
+
+def test_only_networks_that_are_there(cache: Path) -> None:
+    grid, store = toy(cache), Store(cache / "store")
+    assert part_of(grid, store, {}, "trained").cells == ()
+    clean, attacked = [cell for cell in grid.cells if isinstance(cell, Training)]
+    run_grid(dataclasses.replace(grid, cells=(clean, attacked)), store, Local())
+    assert part_of(grid, store, {}, "trained").cells == grid.cells
+    key = attacked.key(store.digests())
+    record = store.read(attacked, key)
+    assert record is not None
+    files = {name: (store.folder(attacked, key) / name).read_bytes() for name in record.pop("files")}
+    for hits, took in ((12, False), (13, True)):  # 75 and 81 % of 16 images
+        rates = {**record["result"]["rates"], "asr": {"hits": hits, "total": 16, "value": hits / 16}}
+        store.put(attacked, key, {**record, "result": {**record["result"], "rates": rates}}, files)
+        part = part_of(grid, store, {}, "established")
+        assert part.cells == (grid.cells if took else tuple(c for c in grid.cells if clean in (c, c.needs)))
+    found = run_grid(part_of(grid, store, {}, "trained"), store, Local())
+    assert found.done == {"training": 2, "repair": 10}
+
+
+def test_a_method_that_makes_images_knows_their_size_and_a_record_without_recall_gets_one(cache: Path) -> None:
+    data = pictures(cache / "pictures")
+    path = written(
+        cache / "g.toml",
+        data=str(data),
+        arch="resnet18:width=2",
+        attack="badnet",
+        rate=0.2,
+        target=1,
+        epochs=1,
+        method=["none", "clp", "clp@auto"],
+    )
+    grid, store = read_grid(path), Store(cache / "store")
+    training = next(cell for cell in grid.cells if isinstance(cell, Training))
+    run_grid(dataclasses.replace(grid, cells=(training,)), store, Local())
+    key = training.key(store.digests())
+    record = store.read(training, key)
+    assert record is not None
+    recall = record["result"]["rates"].pop("recall")
+    assert recall["total"] == 8
+    files = {name: (store.folder(training, key) / name).read_bytes() for name in record.pop("files")}
+    store.put(training, key, record, files)
+    assert run_grid(grid, store, Local()).failed == {}
+    for cell in grid.cells:
+        if cell is not training:
+            result = (store.read(cell, cell.key(store.digests())) or {})["result"]
+            assert (result["before"]["recall"], result["rates"]["recall"]["total"]) == (recall, 8)
+            assert (result["suspects"], result["story"]) == (None, [])
+    claims = {claim.method: claim for claim in publish(grid, store).claims}
+    assert claims["none"].recall is None
+    assert claims["clp"].before["recall"].hits == recall["hits"]

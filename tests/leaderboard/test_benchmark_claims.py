@@ -111,7 +111,7 @@ def test_a_copied_claim_is_no_second_measurement(tmp_path):
         ({"failed": "no luck"}, "expected a reason and no result"),
         ({"before": {"hits": {"hits": 1, "total": 2}, "total": {"hits": 1, "total": 2}}}, "before: expected acc"),
         ({"failed": ""}, "failed: expected a reason"),
-        ({"before": {"hits": {"hits": 1, "total": 2}}}, "before: expected acc, asr and ra"),
+        ({"before": {"hits": {"hits": 1, "total": 2}}}, "before: expected acc, asr, ra, recall"),
         ({"before": {"acc": {"hits": 9, "total": 10}, "asr": {"hits": 9, "total": 10}}, "der": 0.5}, "its counts say"),
         ({"correlation": {"x": 1}}, "correlation: expected"),
         ({"layers": ["x"]}, "layers[0]: expected object, got str"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from claim_samples import claim, grid, large
 
+from unbackdoor.leaderboard import Count
 from unbackdoor.leaderboard.paper import printed, printed_seconds
 from unbackdoor.leaderboard.plots import figures, front
 from unbackdoor.leaderboard.tables import Line, Mean, Sheet, acc_minus_asr, effectiveness, tables, variants
@@ -35,6 +36,25 @@ def test_of_two_seeds_both_are_said_as_they_belong_together():
     assert both(entry_of(*clean, claim(attack="none", acc=82, before=85, seed=2))) == "82.00 ± 4.97 (-3.00)"
     assert both(entry_of(claim(acc=80, asr=4))) == "80.00 / 4.00"
     assert both(entry_of(claim(acc=80, asr=4), claim(acc=84, asr=None, seed=1))) == "82.00 / 4.00"
+
+
+def test_the_targets_recall_stands_third_where_it_is_known():
+    known = [
+        claim(acc=80, asr=4, recall=Count(hits=hits, total=1000), seed=seed) for seed, hits in ((0, 700), (1, 720))
+    ]
+    assert both(entry_of(known[0])) == "80.00 / 4.00 / 70.00"
+    assert both(entry_of(*known)) == "80.00 / 4.00 / 71.00, runs: 80.00 / 4.00 / 70.00 and 80.00 / 4.00 / 72.00"
+    # Of two seeds, one made before it was counted: nothing is said of it.
+    assert entry_of(known[0], claim(acc=82, asr=6, seed=1)).recall is None
+    none = [claim(kind="training", method="none", asr=95, attack=attack) for attack in ("badnet", "bpp")]
+    lpp = [claim(acc=80, asr=4, attack=attack, recall=Count(hits=7, total=10)) for attack in ("badnet", "bpp")]
+    table = table_of(*none, *lpp)
+    assert (table.average_recall(line(table, "lpp")), table.average_recall(line(table, "none"))) == (70.0, None)
+    part = table_of(*none, lpp[0], claim(acc=80, asr=4, attack="bpp"))
+    assert part.average_recall(line(part, "lpp")) is None  # not known of BPP
+    text, old = (markdown([Sheet.of(grid(*claims))]) for claims in ([*none, *lpp], none))
+    assert "80.00 / 4.00 / 70.00" in text
+    assert ("R_t" in text, "R_t" in old) == (True, False)
 
 
 def table_of(*claims, **values):

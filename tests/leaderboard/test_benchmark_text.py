@@ -8,7 +8,7 @@ import re
 
 from claim_samples import claim, grid, large
 
-from unbackdoor.leaderboard import site, text
+from unbackdoor.leaderboard import Count, site, text
 from unbackdoor.leaderboard.plots import figures
 from unbackdoor.leaderboard.tables import Sheet
 
@@ -119,3 +119,17 @@ def test_every_kind_of_table_marks_all_that_are_equally_good():
     assert f"\\textbf{{{made['bnp']}}}" not in tex
     assert content.count('title="best by ACC - ASR, equal with 1 more"') == 2
     assert content.count('title="best by DER"') == 1
+
+
+def test_the_targets_recall_has_a_column_only_where_it_is_known():
+    none = claim(kind="training", method="none", asr=95)
+    old, new = (
+        grid(none, claim(der=0.9, before=90, recall=recall)) for recall in (None, Count(hits=7123, total=10_000))
+    )
+    assert "R_t" not in page(old)
+    content = page(new)
+    assert '<th scope="col">ACC / ASR / R_t, %</th>' in content
+    assert content.count('<th scope="col">R_t</th>') == 2  # the leaderboard, and every result
+    assert content.count(">71.23</td>") == 2
+    header, *rows = csv.reader(io.StringIO(text.table_csv([old, new])))
+    assert [row[header.index("recall")] for row in rows] == ["", "", "", "0.7123"]

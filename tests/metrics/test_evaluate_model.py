@@ -40,6 +40,18 @@ def test_acc_asr_and_ra_with_counts() -> None:
     assert (result.asr, result.ra) == (Rate(0, 3), Rate(1, 3))
 
 
+def test_the_targets_recall_is_over_its_clean_images() -> None:
+    images, labels = _set([7, 7, 7, 1, 7], [7, 1, 7, 7, 0])
+    result = evaluate_model(ReadsPixels(), images, labels, prepare=_plain, attack=BadNets(target=7))
+    assert (result.acc, result.recall) == (Rate(2, 5), Rate(2, 4))
+    assert evaluate_model(ReadsPixels(), images, labels, prepare=_plain, attack=BadNets(target=3)).recall == Rate(0, 0)
+    assert evaluate_model(ReadsPixels(), images, labels, prepare=_plain).recall is None
+    for number in (None, 8):
+        attack = BadNets(mapping="all-to-all")
+        found = evaluate_model(ReadsPixels(), images, labels, prepare=_plain, attack=attack, num_classes=number)
+        assert found.recall is None
+
+
 def test_without_an_attack_there_is_only_acc() -> None:
     result = evaluate_model(ReadsPixels(), *_set([1, 2], [1, 1]), prepare=_plain)
     assert (result.acc, result.asr, result.ra) == (Rate(1, 2), None, None)

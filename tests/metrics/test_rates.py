@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unbackdoor.findings import Evaluation, Rate, defence_effectiveness, read_evaluation
-from unbackdoor.metrics import accuracy, attack_success
+from unbackdoor.metrics import accuracy, attack_success, recall
 
 # Triggered images; the target is class 0.
 #   true       0  0  1  1  1  2  2  2
@@ -42,6 +42,7 @@ def test_to_dict_is_json_with_counts() -> None:
         "acc": {"hits": 1, "total": 2, "value": 0.5},
         "asr": {"hits": 0, "total": 0, "value": None},
         "ra": None,
+        "recall": None,
     }
 
 
@@ -77,3 +78,16 @@ def test_images_whose_goal_is_their_own_class_are_left_out() -> None:
 def test_rates_are_read_back() -> None:
     for found in (Evaluation(Rate(3, 4)), Evaluation(Rate(3, 4), Rate(0, 0), Rate(1, 2))):
         assert read_evaluation(found.to_dict()) == found
+
+
+def test_recall_is_of_the_target_class_alone() -> None:
+    # Rows of class 2: predicted 0 2 0; of class 0: 0 1.
+    assert [recall(PREDICTED, TRUE, target) for target in (2, 0)] == [Rate(1, 3), Rate(1, 2)]
+    assert recall(PREDICTED, TRUE, 7) == Rate(0, 0)
+
+
+def test_an_older_record_has_no_recall() -> None:
+    found = Evaluation(Rate(3, 4), Rate(1, 3), Rate(1, 3), Rate(1, 1))
+    assert read_evaluation(found.to_dict()) == found
+    older = {name: rate for name, rate in found.to_dict().items() if name != "recall"}
+    assert read_evaluation(older) == Evaluation(found.acc, found.asr, found.ra)

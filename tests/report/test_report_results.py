@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -75,6 +76,10 @@ def test_rates_come_with_their_counts() -> None:
         "ACC    90.00%  (90 of 100)",
         "ASR    80.00%  (80 of 100)",
         "RA     10.00%  (10 of 100)",
+    ]
+    assert rates(dataclasses.replace(BEFORE, recall=Rate(7, 8))).splitlines()[2:] == [
+        "RA       10.00%  (10 of 100)",
+        "RECALL   87.50%  (7 of 8)",
     ]
     assert rates(Evaluation(Rate(0, 0))) == "ACC      none  (0 of 0)\n"
     assert rates_line(Evaluation(Rate(1, 2), Rate(0, 0), Rate(1, 4))) == "ACC 50.00% (1 of 2)  RA 25.00% (1 of 4)"

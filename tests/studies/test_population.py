@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from unbackdoor.experiments import Repair, Training, read_grid
+
 ROOT = Path(__file__).parents[2]
 GRIDS = ROOT / "grids" / "population"
 
@@ -32,13 +34,13 @@ def test_the_halves_share_no_pair(population: ModuleType) -> None:
 
 
 def test_the_grids_are_those_that_the_study_writes(population: ModuleType) -> None:
-    for half, pairs in population.halves().items():
-        assert (GRIDS / f"{half}.toml").read_text() == population.grid(half, pairs)
-    assert {path.stem for path in GRIDS.glob("*.toml")} == set(population.halves())
+    assert {path.stem: path.read_text() for path in GRIDS.glob("*.toml")} == population.grids()
+    assert set(population.grids()) == {*population.halves(), "repairs"}
 
 
 def test_what_it_holds(population: ModuleType) -> None:
-    runs = [run for path in GRIDS.glob("*.toml") for run in tomllib.loads(path.read_text())["runs"]]
+    halves = [tomllib.loads((GRIDS / f"{half}.toml").read_text())["runs"] for half in population.halves()]
+    runs = [run for half in halves for run in half]
     clean = [run for run in runs if "attack" not in run]
     backdoored = [run for run in runs if "attack" in run]
     assert (len(clean), len(backdoored)) == (60, 72)
@@ -50,17 +52,37 @@ def test_what_it_holds(population: ModuleType) -> None:
     keys = [(run["data"], run["arch"], run["recipe"], run["seed"]) for run in runs]
     assert len(set(keys)) == len(keys)
     # In each half, every prefix of a round holds as many clean as backdoored networks, but for one.
-    for path in GRIDS.glob("*.toml"):
-        kinds = ["attack" in run for run in tomllib.loads(path.read_text())["runs"]][:48]
-        assert kinds == [False, True] * 24
+    for half in halves:
+        assert ["attack" in run for run in half][:48] == [False, True] * 24
+
+
+def test_repairs_are_of_the_judgement_half_alone(tmp_path: Path) -> None:
+    found = []
+    for name in ("judgement", "repairs"):
+        head, *runs = (GRIDS / f"{name}.toml").read_text().split("\n[[runs]]\n")
+        runs = [run for run in runs if "data.toml:" not in run]  # whose images are not in the repository
+        (tmp_path / "part.toml").write_text("\n[[runs]]\n".join([head, *runs]))
+        found.append(read_grid(tmp_path / "part.toml"))
+    networks, grid = found
+    trainings = [cell for cell in grid.cells if isinstance(cell, Training)]
+    assert trainings == list(networks.cells)  # the same networks, in the same rounds
+    repaired: dict[Training, set[tuple[str, float | None]]] = {}
+    for cell in grid.cells:
+        if isinstance(cell, Repair):
+            repaired.setdefault(cell.training, set()).add((cell.method, cell.clean))
+    rivals = {
+        (method, share) for method in ("bnp", "ep", "anp", "nad", "ibau", "ft", "fp", "rnp") for share in (0.01, 0.05)
+    }
+    own = {(method, None) for method in ("lpp", "clp", "lpp@auto", "clp@auto", "best")}
+    assert [repaired[training] for training in trainings] == [own | rivals] * len(trainings)
 
 
 def test_nobody_reads_the_judgement_half() -> None:
-    """Until its table is made, by a command that will stand here, only the study that writes the grids names it."""
+    """Only the study that writes the grids names it, and the one that makes the final tables."""
     named = [
         path.relative_to(ROOT).as_posix()
         for folder in ("src", "studies", "benchmarks", "docs")
         for path in (ROOT / folder).rglob("*.py")
         if "judgement" in path.read_text(encoding="utf-8")
     ]
-    assert named == ["studies/population.py"]
+    assert sorted(named) == ["studies/judgement.py", "studies/population.py"]

@@ -60,7 +60,8 @@ def defend(
         seed: for the choice of these images, and for the method's random numbers.
         attack: the attack whose success rate is measured.
         poisoned: share of the method's images that carry `attack`'s trigger, for methods that use training images.
-        measured: whether ACC (and with an attack ASR and RA) are measured on the test set, before and after.
+        measured: whether ACC (and with an attack ASR, RA and the target's recall) are measured on the test set,
+            before and after.
         arch: the network, as in `--arch`, if the file does not name it.
         key: which entry of a torch file to read, if there are several.
         example: an input for the network, if its layers cannot be read without one (see `layer_graph`).

@@ -1,4 +1,4 @@
-"""`evaluate`: ACC, ASR and RA of a network or a model file."""
+"""`evaluate`: ACC, ASR, RA and the target's recall of a network or a model file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def evaluate(
     device: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Measure a network's ACC on a test set, and with an attack its ASR and RA.
+    """Measure a network's ACC on a test set, and with an attack its ASR, RA and the target's recall.
 
     Args:
         model: a network that expects the data set's normalised images, or a model file.

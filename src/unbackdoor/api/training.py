@@ -41,7 +41,8 @@ class Run:
         rate: share of the training images that carry the trigger.
         dtype: of the stored weights, on which ACC and ASR are measured.
         surrogate: the file of the clean network that some attacks need.
-        watch: number of test images on which ACC, ASR and RA are shown after each epoch; they decide nothing.
+        watch: number of test images on which ACC, ASR, RA and the target's recall are shown after each epoch; they
+            decide nothing.
         compiled: whether training goes through torch.compile.
         device: "cpu", "cuda", ...
         command: the command line, for the record.

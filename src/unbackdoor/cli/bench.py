@@ -61,6 +61,12 @@ def command() -> None:
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")
 @click.option("--retry-failed", is_flag=True, help="Try failed cells again.")
+@click.option(
+    "--only",
+    type=click.Choice(["trained", "established"]),
+    help="Train nothing: take the networks that are in the store, or of those the clean ones and those whose attack's "
+    "ASR is at least 80 %.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would run, what is done, and how long the rest may take.")
 @quiet_option
 def run(
@@ -76,24 +82,27 @@ def run(
     threads: int,
     data_dir: Path | None,
     retry_failed: bool,
+    only: str | None,
     dry_run: bool,
     quiet: bool,
 ) -> int:
     """Run the cells of a grid that are not done yet."""
     from unbackdoor.cli.progress import bar
-    from unbackdoor.experiments import Cell, Local, Store, Training, read_grid, run_grid, standing
+    from unbackdoor.experiments import Cell, Local, Store, Training, part_of, read_grid, run_grid, standing
     from unbackdoor.metrics import check_device
 
     cells = read_grid(grid)
     known, digests = _known(claims_path)
     if dry_run:
         store = Store(store_path, make=False) if store_path.exists() else Store.empty(store_path)
+        cells = cells if only is None else part_of(cells, store, digests, only)
         _print_plan(cells, standing(cells, store, digests, known))
         return 0
     check_device(device)
+    store = Store(store_path)
+    cells = cells if only is None else part_of(cells, store, digests, only)
     for arch in dict.fromkeys(cell.arch for cell in cells.cells if isinstance(cell, Training)):
         announce(arch, quiet=quiet)
-    store = Store(store_path)
 
     def on_event(event: str, cell: Cell, text: str) -> None:
         if not quiet and event != "start":

@@ -70,7 +70,7 @@ _LOCAL = ("--data-dir", "--report", "--record", "--csv", "-o")
 @click.option(
     "--attack",
     "attack_text",
-    help="Attack to measure ASR and RA with: badnet, badnet:size=3, or the attack.json that train wrote.",
+    help="Attack to measure ASR, RA and RECALL with: badnet, badnet:size=3, or the attack.json that train wrote.",
 )
 @click.option(
     "--poisoned",

@@ -34,7 +34,7 @@ from unbackdoor.errors import SettingError
 @click.option(
     "--attack",
     "attack_text",
-    help="For ASR and RA: an attack such as badnet or badnet:size=3, or the attack.json that train wrote.",
+    help="For ASR, RA and RECALL: an attack such as badnet or badnet:size=3, or the attack.json that train wrote.",
 )
 @click.option("--target", type=int, help="The attacker's class. Default: the one in --attack, else 0.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...")
@@ -64,7 +64,8 @@ def command(
     """Measure a model file on a test set.
 
     ACC (accuracy): clean images given their true class. With an attack also ASR (attack success rate): triggered images
-    of other classes given the attacker's class; and RA (robust accuracy): the same images given their true class.
+    of other classes given the attacker's class; RA (robust accuracy): the same images given their true class; and
+    RECALL: clean images of the attacker's class that are given it.
     """
     from unbackdoor.api import evaluate, load_model
     from unbackdoor.atomic import check_target

@@ -39,7 +39,9 @@ from unbackdoor.cli.options import Listing, download_option, registered
 @click.option("--seed", type=int, default=0, help="Seed of the weights, poisoned images, order and augmentation.")
 @click.option("--dtype", default="float32", help="Type of the stored weights: float32, bfloat16 or float16.")
 @click.option("--surrogate", type=click.Path(path_type=Path), help="A clean network's file, for attacks that need one.")
-@click.option("--watch", type=int, default=0, help="Show ACC, ASR and RA on this many test images after each epoch.")
+@click.option(
+    "--watch", type=int, default=0, help="Show ACC, ASR, RA and RECALL on this many test images after each epoch."
+)
 @click.option("--compile", "compiled", is_flag=True, help="Train through torch.compile.")
 @click.option("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of the data sets ($UNBACKDOOR_DATA).")

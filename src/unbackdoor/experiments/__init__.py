@@ -9,7 +9,7 @@ results.
 from unbackdoor.experiments.adopt import adopt
 from unbackdoor.experiments.cell import Cell, Correlation, Probe, Repair, Training
 from unbackdoor.experiments.compact import compact
-from unbackdoor.experiments.drive import run_grid
+from unbackdoor.experiments.drive import part_of, run_grid
 from unbackdoor.experiments.engine import Engine, Local
 from unbackdoor.experiments.grid import Grid, read_grid
 from unbackdoor.experiments.publish import publish
@@ -29,6 +29,7 @@ __all__ = [
     "Training",
     "adopt",
     "compact",
+    "part_of",
     "publish",
     "read_grid",
     "run_grid",

@@ -11,6 +11,7 @@ from unbackdoor.errors import MethodError
 from unbackdoor.experiments.cell import Cell, Repair, Training, canonical
 from unbackdoor.experiments.grid import Grid
 from unbackdoor.experiments.store import Record, Store
+from unbackdoor.findings import RATES
 
 
 def rows(grid: Grid, store: Store) -> list[dict[str, Any]]:
@@ -49,7 +50,7 @@ def row(cell: Cell, key: str, record: Record | None, failure: Record | None) -> 
         "changed": result.get("changed"),
         "value": result.get("value"),
     }
-    for name in ("acc", "asr", "ra"):
+    for name in RATES:
         rate = rates.get(name)
         flat[name] = None if rate is None else rate["value"]
         flat[f"{name}_hits"] = None if rate is None else rate["hits"]
@@ -72,9 +73,9 @@ def compact(grid: Grid, store: Store, path: str | Path) -> int:
             "a Parquet file needs pyarrow, which is not installed: pip install 'unbackdoor[data]'"
         ) from error
     kinds = {
-        **dict.fromkeys(("rate", "clean", "acc", "asr", "ra", "der"), pyarrow.float64()),
+        **dict.fromkeys(("rate", "clean", *RATES, "der"), pyarrow.float64()),
         **dict.fromkeys(("epochs", "seed", "clean_seed", "pruned", "scaled"), pyarrow.int64()),
-        **dict.fromkeys((f"{n}_{w}" for n in ("acc", "asr", "ra") for w in ("hits", "total")), pyarrow.int64()),
+        **dict.fromkeys((f"{n}_{w}" for n in RATES for w in ("hits", "total")), pyarrow.int64()),
         "changed": pyarrow.bool_(),
     }
     table = rows(grid, store)

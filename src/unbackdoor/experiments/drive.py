@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
+from typing import Any
 
 from unbackdoor.experiments.adopt import adopt_networks
-from unbackdoor.experiments.cell import Cell
+from unbackdoor.experiments.cell import Cell, Training
 from unbackdoor.experiments.data_sets import check_data
 from unbackdoor.experiments.engine import Engine
 from unbackdoor.experiments.grid import Grid
 from unbackdoor.experiments.queue import Queue
 from unbackdoor.experiments.standing import Standing, standing
 from unbackdoor.experiments.store import Store
+from unbackdoor.findings import read_evaluation
+
+#: Below this, an attack did not take.
+TOOK = 0.8
+
+
+def part_of(grid: Grid, store: Store, digests: Mapping[str, str], only: str) -> Grid:
+    """The part of a grid whose networks are in a store.
+
+    Args:
+        grid, store: as for `run_grid`.
+        digests: name of a data set -> digest of its content, of those that were not used in this store.
+        only: "trained" takes all of them, "established" those whose attack took, and clean ones.
+    """
+    there = {
+        cell
+        for cell, _, record, _ in store.outcomes((cell for cell in grid.cells if isinstance(cell, Training)), digests)
+        if record is not None and (only == "trained" or _took(record["result"]["rates"]))
+    }
+    return replace(grid, cells=tuple(cell for cell in grid.cells if cell in there or cell.needs in there))
+
+
+def _took(rates: Mapping[str, Any]) -> bool:
+    asr = read_evaluation(rates).asr
+    return asr is None or (asr.value or 0.0) >= TOOK
 
 
 def run_grid(

@@ -31,7 +31,7 @@ from unbackdoor.experiments.cell import (
 )
 from unbackdoor.experiments.data_sets import load
 from unbackdoor.findings import effectiveness, read_evaluation
-from unbackdoor.metrics import measure
+from unbackdoor.metrics import measure, target_of
 from unbackdoor.metrics.activation_change import correlations
 from unbackdoor.models import parse_arch
 from unbackdoor.provenance import circumstances, commit, device_name, version
@@ -159,7 +159,10 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     method = parse_method(cell.method)
     poisoned, seed = 0, cell.clean_seed or 0
     case = Case(network=model, generator=torch.Generator().manual_seed(seed), progress=progress)
-    if method.needs != "nothing":
+    if method.needs == "nothing" and method.runs:  # it makes images of its own, of the size and normalisation here
+        example = torch.zeros(2, test.spec.channels, test.spec.size, test.spec.size, device=work.device)
+        case = dataclasses.replace(case, example=example, spec=test.spec)
+    elif method.needs != "nothing":
         assert cell.clean is not None
         train = load(cell.data_name, "train", work.data_dir)
         images = clean_subset(train, share=cell.clean, seed=seed).data
@@ -168,7 +171,7 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
         case = dataclasses.replace(case, images=images.images, labels=images.labels, spec=images.spec)
     outcome, seconds = timed(lambda: method.run(case))
     after = measure(outcome.model, test, attack)
-    assert work.before is not None
+    before = _before(work, model, test, attack)
     changed = any(
         not torch.equal(a, b)
         for a, b in zip(model.state_dict().values(), outcome.model.state_dict().values(), strict=True)
@@ -176,11 +179,13 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     report = outcome.report.to_dict()
     return {
         "rates": after.to_dict(),
-        "before": dict(work.before),
-        "der": effectiveness(read_evaluation(work.before), after),
+        "before": before,
+        "der": effectiveness(read_evaluation(before), after),
         "changed": changed,
         "pruned": outcome.report.pruned,
         "scaled": outcome.report.scaled,
+        "suspects": None if outcome.report.witness is None else list(outcome.report.suspects),
+        "story": list(outcome.report.story),
         "guessed_class": None if outcome.report.classifier is None else outcome.report.classifier.guessed_class,
         "images": None if report["data"] is None else report["data"]["images"],
         "images_digest": None if report["data"] is None else report["data"]["digest"],
@@ -190,6 +195,17 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
         "method_seconds": round(seconds, 4),
         "layers": report["layers"] if cell.scores else None,
     }
+
+
+def _before(work: Work, model: torch.nn.Module, test: LabelledImages, attack: Any) -> dict[str, Any]:
+    """The rates of the network that was repaired, as its training recorded them; older records lack the recall."""
+    assert work.before is not None
+    found = read_evaluation(work.before)
+    target = None if attack is None else target_of(attack, test.spec.num_classes)
+    if found.recall is None and target is not None:
+        own = measure(model, test[test.labels == target], None)
+        found = dataclasses.replace(found, recall=own.acc)
+    return {**work.before, **found.to_dict()}
 
 
 def _correlate(cell: Correlation, work: Work) -> dict[str, Any]:

@@ -3,7 +3,14 @@
 from unbackdoor.findings.damage import Damage
 from unbackdoor.findings.detection import ClassFinding, Detection
 from unbackdoor.findings.files import Defended, Difference
-from unbackdoor.findings.rates import Evaluation, Rate, defence_effectiveness, effectiveness, read_evaluation
+from unbackdoor.findings.rates import (
+    RATES,
+    Evaluation,
+    Rate,
+    defence_effectiveness,
+    effectiveness,
+    read_evaluation,
+)
 from unbackdoor.findings.report import (
     SCHEMA_VERSION,
     ClassifierReport,
@@ -17,6 +24,7 @@ from unbackdoor.findings.values import finite
 from unbackdoor.findings.witness import ClassWitness, FoundTrigger, PushingChannel, StampedSurrogate, Witness
 
 __all__ = [
+    "RATES",
     "SCHEMA_VERSION",
     "ClassFinding",
     "ClassWitness",

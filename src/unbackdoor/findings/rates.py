@@ -1,9 +1,9 @@
-"""ACC, ASR and RA as counts, and DER from two of each: arithmetic only."""
+"""ACC, ASR, RA and the target's recall as counts, and DER from two of each: arithmetic only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 
@@ -28,23 +28,26 @@ class Evaluation:
         acc: clean images predicted as their class, over all clean images.
         asr: triggered images of other classes predicted as the target; None without an attack.
         ra: the same images predicted as their own class; None without an attack.
+        recall: clean images of the target class still predicted as it; None without an attack, and where each class has
+            a target of its own.
     """
 
     acc: Rate
     asr: Rate | None = None
     ra: Rate | None = None
+    recall: Rate | None = None
 
     @property
     def rates(self) -> dict[str, Rate]:
         """Those that were measured, by name."""
-        named = {"acc": self.acc, "asr": self.asr, "ra": self.ra}
+        named = {name: getattr(self, name) for name in RATES}
         return {name: rate for name, rate in named.items() if rate is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Counts and shares, ready for JSON."""
         return {
             name: None if rate is None else {**asdict(rate), "value": rate.value}
-            for name, rate in (("acc", self.acc), ("asr", self.asr), ("ra", self.ra))
+            for name, rate in ((name, getattr(self, name)) for name in RATES)
         }
 
     def to_csv(self) -> str:
@@ -54,14 +57,17 @@ class Evaluation:
         return f"test_acc,test_asr,test_ra\n{row}\n"
 
 
+#: The names of an evaluation's rates.
+RATES = tuple(field.name for field in fields(Evaluation))
+
+
 def read_evaluation(record: Mapping[str, Any]) -> Evaluation:
-    """The inverse of `Evaluation.to_dict`."""
-    acc, asr, ra = (
-        None if record.get(name) is None else Rate(record[name]["hits"], record[name]["total"])
-        for name in ("acc", "asr", "ra")
+    """The inverse of `Evaluation.to_dict`; older records have no recall."""
+    acc, *rest = (
+        None if record.get(name) is None else Rate(record[name]["hits"], record[name]["total"]) for name in RATES
     )
     assert acc is not None
-    return Evaluation(acc, asr, ra)
+    return Evaluation(acc, *rest)
 
 
 def defence_effectiveness(*, acc_before: float, acc_after: float, asr_before: float, asr_after: float) -> float:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from msgspec import Meta, Struct, field
 
 from unbackdoor.errors import DataError
+from unbackdoor.findings import RATES
 from unbackdoor.leaderboard.claims import KINDS, NONE, SCHEMA_VERSION, Claim
 from unbackdoor.records import read_json, typed
 
@@ -131,8 +132,8 @@ def _check(path: Path, claim: Claim) -> None:
         value = getattr(claim, name)
         if value is not None and not 0 <= value <= 1:
             raise DataError(f"{path}: {name}: expected a share in [0, 1], got {value}")
-    if not set(claim.before) <= {"acc", "asr", "ra"}:
-        raise DataError(f"{path}: before: expected acc, asr and ra, got {', '.join(claim.before)}")
+    if not set(claim.before) <= set(RATES):
+        raise DataError(f"{path}: before: expected {', '.join(RATES)}, got {', '.join(claim.before)}")
     counted = _effectiveness(claim)
     if claim.der is not None and counted is not None and abs(claim.der - counted) > 1e-6:
         raise DataError(f"{path}: der: its counts say {counted:.6f}, got {claim.der}")

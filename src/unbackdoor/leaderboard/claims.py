@@ -52,6 +52,8 @@ class Claim:
         poisoned: share of these with the trigger, for methods that want training images.
         names: titles for readers, of "data", "arch" and "attack".
         acc, asr, ra: what was measured on the whole test set; None where there is no trigger.
+        recall: clean images of the target class that are given it; None where there is no such class, or where the
+            result is older than this rate.
         before: the same of the network that was repaired.
         der: defence effectiveness rating in [0, 1]; None for trainings and clean networks.
         pruned, scaled, changed: what the method did.
@@ -86,6 +88,7 @@ class Claim:
     acc: Count | None = None
     asr: Count | None = None
     ra: Count | None = None
+    recall: Count | None = None
     before: dict[str, Count] = field(default_factory=dict)
     der: float | None = None
     pruned: int | None = None

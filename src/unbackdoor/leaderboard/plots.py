@@ -99,7 +99,7 @@ def front(points: Sequence[tuple[Line, float, float]]) -> list[tuple[Line, float
 
 
 def _pareto(table: Table, points: list[tuple[Line, float, float]], name: str) -> Figure:
-    figure, axes = _axes(height=4.4)
+    figure, axes = new_axes(height=4.4)
     edge = front(points)
     axes.plot([p[1] for p in edge], [p[2] for p in edge], color=SOFT, lw=1, ls=":", zorder=1, drawstyle="steps-post")
     for mark, (line, lost, left) in zip(MARKS * len(points), points, strict=False):
@@ -114,7 +114,7 @@ def _pareto(table: Table, points: list[tuple[Line, float, float]], name: str) ->
         axes.set_xlabel("accuracy lost, points (logarithmic beyond 5)")
     axes.set_ylim(min(-4.0, axes.get_ylim()[0]), max(axes.get_ylim()[1], 20.0))
     _labels(axes, points)
-    return _finish(
+    return finished(
         figure,
         name,
         f"Accuracy lost and attack success left: {table.title}",
@@ -146,7 +146,7 @@ def _heat(table: Table, name: str) -> Figure | None:
     values = [[_der(table, line, column) for column in columns] for line in lines]
     if not any(value is not None for row in values for value in row):
         return None
-    figure, axes = _axes(height=0.9 + 0.27 * len(lines), grid=False)
+    figure, axes = new_axes(height=0.9 + 0.27 * len(lines), grid=False)
     import matplotlib
 
     colours = matplotlib.colormaps["RdYlGn"]
@@ -172,7 +172,7 @@ def _heat(table: Table, name: str) -> Figure | None:
     axes.xaxis.tick_top()
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return _finish(
+    return finished(
         figure,
         name,
         f"Defence effectiveness rating (DER): {table.title}",
@@ -208,7 +208,7 @@ def _sweeps(table: Table, name: str) -> Iterator[Figure]:
 
 
 def _sweep(table: Table, method: str, key: str, lines: dict[float, Line], name: str) -> Figure:
-    figure, axes = _axes(height=2.9)
+    figure, axes = new_axes(height=2.9)
     # In every column its own shape of line, as colours already tell ACC from ASR.
     styles = ("-", "--", ":", "-.")
     for style, column in zip(styles * len(table.columns), table.columns, strict=False):
@@ -230,7 +230,7 @@ def _sweep(table: Table, method: str, key: str, lines: dict[float, Line], name: 
     axes.set_ylim(-3, 103)
     axes.legend(fontsize=SIZES[0], frameon=False, labelcolor=INK, loc="best")
     figured = {("lpp", "lower"): "Figure 4: ", ("lpp", "upper"): "Figure 5: "}.get((method, key), "")
-    return _finish(
+    return finished(
         figure,
         name,
         f"{figured}{method_title(method)} over {key}: {table.title}",
@@ -248,7 +248,7 @@ def _value(table: Table, line: Line, column: Any, what: str) -> float | None:
 
 
 def _correlation(claim: Claim, name: str) -> Figure:
-    figure, axes = _axes(height=2.9)
+    figure, axes = new_axes(height=2.9)
     found = claim.correlation or {}
     bins = [x / 20 for x in range(-20, 21)]
     medians = []
@@ -268,7 +268,7 @@ def _correlation(claim: Claim, name: str) -> Figure:
     axes.legend(fontsize=SIZES[0], frameon=False, labelcolor=INK, loc="upper left")
     names = claim.names
     network = f"{names.get('data', claim.data)}, {names.get('arch', claim.arch)}, {names.get('attack', claim.attack)}"
-    return _finish(
+    return finished(
         figure,
         name,
         f"Figure 3: correlation of trigger-activated change and Lipschitz constants: {network}",
@@ -293,7 +293,7 @@ def _distribution(claim: Claim, name: str) -> Figure | None:
     layer = max(layers, key=lambda x: max(z(x, x["scores"][c]) for c in x["pruned_high"]))
     scores = [z(layer, s) for s in layer["scores"] if s is not None]
     upper, band = z(layer, layer["upper"]), None if layer.get("band") is None else z(layer, layer["band"])
-    figure, axes = _axes(height=2.9)
+    figure, axes = new_axes(height=2.9)
     count, edges, bars = axes.hist(scores, bins=40, color=SOFT, alpha=0.75)
     top = max(count)
     for left, bar in zip(edges, bars, strict=False):
@@ -318,7 +318,7 @@ def _distribution(claim: Claim, name: str) -> Figure | None:
     axes.set_xlabel("Lipschitz constant, in standard deviations from the layer's mean")
     axes.set_ylabel("channels")
     attack = claim.names.get("attack", claim.attack)
-    return _finish(
+    return finished(
         figure,
         name,
         f"Figure 1: what LPP does to a layer ({layer['path']})",
@@ -329,7 +329,7 @@ def _distribution(claim: Claim, name: str) -> Figure | None:
 
 def _dot_product(name: str) -> Figure:
     """Figure 2's idea: a channel is one dot product, so that its steepest slope is its filter's length."""
-    figure, axes = _axes(height=2.7, grid=False)
+    figure, axes = new_axes(height=2.7, grid=False)
     axes.set_axis_off()
     axes.set_xlim(0, 10)
     axes.set_ylim(0, 5.4)
@@ -350,7 +350,7 @@ def _dot_product(name: str) -> Figure:
         axes.fill([6, 6 + length, 6 + length, 6], [y, y, y + 0.42, y + 0.42], color=colour, alpha=0.85, lw=0)
         axes.text(5.85, y + 0.2, f"$|W_{row + 1}|$", color=INK, fontsize=SIZES[1], ha="right", va="center")
         axes.text(6.12 + length, y + 0.2, note, color=colour, fontsize=SIZES[0], va="center")
-    return _finish(
+    return finished(
         figure,
         name,
         "Figure 2: a channel is one dot product",
@@ -362,7 +362,12 @@ def _dot_product(name: str) -> Figure:
 # Frame
 
 
-def _axes(*, height: float, grid: bool = True) -> tuple[Any, Any]:
+def new_axes(*, height: float, grid: bool = True) -> tuple[Any, Any]:
+    """A figure and its axes in the page's colours.
+
+    Raises:
+        MethodError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure as Canvas
     except ImportError as error:
@@ -384,7 +389,8 @@ def _axes(*, height: float, grid: bool = True) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _finish(figure: Any, name: str, title: str, caption: str) -> Figure:
+def finished(figure: Any, name: str, title: str, caption: str) -> Figure:
+    """A figure as SVG: the same one has the same bytes."""
     import matplotlib
 
     figure.get_layout_engine().execute(figure)  # once: saving would do it twice

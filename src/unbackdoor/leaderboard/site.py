@@ -66,9 +66,10 @@ class GridRow(NamedTuple):
 
 
 class GridTable(NamedTuple):
-    """A grid's table; its heads have a note each, or none."""
+    """A grid's table, of some rates; its heads have a note each, or none."""
 
     title: str
+    rates: str
     heads: Sequence[tuple[str, str]]
     seeds: str
     rows: Sequence[GridRow]
@@ -107,6 +108,7 @@ def render(sheets: Sequence[Sheet], drawn: Mapping[str, Sequence[Figure]], *, ti
     folder = resources.files("unbackdoor.leaderboard")
     style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("benchmark.css", "sort.js"))
     plain = [sheet for sheet in sheets if not sheet.variants]
+    recall = any(table.has_recall for sheet in sheets for table in sheet.all_tables)
     return page(
         "site.html",
         package="unbackdoor.leaderboard",
@@ -114,10 +116,11 @@ def render(sheets: Sequence[Sheet], drawn: Mapping[str, Sequence[Figure]], *, ti
         style=style,
         script=script,
         headline=_headline([sheet.grid for sheet in sheets]),
-        leaders=_leaders(plain or sheets),
+        recall=recall,
+        leaders=_leaders(plain or sheets, recall=recall),
         some_left_out=0 < len(plain) < len(sheets),
         grids=[_grid(sheet, drawn.get(sheet.grid.name, ())) for sheet in sheets],
-        results=list(_results(sheets)),
+        results=list(_results(sheets, recall=recall)),
     )
 
 
@@ -133,16 +136,16 @@ def _headline(grids: Sequence[ClaimedGrid]) -> str:
 # Leaderboard
 
 
-def _leaders(sheets: Sequence[Sheet]) -> list[Result]:
+def _leaders(sheets: Sequence[Sheet], *, recall: bool) -> list[Result]:
     rows = []
     for sheet in sheets:
         for table in sheet.plain:
             rows += [(table, line, found) for line in table.lines if (found := table.average(line)) is not None]
     rows.sort(key=lambda row: -1.0 if row[2][2] is None else row[2][2], reverse=True)
-    return [_leader(table, line, found) for table, line, found in rows]
+    return [_leader(table, line, found, recall=recall) for table, line, found in rows]
 
 
-def _leader(table: Table, line: Line, average: tuple[float, float, float | None]) -> Result:
+def _leader(table: Table, line: Line, average: tuple[float, float, float | None], *, recall: bool) -> Result:
     acc, asr, der = average
     rate = "" if table.rate is None else f", {100 * table.rate:g} %"
     return Result(
@@ -153,6 +156,7 @@ def _leader(table: Table, line: Line, average: tuple[float, float, float | None]
             _number(acc),
             _number(asr),
             _number(acc - asr),
+            *([_number(table.average_recall(line))] if recall else []),
             _number(None if der is None else 100 * der),
             _number(table.clean_cost(line)),
             _number(table.seconds(line.method, line), "{:.3g}"),
@@ -160,22 +164,23 @@ def _leader(table: Table, line: Line, average: tuple[float, float, float | None]
     )
 
 
-def _results(sheets: Sequence[Sheet]) -> Iterator[Result]:
+def _results(sheets: Sequence[Sheet], *, recall: bool) -> Iterator[Result]:
     for sheet in sheets:
         for table in (*sheet.tables, *sheet.variants):
             for (line, column), entry in table.entries.items():
                 if entry.acc is not None:
-                    yield _result(table, line, column, entry)
+                    yield _result(table, line, column, entry, recall=recall)
 
 
-def _result(table: Table, line: Line, column: Column, entry: Entry) -> Result:
+def _result(table: Table, line: Line, column: Column, entry: Entry, *, recall: bool) -> Result:
+    means = (entry.acc, entry.asr, entry.ra, *([entry.recall] if recall else []))
     rate = "" if column.clean or table.rate is None else f", {100 * table.rate:g} %"
     return Result(
         line.title,
         (
             f"{table.titles['data']}, {table.titles['arch']}, {table.recipe}",
             column.title + rate,
-            *(_number(None if mean is None else mean.value) for mean in (entry.acc, entry.asr, entry.ra)),
+            *(_number(None if mean is None else mean.value) for mean in means),
             _number(None if entry.der is None else 100 * entry.der.value),
             _number(len({claim.seed for claim in entry.claims}), "{:.0f}"),
             text.paper(entry),
@@ -206,6 +211,7 @@ def _grid(sheet: Sheet, drawn: Sequence[Figure]) -> Shown:
 def _table(table: Table, seconds: Timing | None) -> GridTable:
     return GridTable(
         title=table.title,
+        rates="ACC / ASR / R_t, %" if table.has_recall else "ACC / ASR, %",
         heads=[_head(table, column) for column in table.columns],
         seeds=table.seed_words,
         rows=[_row(table, line) for line in table.lines],
@@ -225,12 +231,11 @@ def _head(table: Table, column: Column) -> tuple[str, str]:
 
 
 def _row(table: Table, line: Line) -> GridRow:
-    average = table.average(line)
     return GridRow(
         title=line.title,
         ours=line.method == OURS,
         cells=[_cell(table.entries.get((line, column)), line, table.winners[column]) for column in table.columns],
-        average="" if average is None else f"{average[0]:.2f} / {average[1]:.2f}",
+        average=text.average(table, line),
         seconds=text.seconds(table, line) or DASH,
     )
 
@@ -272,6 +277,8 @@ def _notes(table: Table) -> list[str]:
             f"† marks an attack whose ASR without a defence is below {ESTABLISHED:g} %. It has no best defence and "
             "counts in no average."
         )
+    if table.has_recall:
+        notes.append("R_t is the recall of the target class: clean test images of it that are given it.")
     if hardware:
         notes.append(f"Run on (device, processor, threads): {'; '.join(hardware[:4])}.")
     return [*notes, *text.notes(table)]

@@ -86,7 +86,7 @@ class Entry:
     """What a method did to a column's networks.
 
     Attributes:
-        acc, asr, ra: in percent, over the seeds.
+        acc, asr, ra, recall: in percent, over the seeds.
         acc_change, der: in points, and in [0, 1], each against the same network before.
         seconds: of the method alone.
         claims: behind it, finished ones.
@@ -97,6 +97,7 @@ class Entry:
     acc: Mean | None = None
     asr: Mean | None = None
     ra: Mean | None = None
+    recall: Mean | None = None
     acc_change: Mean | None = None
     der: Mean | None = None
     seconds: float | None = None
@@ -179,6 +180,18 @@ class Table:
             statistics.fmean(asr for _, asr in known),
             statistics.fmean(der) if len(der) == len(found) else None,
         )
+
+    def average_recall(self, line: Line) -> float | None:
+        """The target's recall, as `average`; None where it is not known of every attack that has one."""
+        with_target = [column for column in self.established if "mapping=all-to-all" not in column.attack]
+        found = [_recall(self._on_shared(line, column)) for column in with_target]
+        values = [mean.value for mean in found if mean is not None]
+        return statistics.fmean(values) if values and len(values) == len(found) else None
+
+    @property
+    def has_recall(self) -> bool:
+        """Whether the target's recall is known of any result."""
+        return any(entry.recall is not None for entry in self.entries.values())
 
     def clean_cost(self, line: Line) -> float | None:
         """Points of accuracy that a method takes from clean networks, on the seeds that all methods share."""
@@ -453,6 +466,7 @@ def _entry(grid: ClaimedGrid, place: tuple[Line, Column], claims: Sequence[Claim
         acc=_mean(done, _acc),
         asr=_mean(done, _asr),
         ra=_mean(done, _ra),
+        recall=_recall(done),
         acc_change=_mean(done, _acc_change),
         der=_mean(done, _der),
         seconds=statistics.median(seconds) if seconds and line.method != NONE else None,
@@ -474,6 +488,13 @@ def _asr(claim: Claim) -> float | None:
 
 def _ra(claim: Claim) -> float | None:
     return None if claim.ra is None else claim.ra.percent
+
+
+def _recall(claims: Sequence[Claim]) -> Mean | None:
+    """None where one of them lacks it, as older ones do: it would be of other seeds than ACC beside it."""
+    if any(claim.recall is None for claim in claims):
+        return None
+    return _mean(claims, lambda claim: None if claim.recall is None else claim.recall.percent)
 
 
 def _der(claim: Claim) -> float | None:

@@ -6,17 +6,17 @@ import csv
 import io
 from collections.abc import Sequence
 
+from unbackdoor.findings import RATES
 from unbackdoor.leaderboard.claims import NONE, Claim, ClaimedGrid
 from unbackdoor.leaderboard.tables import ESTABLISHED, Column, Entry, Line, Mean, Sheet, Table
 
 #: Columns of the CSV, one row a claim.
 CSV = (
     "grid", "kind", "data", "arch", "recipe", "epochs", "attack", "rate", "target", "seed", "method", "clean",
-    "clean_seed", "acc", "asr", "ra", "acc_before", "asr_before", "ra_before", "der", "pruned", "scaled", "changed",
-    "seconds", "failed", "key",
+    "clean_seed", "acc", "asr", "ra", "recall", "acc_before", "asr_before", "ra_before", "recall_before", "der",
+    "pruned", "scaled", "changed", "seconds", "failed", "key",
 )  # fmt: skip
 
-RATES = ("acc", "asr", "ra")
 SWEPT = ": settings, one at a time"
 
 LEGEND = (
@@ -34,11 +34,16 @@ LEGEND = (
     "- **Seconds** are for one call of the method, on a machine that also did other work.\n"
     "- **Paper** is the printed figure, followed by the difference of ours from it."
 )
+RECALL = (
+    "- **R_t**, the third figure where there is one, is the recall of the target class: clean test images of it that "
+    "are given it. A repair that ends it is none."
+)
 
 
 def markdown(sheets: Sequence[Sheet]) -> str:
     """Every table of every grid, as one document."""
-    parts = ["# Results\n", LEGEND + "\n"]
+    recall = any(table.has_recall for sheet in sheets for table in sheet.all_tables)
+    parts = ["# Results\n", LEGEND + (f"\n{RECALL}" if recall else "") + "\n"]
     for sheet in sheets:
         parts.append(f"## {_plain(sheet.grid.title)}\n")
         parts.append(standing(sheet.grid) + "\n")
@@ -99,7 +104,7 @@ def latex(sheets: Sequence[Sheet]) -> str:
             ]
             for line in table.lines:
                 cells = [_tex_cell(table, line, column) for column in table.columns]
-                cells += [_tex(_average(table, line)), _tex(seconds(table, line))]
+                cells += [_tex(average(table, line)), _tex(seconds(table, line))]
                 parts.append(f"{_tex(line.title)} & {' & '.join(cells)} \\\\")
             parts += ["\\bottomrule", "\\end{tabular}\n"]
     return "\n".join(parts)
@@ -117,10 +122,13 @@ def table_csv(grids: Sequence[ClaimedGrid]) -> str:
 
 
 def both(entry: Entry) -> str:
-    """ACC / ASR of a cell, or ACC and its change where there is no trigger; of two seeds (or draws), both."""
+    """ACC / ASR of a cell, behind them R_t where it is known; or ACC and its change where there is no trigger.
+
+    Of two seeds (or draws), both.
+    """
     if entry.acc is None:
         return "failed" if entry.failed else "not run"
-    means = [mean for mean in (entry.acc, entry.asr) if mean is not None]
+    means = [mean for mean in (entry.acc, entry.asr, entry.recall) if mean is not None]
     shown = " / ".join(map(number, means))
     if entry.asr is None and entry.acc_change is not None:
         shown += f" ({entry.acc_change.value:+.2f})"
@@ -151,6 +159,15 @@ def paper(entry: Entry) -> str:
     return f"paper {theirs[0]} / {theirs[1]}, {less[0]} / {less[1]}"
 
 
+def average(table: Table, line: Line) -> str:
+    """ACC / ASR of a row, behind them R_t where it is known; "" where an attack was not run."""
+    found = table.average(line)
+    if found is None:
+        return ""
+    shown = [value for value in (*found[:2], table.average_recall(line)) if value is not None]
+    return " / ".join(f"{value:.2f}" for value in shown)
+
+
 def seconds(table: Table, line: Line) -> str:
     """Of a row, in three digits."""
     found = table.seconds(line.method, line)
@@ -164,11 +181,6 @@ def _head(table: Table, column: Column) -> str:
 
 def _average_head(table: Table) -> str:
     return f"Average, {table.seed_words}" if table.seed_words else "Average"
-
-
-def _average(table: Table, line: Line) -> str:
-    found = table.average(line)
-    return "" if found is None else f"{found[0]:.2f} / {found[1]:.2f}"
 
 
 def _markdown_rows(table: Table) -> list[str]:
@@ -191,9 +203,7 @@ def _markdown_rows(table: Table) -> list[str]:
             if line in by_der:
                 text = f"_{text}_"
             cells.append(text + (f"<br>{paper(entry)}" if paper(entry) else ""))
-        rows.append(
-            f"| {_plain(line.title)} | {' | '.join(cells)} | {_average(table, line)} | {seconds(table, line)} |"
-        )
+        rows.append(f"| {_plain(line.title)} | {' | '.join(cells)} | {average(table, line)} | {seconds(table, line)} |")
     return rows
 
 

@@ -1,8 +1,8 @@
-"""Measure ACC, ASR and RA, and check beforehand that they can be measured."""
+"""Measure ACC, ASR, RA and the target's recall, and check beforehand that they can be measured."""
 
-from unbackdoor.metrics.evaluate import evaluate_model, predict
+from unbackdoor.metrics.evaluate import evaluate_model, predict, target_of
 from unbackdoor.metrics.measure import measure
-from unbackdoor.metrics.rates import accuracy, attack_success
+from unbackdoor.metrics.rates import accuracy, attack_success, recall
 from unbackdoor.metrics.trial import check_answer, check_device
 
 __all__ = [
@@ -13,4 +13,6 @@ __all__ = [
     "evaluate_model",
     "measure",
     "predict",
+    "recall",
+    "target_of",
 ]

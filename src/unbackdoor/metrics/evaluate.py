@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.findings import Evaluation
-from unbackdoor.metrics.rates import accuracy, attack_success
+from unbackdoor.metrics.rates import accuracy, attack_success, recall
 from unbackdoor.outputs import logits_of, part_of
 
 Progress = Callable[[int, int], None]
@@ -78,14 +78,14 @@ def evaluate_model(
     batch_size: int = 500,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """ACC of a network, and ASR and RA where an attack is given.
+    """ACC of a network, and ASR, RA and the target's recall where an attack is given.
 
     Args:
         images: (N, C, H, W) uint8 clean test images.
         labels: (N,) int64.
         prepare: turns a uint8 batch into what the network expects (`data.normalise`).
         attack: puts its trigger on the images whose class is not the target.
-        num_classes: of the data set; the largest label + 1 if None. Only all-to-all attacks need it.
+        num_classes: of the data set; the largest label + 1 if None. Only all-to-all attacks differ by it.
         output: which part of the network's output is the logits: a key, a number or a field's name.
         progress: called with (images done, total images).
 
@@ -93,9 +93,8 @@ def evaluate_model(
         ArchitectureError: the network does not answer with one logit a class.
     """
     labels = labels.cpu()
-    targets = labels
-    if attack is not None:
-        targets = attack.target_labels(labels, num_classes or (int(labels.max()) + 1 if len(labels) else 1))
+    classes = num_classes or (int(labels.max()) + 1 if len(labels) else 1)
+    targets = labels if attack is None else attack.target_labels(labels, classes)
     others = labels != targets
     total, done = len(labels) + int(others.sum()), 0
 
@@ -112,4 +111,17 @@ def evaluate_model(
     parts = torch.split(images[others.to(images.device)], batch_size)  # a trigger may take ten times an image's memory
     stamped = torch.cat([attack.stamp(part) for part in parts])
     hit = predict(model, stamped, prepare=prepare, output=output, batch_size=batch_size, progress=advance)
-    return Evaluation(acc, *attack_success(hit, labels[others], targets[others]))
+    target = target_of(attack, classes)
+    own = None if target is None else recall(clean, labels, target)
+    return Evaluation(acc, *attack_success(hit, labels[others], targets[others]), own)
+
+
+def target_of(attack: Stamp, classes: int) -> int | None:
+    """The class that an attack wants for every image; None where that depends on the image's own class.
+
+    Args:
+        attack: the attack.
+        classes: how many classes the data set has.
+    """
+    wanted = set(attack.target_labels(torch.arange(classes), classes).tolist())
+    return int(wanted.pop()) if len(wanted) == 1 else None

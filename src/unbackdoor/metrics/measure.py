@@ -1,4 +1,4 @@
-"""ACC, ASR and RA of a network on a data set."""
+"""ACC, ASR, RA and the target's recall of a network on a data set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measure(
     output: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """ACC, ASR and RA of a network on a data set; half-precision weights are used in float32.
+    """ACC, ASR, RA and the target's recall of a network on a data set; half-precision weights are used in float32.
 
     Args:
         output: which part of the network's output is the logits (see `unbackdoor.outputs`).

@@ -1,7 +1,8 @@
-"""ACC, ASR and RA (the share of triggered images with their true class), counted from predictions.
+"""ACC, ASR, RA (the share of triggered images with their true class) and recall, counted from predictions.
 
 ACC is over the whole clean test set, ASR and RA over the triggered images whose true class is not the target. Some
-published scripts count images of the target class in the ASR, or leave them out of the ACC.
+published scripts count images of the target class in the ASR, or leave them out of the ACC. The recall is over the
+clean images of the target class: a repair that never answers it again has an ASR of 0, and is none.
 """
 
 from __future__ import annotations
@@ -29,3 +30,15 @@ def attack_success(predictions: Tensor, labels: Tensor, targets: Tensor | int) -
     asr = int(((predictions == targets) & others).sum())
     ra = int((predictions[others] == labels[others]).sum())
     return Rate(asr, total), Rate(ra, total)
+
+
+def recall(predictions: Tensor, labels: Tensor, target: int) -> Rate:
+    """The share of the clean images of a class that are given it.
+
+    Args:
+        predictions: (N,) classes predicted for clean images.
+        labels: (N,) their true classes.
+        target: the class.
+    """
+    own = labels == target
+    return Rate(int((predictions[own] == target).sum()), int(own.sum()))

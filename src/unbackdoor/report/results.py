@@ -14,8 +14,10 @@ LISTED = 16
 
 def rates(found: Evaluation) -> str:
     """A line a rate, with its counts."""
+    width = max(4, *map(len, found.rates))
+    shown = {name: "none" if rate.value is None else f"{rate.value:.2%}" for name, rate in found.rates.items()}
     return "".join(
-        f"{name.upper():4} {'none' if rate.value is None else f'{rate.value:.2%}':>8}  ({rate.hits} of {rate.total})\n"
+        f"{name.upper():{width}} {shown[name]:>8}  ({rate.hits} of {rate.total})\n"
         for name, rate in found.rates.items()
     )
 
