@@ -120,7 +120,7 @@ class Best(Looking):
         try:
             unseen = search.look(scene.shown, scene.progress)
             for methods in ((erase,), (forget,), (forget, dataclasses.replace(erase, rounds=1))):
-                if len(methods) == 1 or all(trial.left > self.closed for trial in trials):
+                if len(methods) == 1 or not any(self._closes(trial) for trial in trials):
                     self._try(scene, methods, search, ways, unseen or ways, trials, story)
         except _OutOfTime:
             story.append(f"The time limit of {self.time_limit:g} s ran out, so no more was tried.")
@@ -132,6 +132,10 @@ class Best(Looking):
         scene.shown.model.load_state_dict(chosen.shown.model.state_dict())
         verdict = "it closes the class at the smallest cost" if closing else "it leaves least, though not little"
         return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
+
+    def _closes(self, trial: Trial) -> bool:
+        """Whether a trial closes the class at an acceptable cost."""
+        return trial.left <= self.closed and trial.changed <= self.most
 
     def _try(
         self,
