@@ -43,7 +43,7 @@ from unbackdoor.errors import UnbackdoorError
 from unbackdoor.graph import layer_graph
 from unbackdoor.inputs import Normalisation
 from unbackdoor.records import pretty
-from witnesses import SLICE, allowed, pair_of
+from witnesses import allowed, pair_of
 
 THRESHOLDS = (1.5, 2.0, 2.5, 3.0, 3.5, 4.5)
 #: Shares of all hidden channels, and numbers of directions of the classifier's input.
@@ -101,7 +101,7 @@ def _projected(model: nn.Module, count: int, generator: torch.Generator) -> nn.M
 def measure(folder: Path, count: int, data_dir: Path | None) -> list[Row]:
     """The rows of one network."""
     config, _ = trained.read(folder)
-    data = load_dataset(SLICE if config["data"] == "tiny20" else config["data"], "test", data_dir)
+    data = load_dataset(trained.source(config["data"]), "test", data_dir)
     step = 2 * max(1, len(data.images) // (2 * count))
     images, labels = data.images[::step][:count], data.labels[::step][:count]
     data = LabelledImages(images=images, labels=labels, spec=data.spec)

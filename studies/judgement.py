@@ -16,8 +16,6 @@ leaves it as it is, and counts like that.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,23 +50,28 @@ def seen(row: Row) -> bool:
     return any(pair.arch == row["arch"] for pair in population.halves()["calibration"])
 
 
+def took(row: Row) -> bool:
+    """Whether a network stays: it is clean, or its attack took."""
+    return row["asr"] is None or bool(row["asr"] >= witnesses.TOOK)
+
+
 def witnessed(folder: Path) -> list[Row]:
     """The witnesses' row; of a network whose attack did not take, only what is true of it."""
     row = witnesses.truth(folder)
-    return [row if row["asr"] is not None and row["asr"] < witnesses.TOOK else witnesses.measure(folder)]
+    return [witnesses.measure(folder) if took(row) else row]
 
 
 def damaged(folder: Path) -> list[Row]:
     """The meter's rows, if the attack took."""
     row = witnesses.truth(folder)
-    if row["asr"] is not None and row["asr"] < witnesses.TOOK:
+    if not took(row):
         return []
     return [{**edit, "network": row["network"]} for edit in damage.measure(folder, IMAGES, None)]
 
 
 def measure(paths: list[Path], file: Path, rule: Callable[[Path], list[Row]]) -> None:
     """Append the rows of networks that are not in a file."""
-    done = {row["network"] for row in _read(file)}
+    done = {row["network"] for row in trained.rows(file)}
     for folder in _folders(paths):
         if witnesses.name_of(folder) in done:
             continue
@@ -99,24 +102,13 @@ def tables(repaired: tuple[list[Row], str] | None, witness: list[Row], edits: li
     else:
         parts.append("None was run.\n")
     parts.append("\n## Witnesses\n")
-    parts.append(_printed(witness, plots) if witness else "No network was looked at.\n")
+    parts.append(witnesses.show(witness, clean_networks(), plots=plots) if witness else "No network was looked at.\n")
     for title, some in (
         ("Damage meter", edits),
         ("Damage meter, architectures that no fit has seen", [row for row in edits if not seen(row)]),
     ):
         parts += [f"\n## {title}\n", damage.show(some, meter.coefficients()) if some else "Nothing was measured.\n"]
     return "\n".join(parts)
-
-
-def _printed(rows: list[Row], plots: Path) -> str:
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        witnesses.show(rows, clean_networks(), plots=plots)
-    return text.getvalue()
-
-
-def _read(file: Path) -> list[Row]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def main() -> None:
@@ -139,7 +131,7 @@ def main() -> None:
     if args.store is not None:
         repaired = repairs.stored(read_grid(args.grid), Store(args.store, make=False))
     args.output.mkdir(parents=True, exist_ok=True)
-    text = tables(repaired, _read(witness), _read(edits), args.output)
+    text = tables(repaired, trained.rows(witness), trained.rows(edits), args.output)
     (args.output / "tables.md").write_text(text)
     print(text, end="")
 

@@ -14,7 +14,6 @@ In the summary, a network is repaired if its ASR is at most 10 % and it lost at 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import time
@@ -27,15 +26,13 @@ import intervals
 import trained
 from trained import Row
 from unbackdoor import metrics
-from unbackdoor.api.images import case_with_network
-from unbackdoor.api.reading import open_model
 from unbackdoor.attacks import load_attack
 from unbackdoor.data import LabelledImages, load_dataset
 from unbackdoor.defences.table import parse_method
 from unbackdoor.errors import UnbackdoorError
 from unbackdoor.experiments import Cell, Grid, Repair, Store, Training
 from unbackdoor.findings import defence_effectiveness
-from witnesses import SLICE, TOOK, allowed, name_of, networks, pair_of, truth
+from witnesses import TOOK, allowed, name_of, networks, pair_of, truth
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 #: A backdoor is gone at or below this ASR, if no more accuracy than that is lost (points).
@@ -56,20 +53,11 @@ def rates(model: nn.Module, test: LabelledImages, folder: Path) -> Row:
 def measure(folder: Path, text: str) -> Row:
     """The row of one network and method."""
     config, _ = trained.read(folder)
-    data = SLICE if config["data"] == "tiny20" else config["data"]
-    test = load_dataset(data, "test")
-    example = torch.zeros(2, test.spec.channels, test.spec.size, test.spec.size)
-    case = case_with_network(
-        open_model(folder / "model.safetensors"),
-        device="cpu",
-        seed=0,
-        example=example,
-        output=None,
-        progress=lambda _done, _total, _note: None,
-    )
+    test = load_dataset(trained.source(config["data"]), "test")
+    case = trained.case(folder, test.spec)
     before = rates(case.module, test, folder)
     started = time.process_time()
-    outcome = parse_method(text).run(dataclasses.replace(case, spec=test.spec))
+    outcome = parse_method(text).run(case)
     seconds = time.process_time() - started
     witness = outcome.report.witness
     return {
@@ -82,11 +70,6 @@ def measure(folder: Path, text: str) -> Row:
         "story": list(outcome.report.story),
         "seconds": round(seconds, 1),
     }
-
-
-def rows() -> list[Row]:
-    """What was measured so far."""
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
 
 
 def stored(grid: Grid, store: Store) -> tuple[list[Row], str]:
@@ -248,12 +231,12 @@ def main() -> None:
     parser.add_argument("--methods", default="best,lpp,clp", help="separated by commas")
     args = parser.parse_args()
     if args.what == "show":
-        print(table(rows()), end="")
+        print(table(trained.rows(ROWS)), end="")
         return
     torch.set_num_threads(1)
     for folder in networks(args.paths):
         for text in args.methods.split(","):
-            if any((row["network"], row["method"]) == (name_of(folder), text) for row in rows()):
+            if any((row["network"], row["method"]) == (name_of(folder), text) for row in trained.rows(ROWS)):
                 continue
             if not allowed(trained.read(folder)[0]):
                 continue

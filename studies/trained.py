@@ -1,12 +1,22 @@
-"""What the record beside a trained network says: of `unbackdoor train`, or of a grid's store."""
+"""A trained network's folder, of `unbackdoor train` or of a grid's store, and the rows that studies keep."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from unbackdoor.api.images import case_with_network
+from unbackdoor.api.reading import open_model
+from unbackdoor.data import DatasetSpec
+from unbackdoor.defender.case import Case
+
 Row = dict[str, Any]
+#: Where the population's part of Tiny ImageNet lies.
+SLICE = "runs/population/data.toml:tiny20"
 
 
 def read(folder: Path) -> tuple[Row, Row]:
@@ -18,3 +28,26 @@ def read(folder: Path) -> tuple[Row, Row]:
         config["data"] = config["data"]["name"]
     config["data"] = config["data"].rpartition(":")[2]  # a data set of one's own is known by its name
     return config, record["result"].get("rates", record["result"])
+
+
+def source(name: str) -> str:
+    """What `unbackdoor.data` is asked for, to get the data set of that name."""
+    return SLICE if name == "tiny20" else name
+
+
+def case(folder: Path, spec: DatasetSpec) -> Case:
+    """A network as a method sees it that is told nothing but the size and normalisation of its images; seed 0."""
+    opened = case_with_network(
+        open_model(folder / "model.safetensors"),
+        device="cpu",
+        seed=0,
+        example=torch.zeros(2, spec.channels, spec.size, spec.size),
+        output=None,
+        progress=lambda _done, _total, _note: None,
+    )
+    return dataclasses.replace(opened, spec=spec)
+
+
+def rows(file: Path) -> list[Row]:
+    """Those of a file; none if there is no such file."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

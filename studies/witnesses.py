@@ -31,8 +31,6 @@ import intervals
 import population
 import trained
 from trained import Row
-from unbackdoor.api.images import case_with_network
-from unbackdoor.api.reading import open_model
 from unbackdoor.data import dataset_spec
 from unbackdoor.defender import clean_networks
 from unbackdoor.defender.clean_networks import CleanNetwork, CleanNetworks, Verdict, judge, largest
@@ -40,14 +38,13 @@ from unbackdoor.defender.look import WITNESSES, has_running_statistics, look
 from unbackdoor.defender.on_pixels import on_pixels
 from unbackdoor.errors import UnbackdoorError
 from unbackdoor.leaderboard.plots import ACC, ASR, INK, PURPLE, SIZES, SOFT, YELLOW, Figure, finished, new_axes
+from unbackdoor.leaderboard.tables import ESTABLISHED
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 #: An attack below this ASR did not take (docs/population.md).
-TOOK = 0.8
+TOOK = ESTABLISHED / 100
 #: All witnesses at once.
 TOGETHER = "together"
-#: The population's part of Tiny ImageNet.
-SLICE = "runs/population/data.toml:tiny20"
 
 
 def pair_of(config: Row) -> tuple[str, str, str]:
@@ -98,16 +95,7 @@ def truth(folder: Path) -> Row:
 def measure(folder: Path) -> Row:
     """The row of one network."""
     row = truth(folder)
-    spec = dataset_spec(SLICE if row["data"] == "tiny20" else row["data"])
-    case = case_with_network(
-        open_model(folder / "model.safetensors"),
-        device="cpu",
-        seed=0,
-        example=torch.zeros(2, spec.channels, spec.size, spec.size),
-        output=None,
-        progress=lambda _done, _total, _note: None,
-    )
-    case = dataclasses.replace(case, spec=spec)
+    case = trained.case(folder, dataset_spec(trained.source(row["data"])))
     started = time.process_time()
     with case.working("witness") as model:
         shown, _note = on_pixels(case, model)
@@ -235,43 +223,49 @@ class Judged:
         return found
 
 
-def show(rows: list[Row], known: CleanNetworks | None = None, *, plots: Path | None = None) -> None:
-    """A line a network, then the counts, areas under ROC curves, and parts; the curves go into a folder."""
+def show(rows: list[Row], known: CleanNetworks | None = None, *, plots: Path | None = None) -> str:
+    """A line a network, then counts, areas under ROC curves, and parts, as Markdown; the curves go into a folder."""
     found = Judged.of(rows, known)
-    print("| network | attack -> target | " + " | ".join(WITNESSES) + " | z | p | suspected | s of CPU |")
-    print("|---" * (len(WITNESSES) + 6) + "|")
+    lines = [
+        "| network | attack -> target | " + " | ".join(WITNESSES) + " | z | p | suspected | s of CPU |",
+        "|---" * (len(WITNESSES) + 6) + "|",
+    ]
     for row in [*found.clean, *found.took]:
         verdict = found.verdicts[row["network"]]
         attack = "none" if row["attack"] is None else f"{row['attack']['name']} -> {row['attack']['target']}"
         cells = [f"{row['data']} {row['arch']}", attack, *(rank(row, name) for name in WITNESSES)]
         cells += ["-" if verdict.statistic is None else f"{verdict.statistic:.1f}"]
         cells += ["-" if verdict.p is None else f"{verdict.p:.2f}", ", ".join(map(str, verdict.suspects)) or "none"]
-        print("| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |")
+        lines.append("| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |")
     flagged = [row for row in found.took if found.verdicts[row["network"]].suspects]
     with_target = [row for row in flagged if row["attack"].get("mapping") != "all-to-all"]
     named = [row for row in with_target if found.verdicts[row["network"]].suspects[0] == row["attack"]["target"]]
     alarms = [row for row in found.clean if found.verdicts[row["network"]].suspects]
-    print(f"\n{len(found.clean)} clean, {len(found.took)} backdoored, {found.left} left out: ASR below 80 %")
-    print(
+    lines += [
+        "",
+        f"{len(found.clean)} clean, {len(found.took)} backdoored, {found.left} left out: ASR below 80 %",
         f"found {intervals.share(len(flagged), len(found.took))}, "
         f"target named {intervals.share(len(named), len(with_target))}; "
-        f"false alarms {intervals.share(len(alarms), len(found.clean))}"
-    )
+        f"false alarms {intervals.share(len(alarms), len(found.clean))}",
+        "",
+        "| witness | AUC |",
+        "|---|---|",
+    ]
     everyone = [*found.clean, *found.took]
-    print("\n| witness | AUC |\n|---|---|")
     for name in (*WITNESSES, TOGETHER):
         rule = functools.partial(found.area, name=name)
-        print(f"| {name} | {intervals.figure(rule(everyone), everyone, rule)} |")
+        lines.append(f"| {name} | {intervals.figure(rule(everyone), everyone, rule)} |")
     for kind in ("attack", "architecture"):
-        print(f"\n| {kind} | backdoored | clean beside them | found | AUC together |\n|---|---|---|---|---|")
+        lines += ["", f"| {kind} | backdoored | clean beside them | found | AUC together |", "|---" * 5 + "|"]
         for name, (bad, honest) in found.parts(kind).items():
             caught = sum(bool(found.verdicts[row["network"]].suspects) for row in bad)
             area = found.area([*bad, *honest], TOGETHER)
             shown = "-" if area is None else f"{area:.2f}"
-            print(f"| {name} | {len(bad)} | {len(honest)} | {intervals.share(caught, len(bad))} | {shown} |")
+            lines.append(f"| {name} | {len(bad)} | {len(honest)} | {intervals.share(caught, len(bad))} | {shown} |")
     for kind in ("witness", "attack", "architecture") if plots is not None else ():
         plots.mkdir(parents=True, exist_ok=True)
         (plots / f"roc-{kind}.svg").write_text(roc(found, kind).svg + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def roc(found: Judged, kind: str) -> Figure:
@@ -305,8 +299,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "measure":
-        lines = args.rows.read_text().splitlines() if args.rows.exists() else []
-        done = {json.loads(line)["network"] for line in lines}
+        done = {row["network"] for row in trained.rows(args.rows)}
         for folder in networks(args.paths):
             name = name_of(folder)
             if name in done or not allowed(trained.read(folder)[0]):
@@ -321,9 +314,9 @@ def main() -> None:
                 out.write(json.dumps(row) + "\n")
             print(row["network"], row["seconds"], row["missing"], flush=True)
         return
-    rows = [json.loads(line) for line in args.rows.read_text().splitlines()]
+    rows = trained.rows(args.rows)
     if args.what == "show":
-        show(rows, plots=args.plots)
+        print(show(rows, plots=args.plots), end="")
         return
     target = Path(clean_networks.__file__).with_name("witness.json")
     found = fit(rows)

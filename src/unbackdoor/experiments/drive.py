@@ -15,9 +15,7 @@ from unbackdoor.experiments.queue import Queue
 from unbackdoor.experiments.standing import Standing, standing
 from unbackdoor.experiments.store import Store
 from unbackdoor.findings import read_evaluation
-
-#: Below this, an attack did not take.
-TOOK = 0.8
+from unbackdoor.leaderboard.tables import ESTABLISHED
 
 
 def part_of(grid: Grid, store: Store, digests: Mapping[str, str], only: str) -> Grid:
@@ -38,7 +36,7 @@ def part_of(grid: Grid, store: Store, digests: Mapping[str, str], only: str) -> 
 
 def _took(rates: Mapping[str, Any]) -> bool:
     asr = read_evaluation(rates).asr
-    return asr is None or (asr.value or 0.0) >= TOOK
+    return asr is None or 100 * (asr.value or 0.0) >= ESTABLISHED
 
 
 def run_grid(

@@ -159,16 +159,16 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     method = parse_method(cell.method)
     poisoned, seed = 0, cell.clean_seed or 0
     case = Case(network=model, generator=torch.Generator().manual_seed(seed), progress=progress)
-    if method.needs == "nothing" and method.runs:  # it makes images of its own, of the size and normalisation here
-        example = torch.zeros(2, test.spec.channels, test.spec.size, test.spec.size, device=work.device)
-        case = dataclasses.replace(case, example=example, spec=test.spec)
-    elif method.needs != "nothing":
+    if method.needs != "nothing":
         assert cell.clean is not None
         train = load(cell.data_name, "train", work.data_dir)
         images = clean_subset(train, share=cell.clean, seed=seed).data
         if cell.poisoned is not None and attack is not None:
             images, poisoned = mixture(images, attack, cell.poisoned, seed)
         case = dataclasses.replace(case, images=images.images, labels=images.labels, spec=images.spec)
+    elif method.runs:  # it makes images of its own, of the size and normalisation here
+        example = torch.zeros(2, test.spec.channels, test.spec.size, test.spec.size, device=work.device)
+        case = dataclasses.replace(case, example=example, spec=test.spec)
     outcome, seconds = timed(lambda: method.run(case))
     after = measure(outcome.model, test, attack)
     before = _before(work, model, test, attack)

@@ -40,15 +40,12 @@ class Evaluation:
     @property
     def rates(self) -> dict[str, Rate]:
         """Those that were measured, by name."""
-        named = {name: getattr(self, name) for name in RATES}
-        return {name: rate for name, rate in named.items() if rate is not None}
+        return {name: rate for name in RATES if (rate := getattr(self, name)) is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Counts and shares, ready for JSON."""
-        return {
-            name: None if rate is None else {**asdict(rate), "value": rate.value}
-            for name, rate in ((name, getattr(self, name)) for name in RATES)
-        }
+        measured = {name: {**asdict(rate), "value": rate.value} for name, rate in self.rates.items()}
+        return {name: measured.get(name) for name in RATES}
 
     def to_csv(self) -> str:
         """BackdoorBench's table: a header and one row of shares in [0, 1], empty where nothing was counted."""

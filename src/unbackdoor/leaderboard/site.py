@@ -108,7 +108,7 @@ def render(sheets: Sequence[Sheet], drawn: Mapping[str, Sequence[Figure]], *, ti
     folder = resources.files("unbackdoor.leaderboard")
     style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("benchmark.css", "sort.js"))
     plain = [sheet for sheet in sheets if not sheet.variants]
-    recall = any(table.has_recall for sheet in sheets for table in sheet.all_tables)
+    recall = any(sheet.has_recall for sheet in sheets)
     return page(
         "site.html",
         package="unbackdoor.leaderboard",

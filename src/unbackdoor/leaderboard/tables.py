@@ -355,6 +355,11 @@ class Sheet:
         """All kinds, in the order in which they are shown."""
         return (*self.plain, *self.variants)
 
+    @property
+    def has_recall(self) -> bool:
+        """Whether the target's recall is known of any result."""
+        return any(table.has_recall for table in self.all_tables)
+
 
 def tables(grid: ClaimedGrid) -> list[Table]:
     """A grid's tables, of all methods but the settings that were given to swept ones: those are in `variants`."""

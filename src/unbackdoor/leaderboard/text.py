@@ -42,7 +42,7 @@ RECALL = (
 
 def markdown(sheets: Sequence[Sheet]) -> str:
     """Every table of every grid, as one document."""
-    recall = any(table.has_recall for sheet in sheets for table in sheet.all_tables)
+    recall = any(sheet.has_recall for sheet in sheets)
     parts = ["# Results\n", LEGEND + (f"\n{RECALL}" if recall else "") + "\n"]
     for sheet in sheets:
         parts.append(f"## {_plain(sheet.grid.title)}\n")

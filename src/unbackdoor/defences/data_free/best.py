@@ -127,7 +127,7 @@ class Best(Looking):
         sound = [trial for trial in trials if trial.changed <= self.most]
         if not sound:
             return [*story, "No repair works on this network at an acceptable cost, so nothing was changed."]
-        closing = [trial for trial in sound if trial.left <= self.closed]
+        closing = [trial for trial in trials if self._closes(trial)]
         chosen = min(closing or sound, key=lambda trial: trial.cost if closing else trial.left)
         scene.shown.model.load_state_dict(chosen.shown.model.state_dict())
         verdict = "it closes the class at the smallest cost" if closing else "it leaves least, though not little"

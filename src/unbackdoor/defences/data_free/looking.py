@@ -88,7 +88,10 @@ class WaysIn:
         self.label = label
         self._seen, self._generator, self._steps = scene.seen, scene.generator, steps
         shown, seen = scene.shown, scene.seen
-        known = {form: statistics.median(_others(found.sizes, label)) for form, found in seen.triggers.items()}
+        known = {
+            form: statistics.median([*found.sizes[:label], *found.sizes[label + 1 :]])
+            for form, found in seen.triggers.items()
+        }
         self._usual = usual_sizes(
             shown, seen.made.images, seen.made.answers, label, known, scene.generator, steps=steps
         )
@@ -112,10 +115,6 @@ class WaysIn:
         for place in range(max(len(triggers), len(channels))):
             found += [*triggers[place : place + 1], *channels[place : place + 1]]
         return found
-
-
-def _others(values: Sequence[float], label: int) -> list[float]:
-    return [value for number, value in enumerate(values) if number != label]
 
 
 @dataclass(frozen=True, kw_only=True)
