@@ -1,6 +1,7 @@
 """Data-free defences that look first: they close a learnt way into class 4 of a small trained network."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -103,14 +104,14 @@ def test_erasing_needs_one_linear_classifier_with_a_bias() -> None:
 def fake(monkeypatch: pytest.MonkeyPatch, kind: type[Defence], bias: float | None) -> None:
     """A repair that adds to the bias of class 4, or cannot work."""
 
-    def close(_self: Defence, scene: Any, search: Any, _ways: Any) -> list[str]:
+    def each_round(_self: Defence, scene: Any, search: Any, _ways: Any) -> Iterator[str]:
         if bias is None:
             raise MethodError("not on this network")
         with torch.no_grad():
             scene.shown.model[-1].bias[search.label] += bias
-        return [f"Added {bias}."]
+        yield f"Added {bias}."
 
-    monkeypatch.setattr(kind, "close", close)
+    monkeypatch.setattr(kind, "each_round", each_round)
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,15 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
-from unbackdoor.defences.data_free.looking import Looking, Scene, WaysIn, part
+from unbackdoor.defences.data_free.looking import InRounds, Looking, Scene, WaysIn, left_open, part
 from unbackdoor.defender.case import Case, Progress
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.ways_in import Way, success
 from unbackdoor.errors import MethodError
 from unbackdoor.prune import Plan, copy_model
 from unbackdoor.settings import setting
@@ -109,19 +107,18 @@ class Best(Looking):
                 "changed; give more"
             ) from error
 
-    def close(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> list[str]:
+    def close(self, scene: Scene, search: WaysIn) -> list[str]:
         """Try, judge, choose."""
-        label = search.label
+        label, ways = search.label, search.first
         if not ways:
             return [f"No easy way into class {label} was found, so nothing was changed for it."]
         story = [f"Class {label} is reached too easily: {ways[0]}, and {len(ways) - 1} more ways."]
         trials: list[Trial] = []
-        forget, erase = Forget(), Erase()
         try:
-            unseen = search.look(scene.shown, scene.progress)
-            for methods in ((erase,), (forget,), (forget, dataclasses.replace(erase, rounds=1))):
-                if len(methods) == 1 or not any(self._closes(trial) for trial in trials):
-                    self._try(scene, methods, search, ways, unseen or ways, trials, story)
+            self._try(scene, Erase(), search, trials, story)
+            forgotten = self._try(scene, Forget(), search, trials, story)
+            if not any(self._closes(trial) for trial in trials):
+                self._try(scene, Erase(rounds=1), search, trials, story, behind=forgotten)
         except _OutOfTime:
             story.append(f"The time limit of {self.time_limit:g} s ran out, so no more was tried.")
         sound = [trial for trial in trials if trial.changed <= self.most]
@@ -140,29 +137,28 @@ class Best(Looking):
     def _try(
         self,
         scene: Scene,
-        methods: Sequence[Forget | Erase],
+        method: InRounds,
         search: WaysIn,
-        ways: Sequence[Way],
-        unseen: Sequence[Way],
         trials: list[Trial],
         story: list[str],
-    ) -> None:
-        """One repair on a copy of the network; what it came to is added to both lists."""
-        name = " and ".join(method.name for method in methods)
-        shown = dataclasses.replace(scene.shown, model=copy_model(scene.shown.model))
-        copied = dataclasses.replace(
-            scene, shown=shown, progress=part(scene.progress, len(trials) / TRIALS, (len(trials) + 1) / TRIALS)
-        )
-        told: list[str] = []
+        *,
+        behind: Trial | None = None,
+    ) -> Trial | None:
+        """One repair on a copy of the network, or of what another left; what it came to is added to both lists."""
+        name, told = (f"{behind.name} and {method.name}", behind.told) if behind else (method.name, ())
+        shown = dataclasses.replace(scene.shown, model=copy_model((behind or scene).shown.model))
+        here = part(scene.progress, len(trials) / TRIALS, (len(trials) + 1) / TRIALS)
+        copied = dataclasses.replace(scene, shown=shown, progress=here)
+        ways = (search.look(shown, here) if behind else None) or search.first
         try:
-            for number, method in enumerate(methods):
-                told += method.close(copied, search, search.look(shown) if number else ways)
+            told = (*told, *method.each_round(copied, search, ways))
         except MethodError as error:
             story.append(f"{name} was tried, and cannot work here: {error}")
-            return
-        trial = _judged(scene, shown, name, search.label, unseen, told)
+            return None
+        trial = _judged(scene, shown, name, search, told)
         story.append(f"Tried: {trial}.")
         trials.append(trial)
+        return trial
 
 
 class _OutOfTime(Exception):
@@ -181,17 +177,17 @@ def _until(seconds: float, progress: Progress) -> Progress:
     return told
 
 
-def _judged(scene: Scene, shown: OnPixels, name: str, label: int, ways: Sequence[Way], told: Sequence[str]) -> Trial:
+def _judged(scene: Scene, shown: OnPixels, name: str, search: WaysIn, told: tuple[str, ...]) -> Trial:
     pool = scene.pool
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
-    own = before == label
+    own = before == search.label
     return Trial(
         name=name,
         shown=shown,
-        left=success(shown, ways, pool.others(label), label),
+        left=left_open(dataclasses.replace(scene, shown=shown), search),
         changed=float((after != before)[~own].double().mean()) if bool((~own).any()) else 0.0,
-        recall=float((after != label)[own].double().mean()) if bool(own.any()) else 0.0,
-        told=tuple(told),
+        recall=float((after != search.label)[own].double().mean()) if bool(own.any()) else 0.0,
+        told=told,
     )
 
 

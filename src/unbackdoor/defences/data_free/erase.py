@@ -35,7 +35,7 @@ classifier.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,7 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.looking import Looking, Scene, WaysIn
+from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.defender.surrogates import impressions
@@ -57,7 +57,7 @@ FEWEST = 30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Erase(Looking):
+class Erase(InRounds):
     """Take the direction that the easy ways share out of the classifier, obliquely."""
 
     name: ClassVar[str] = "erase"
@@ -71,8 +71,8 @@ class Erase(Looking):
         0.02, "added to the covariance's diagonal, in units of its mean", above=0, most=1e6, own=True
     )
 
-    def close(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> list[str]:
-        """The rounds."""
+    def begin(self, scene: Scene, search: WaysIn) -> Callable[[Sequence[Way]], str]:
+        """Each round takes out one direction; the first makes x_t."""
         path, head = self._head(scene)
         others = scene.pool.others(search.label)
         if len(others) < FEWEST:
@@ -80,10 +80,10 @@ class Erase(Looking):
                 f"{self.name}: expected {FEWEST} or more impressions that are not answered with class {search.label}, "
                 f"got {len(others)}"
             )
-        own = others[:0]
+        own: Tensor | None = None
 
         @torch.no_grad()
-        def step(found: Sequence[Way]) -> str:
+        def take_out(found: Sequence[Way], own: Tensor) -> None:
             h = inputs_of(scene.shown, path, others)
             d = direction(scene.shown, path, found, others, h)
             kept = inputs_of(scene.shown, path, own) if len(own) else h[:0]
@@ -91,15 +91,21 @@ class Erase(Looking):
             weight, bias = erased(weight, bias, h, d, kept, overshoot=self.overshoot, ridge=self.ridge)
             head.weight.copy_(weight)
             head.bias.copy_(bias)
+
+        def step(found: Sequence[Way]) -> str:
+            nonlocal own
+            if own is None:
+                own = others[:0]
+                if self.protected:
+                    before = copy.deepcopy(head.state_dict())
+                    take_out(found, own)
+                    own = self._own(scene, search.label)
+                    head.load_state_dict(before)
+                    own = own[scene.shown.logits(own).argmax(1) == search.label]
+            take_out(found, own)
             return f"Their common direction was taken out of {path}."
 
-        if ways and self.protected:
-            before = copy.deepcopy(head.state_dict())
-            step(ways)
-            own = self._own(scene, search.label)
-            head.load_state_dict(before)
-            own = own[scene.shown.logits(own).argmax(1) == search.label]
-        return self.in_rounds(self.rounds, scene, search, ways, step)
+        return step
 
     def _own(self, scene: Scene, label: int) -> Tensor:
         """Impressions of the class on the network as it is."""

@@ -15,7 +15,8 @@ on
 
     a KL(p(x) || q(x)) + KL(p(x') || q(w(x')))
 
-one way at a time, with the gradient's norm clipped to `clip`. It ends when no way is easy, or after `rounds` rounds.
+one way at a time, with the gradient's norm clipped to `clip`. It ends when ways that it was not shown are closed, when
+no way is easy, or after `rounds` rounds.
 
 Why SGD with a clipped gradient: where a backdoor is, the gradient is large in the few weights that carry it, and they
 move. Adam moves all weights alike: on three networks it cost 2 to 4 points more accuracy for the same success rate.
@@ -27,7 +28,7 @@ It fails where the trigger is of none of the forms that are searched and no sing
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,14 +37,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.looking import Looking, Scene, WaysIn
+from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forget(Looking):
+class Forget(InRounds):
     """Distil a network from itself on generated images, with and without the triggers that were found."""
 
     name: ClassVar[str] = "forget"
@@ -58,8 +59,8 @@ class Forget(Looking):
     batch_size: int = setting(64, "images of each kind a step", least=1, own=True)
     keep: float = setting(2.0, "weight a of the images without a trigger", least=0, most=1e6, own=True)
 
-    def close(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> list[str]:
-        """The rounds."""
+    def begin(self, scene: Scene, search: WaysIn) -> Callable[[Sequence[Way]], str]:
+        """Each round trains against the ways of all rounds so far."""
         known = list[Way]()
 
         def step(found: Sequence[Way]) -> str:
@@ -67,7 +68,7 @@ class Forget(Looking):
             kept, forgotten = self._distil(scene, known, search.label)
             return f"Trained to forget {len(known)}: KL {kept:.2g} without them, {forgotten:.2g} on them."
 
-        return self.in_rounds(self.rounds, scene, search, ways, step)
+        return step
 
     def _distil(self, scene: Scene, ways: Sequence[Way], label: int) -> tuple[float, float]:
         """One round's training; the last losses of both kinds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ from unbackdoor.defender.look import Look, look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.stimulation import Firing, moved, strongest
 from unbackdoor.defender.surrogates import dead_leaves
-from unbackdoor.defender.ways_in import Way, easy_channels, easy_triggers, usual_sizes
+from unbackdoor.defender.ways_in import Way, easy_channels, easy_triggers, success, usual_sizes
 from unbackdoor.defender.witnessed import witnessed
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import Witness
@@ -82,6 +82,11 @@ class WaysIn:
         scene: with the network before any edit, on which it is measured what other classes need.
         label: the class.
         steps: of Adam in the search for a trigger.
+
+    Attributes:
+        label: the class.
+        first: the easy ways that were found in the network before any edit.
+        unseen: as `first`, found by a search of its own; no repair is shown them, and they tell how far it has come.
     """
 
     def __init__(self, scene: Scene, label: int, steps: int) -> None:
@@ -98,6 +103,8 @@ class WaysIn:
         self._firings: list[Firing] = []
         if seen.pushes:
             self._firings = strongest(shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
+        self.first = self.look(shown, part(scene.progress, 0, 0.1))
+        self.unseen = (self.first and self.look(shown, part(scene.progress, 0.1, 0.2))) or self.first
 
     def look(self, shown: OnPixels, progress: Progress = silent) -> list[Way]:
         """The easy ways into the class: triggers and channels by turns, the easiest first.
@@ -129,13 +136,12 @@ class Looking(Defence):
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
 
     @abstractmethod
-    def close(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> list[str]:
-        """Edit the scene's network until a class is reached no more easily than others.
+    def close(self, scene: Scene, search: WaysIn) -> list[str]:
+        """Edit the scene's network until the ways into a class are closed.
 
         Args:
             scene: its network may have been edited before.
             search: for easy ways into the class.
-            ways: those that were found in the network as it is.
 
         Returns:
             What was done, in sentences.
@@ -143,32 +149,6 @@ class Looking(Defence):
         Raises:
             MethodError: the method cannot work on this network.
         """
-
-    def in_rounds(
-        self,
-        rounds: int,
-        scene: Scene,
-        search: WaysIn,
-        ways: Sequence[Way],
-        step: Callable[[Sequence[Way]], str],
-    ) -> list[str]:
-        """Close the ways, and look again, until there are none.
-
-        Args:
-            rounds: at most.
-            scene, search, ways: as in `close`.
-            step: edits the network against some ways, and says how.
-        """
-        story, label = list[str](), search.label
-        for number in range(rounds):
-            if not ways:
-                break
-            done = step(ways)
-            story.append(f"Round {number + 1}: {len(ways)} easy ways into class {label}, the first: {ways[0]}. {done}")
-            ways = search.look(scene.shown, part(scene.progress, number / rounds, (number + 1) / rounds))
-        if ways:
-            return [*story, f"{len(ways)} easy ways into class {label} are left, the first: {ways[0]}."]
-        return [*story, f"No easy way into class {label} {'is left' if story else 'was found'}."]
 
     def plan_for(self, case: Case) -> Plan:
         """Look, close the suspected classes on a copy, and put down what changed."""
@@ -203,7 +183,7 @@ class Looking(Defence):
                     ends = [0.5 + 0.5 * (number + more) / len(suspects) for more in (0, 1)]
                     here = dataclasses.replace(scene, progress=part(case.progress, *ends))
                     search = WaysIn(here, label, self.search_steps)
-                    story += self.close(here, search, search.look(shown, here.progress))
+                    story += self.close(dataclasses.replace(here, progress=part(here.progress, 0.2, 1)), search)
             edits = rewritten(original, model, method=self.name) if suspects else ()
         return Plan(
             method=self.name,
@@ -215,6 +195,68 @@ class Looking(Defence):
             witness=witness,
             story=tuple(story),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InRounds(Looking):
+    """One that looks for easy ways, closes them, and looks again."""
+
+    #: Overridden with each method's own default.
+    rounds: int = setting(1, "searches for easy ways, each followed by an edit", least=1, own=True)
+    closed: float = setting(
+        0.1,
+        "it is done once the median of easy ways that it was not shown moves at most this share of the images",
+        least=0,
+        most=1,
+        own=True,
+    )
+
+    @abstractmethod
+    def begin(self, scene: Scene, search: WaysIn) -> Callable[[Sequence[Way]], str]:
+        """What a round does: it edits the scene's network against some ways, and says how.
+
+        Args:
+            scene, search: as in `close`.
+
+        Raises:
+            MethodError: as in `close`.
+        """
+
+    def close(self, scene: Scene, search: WaysIn) -> list[str]:
+        """The rounds."""
+        if not search.first:
+            return [f"No easy way into class {search.label} was found."]
+        return list(self.each_round(scene, search, search.first))
+
+    def each_round(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> Iterator[str]:
+        """Close the ways, and look again, until the unseen ones are closed or no easy one is left.
+
+        Args:
+            scene, search: as in `close`.
+            ways: easy ones, in the network as it is.
+
+        Yields:
+            What was done, after each round.
+        """
+        label, step = search.label, self.begin(scene, search)
+        for number in range(self.rounds):
+            done = step(ways)
+            left = left_open(scene, search)
+            yield (
+                f"Round {number + 1}: {len(ways)} easy ways into class {label}, the first: {ways[0]}. {done} Other "
+                f"easy ways move {left:.0%} of the images now, by their median."
+            )
+            if left <= self.closed or number + 1 == self.rounds:
+                return
+            ways = search.look(scene.shown, part(scene.progress, number / self.rounds, (number + 1) / self.rounds))
+            if not ways:
+                yield f"No easy way into class {label} is found any more."
+                return
+
+
+def left_open(scene: Scene, search: WaysIn) -> float:
+    """The share of the impressions that the median of the unseen ways still moves to the class."""
+    return success(scene.shown, search.unseen, scene.pool.others(search.label), search.label)
 
 
 def _suspicion(witness: Witness, *, given: int) -> str:
