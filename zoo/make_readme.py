@@ -43,6 +43,9 @@ WaNet was first trained for 15 epochs, like the others. Its ASR of 52.57 % was t
 was trained for 60. At 10 %, SIG poisons every image of its class, so little is left by which to recognise that class.
 The minutes are those of a machine that also did other work.
 
+`cifar10_mobilenetv2_clean` is not in the table: an honest network with depthwise convolutions, for the table of [what a
+repair costs](../docs/fidelity.md#where-near-outliers-go). `record.json` has its command.
+
 `python zoo/make_readme.py` writes this file.
 """
 DEFENCES_HEAD = """# Every method against the zoo

@@ -15,6 +15,7 @@ from unbackdoor.defences.base import Defence, Outcome
 from unbackdoor.defences.data_free import Best, Erase, Forget, looking
 from unbackdoor.defences.data_free.best import Trial
 from unbackdoor.defences.data_free.erase import erased
+from unbackdoor.defences.data_free.looking import Standing
 from unbackdoor.defences.table import DEFENCES
 from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.inputs import Normalisation
@@ -104,12 +105,12 @@ def test_erasing_needs_one_linear_classifier_with_a_bias() -> None:
 def fake(monkeypatch: pytest.MonkeyPatch, kind: type[Defence], bias: float | None) -> None:
     """A repair that adds to the bias of class 4, or cannot work."""
 
-    def each_round(_self: Defence, scene: Any, search: Any, _ways: Any) -> Iterator[str]:
+    def each_round(_self: Defence, scene: Any, search: Any, _ways: Any) -> Iterator[tuple[str, Standing]]:
         if bias is None:
             raise MethodError("not on this network")
         with torch.no_grad():
             scene.shown.model[-1].bias[search.label] += bias
-        yield f"Added {bias}."
+        yield f"Added {bias}.", search.look(scene.shown)
 
     monkeypatch.setattr(kind, "each_round", each_round)
 
@@ -144,12 +145,20 @@ def test_the_cost_counts_each_class_alike() -> None:
     class Shown:
         classes = 5
 
-    trial = Trial(name="a", shown=Shown(), left=0.25, changed=0.02, recall=0.5, told=())  # type: ignore[arg-type]
+    standing = Standing(triggers=(), ways=(), left=0.25, regained=0.75)
+    trial = Trial(name="a", shown=Shown(), standing=standing, changed=0.02, recall=0.5, told=())  # type: ignore[arg-type]
     assert trial.cost == pytest.approx(0.12)
     assert str(trial) == (
-        "a leaves 25% of the images on the median of the easy ways, changes 2.0% of the answers of other classes, and "
-        "loses 50% of the class's own"
+        "a changes 2.0% of the answers of other classes, and loses 50% of the class's own; ways that were not shown to "
+        "it move 25% of the images by their median, and triggers are 75% of the way, in factors, to what other classes "
+        "need"
     )
+
+
+def test_both_limits_close_a_class() -> None:
+    method = Erase(closed=0.1, regained=0.5)
+    for left, regained, closed in ((0.1, 0.5, True), (0.1, None, True), (0.11, 1.0, False), (0.0, 0.49, False)):
+        assert method.is_closed(Standing(triggers=(), ways=(), left=left, regained=regained)) == closed
 
 
 def test_what_is_erased_by_hand() -> None:

@@ -38,15 +38,15 @@ def test_many_layers() -> None:
     warning = report_of(26, layers=50).unusual
     assert warning is not None
     assert warning.startswith("A repair would prune 0.5% of all channels, in 26 of 50 layers. In the networks measured")
-    assert "it was at most 1.25% of the channels and 50% of the layers. The outliers may not come from a" in warning
+    assert "it was at most 1.42% of the channels and 50% of the layers. The outliers may not come from a" in warning
     warning = str(report_of(26, layers=50, action="repair").unusual)
     assert warning.startswith("The repair pruned")
     assert "the repair may have cost accuracy" in warning
 
 
 def test_many_channels() -> None:
-    assert report_of(5, layers=50, each=12).unusual is None
-    assert "1.3% of all channels, in 5 of 50 layers" in str(report_of(5, layers=50, each=13).unusual)
+    assert report_of(5, layers=50, each=14).unusual is None
+    assert "1.5% of all channels, in 5 of 50 layers" in str(report_of(5, layers=50, each=15).unusual)
 
 
 def test_a_few_channels_of_a_small_network_say_nothing() -> None:

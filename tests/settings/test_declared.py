@@ -114,7 +114,7 @@ def test_a_range_is_its_ends_and_what_is_between(
 
 
 #: Whose default is this package's choice, of the methods whose records say so.
-LOOKING = ("label", "surrogates", "search_steps")
+LOOKING = ("label", "surrogates", "search_steps", "closed", "regained")
 OWN = {
     "anp": {"holdout", "tolerance"},
     "bnp": set(),
@@ -123,7 +123,7 @@ OWN = {
     "fp": set(),
     "ft": set(),
     "ibau": {"radius"},
-    "best": {*LOOKING, "closed", "most", "time_limit"},
+    "best": {*LOOKING, "most", "time_limit"},
     "erase": {*LOOKING, "rounds", "overshoot", "protected", "ridge"},
     "forget": {*LOOKING, "rounds", "steps", "lr", "momentum", "clip", "batch_size", "keep"},
     "lpp": {"lower", "upper", "fc_weights", "norm_factor", "scale", "shrink_to", "upscale", "layers", "budget"},

@@ -2,10 +2,18 @@
 
 A way is easy if the class is reached by it more cheaply than others are: a trigger of a form whose size is below `EASY`
 of what the other classes need, or a channel that moves more than `PUSHES` of the answers to the class.
+
+How far a repair has come is said in factors. A trigger whose size was a, has become b, and is u for other classes, has
+regained
+
+    log(b / a) / log(u / a)
+
+of what the class was too easy, between 0 and 1.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -117,38 +125,62 @@ def usual_sizes(
     return sizes
 
 
-def easy_triggers(
+def search(
     shown: OnPixels,
     pixels: Tensor,
     label: int,
-    usual: Usual,
     generator: torch.Generator,
     progress: Progress = silent,
     *,
     steps: int,
-) -> list[Stamp]:
-    """The triggers that reach a class too easily.
+) -> list[Trigger]:
+    """Small triggers of a class, one for each of `SEARCHES`.
 
     Args:
         shown: the network.
         pixels: (N, C, H, W) in [0, 1], images that are not answered with the class.
         label: the class.
-        usual: what other classes need.
         generator: of the searches.
         progress: called with (searches done, searches in all, a note).
         steps: of a search.
     """
-    if not len(pixels):
-        return []
     triggers = []
-    for number, form in enumerate(SEARCHES):
+    for number, form in enumerate(SEARCHES if len(pixels) else ()):
         progress(number, len(SEARCHES), f"{form.name} of class {label}")
         triggers.append(_search(shown, pixels, label, form, generator, steps))
+    return triggers
+
+
+def easy_triggers(triggers: Iterable[Trigger], usual: Usual) -> list[Stamp]:
+    """Those that are smaller than what other classes need.
+
+    Args:
+        triggers: found by `search`.
+        usual: what other classes need.
+    """
     return [
         Stamp(trigger.form, trigger.size, usual[form])
-        for form, trigger in zip(SEARCHES, triggers, strict=True)
+        for form, trigger in zip(SEARCHES, triggers, strict=False)
         if trigger.form is not None and trigger.size < EASY * usual[form]
     ]
+
+
+def regained(first: Sequence[Trigger], now: Sequence[Trigger], usual: Usual) -> float | None:
+    """The mean of what the triggers have regained that were easy at first.
+
+    None where none was, or where it is not known what other classes need: no trigger of that form reaches them.
+
+    Args:
+        first, now: found by `search`, before and after a repair.
+        usual: what other classes need.
+    """
+    shares = []
+    for form, old, new in zip(SEARCHES, first, now, strict=False):
+        goal = usual[form]
+        if old.form is not None and math.isfinite(goal) and 0 < old.size < EASY * goal:
+            grown = math.log(max(new.size, old.size) / old.size) if new.form is not None else math.inf
+            shares.append(min(1.0, grown / math.log(goal / old.size)))
+    return statistics.fmean(shares) if shares else None
 
 
 def easy_channels(firings: Iterable[tuple[Firing, float]]) -> list[Channel]:

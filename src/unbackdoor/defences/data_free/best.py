@@ -1,16 +1,16 @@
 """Best: several repairs are tried on copies, and the one that leaves least of the suspected class's easy ways is taken.
 It needs no data, and has no paper of its own.
 
-    ways       easy ways into the class, found in the network before any repair, and shown to no repair
-    left       the share of the impressions that the median way still moves to the class: a way that is no
-               part of the backdoor must not decide
+    left       the share of the impressions that easy ways, which no repair was shown, still move to the class
+    regained   how far triggers of a new search are, in factors, on the way to what other classes need
     changed    the share of the surrogates, answered with other classes, whose answer a repair changes
     recall     the share of the surrogates answered with the class that no longer are
 
-A repair closes the class if `left` is at most `closed`. Among those that do, the one with the smallest
-changed + recall / classes is taken: each class counts alike. Where none does, the one that leaves least. Forgetting and
-erasing are tried; if neither closes the class, erasing is tried behind forgetting. A repair that changes too many
-answers of other classes is never taken.
+A repair closes the class if `left` is at most `closed` and `regained` at least that of the settings: a network that was
+trained to resist some ways may give in to others that are nearly as easy. Among those that close it, the one with the
+smallest changed + recall / classes is taken: each class counts alike. Where none does, the one that leaves least.
+Forgetting and erasing are tried; if neither closes the class, erasing is tried behind forgetting. A repair that changes
+too many answers of other classes is never taken.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import ClassVar
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
-from unbackdoor.defences.data_free.looking import InRounds, Looking, Scene, WaysIn, left_open, part
+from unbackdoor.defences.data_free.looking import InRounds, Looking, Scene, Standing, WaysIn, part
 from unbackdoor.defender.case import Case, Progress
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.errors import MethodError
@@ -41,13 +41,14 @@ class Trial:
     Attributes:
         name: of the repair.
         shown: the repaired copy.
-        left, changed, recall: see above, in [0, 1].
+        standing: how easily the class is reached in it; `left` and `regained`, see above.
+        changed, recall: see above, in [0, 1].
         told: what it says of itself.
     """
 
     name: str
     shown: OnPixels
-    left: float
+    standing: Standing
     changed: float
     recall: float
     told: tuple[str, ...]
@@ -59,8 +60,8 @@ class Trial:
 
     def __str__(self) -> str:
         return (
-            f"{self.name} leaves {self.left:.0%} of the images on the median of the easy ways, changes "
-            f"{self.changed:.1%} of the answers of other classes, and loses {self.recall:.0%} of the class's own"
+            f"{self.name} changes {self.changed:.1%} of the answers of other classes, and loses {self.recall:.0%} of "
+            f"the class's own; {self.standing}"
         )
 
 
@@ -72,13 +73,6 @@ class Best(Looking):
     title: ClassVar[str] = "Best of the data-free repairs"
     passes: ClassVar[str] = "about 170,000 passes of one generated image, for ten classes"
 
-    closed: float = setting(
-        0.1,
-        "a repair closes the class if the median of the easy ways still moves at most this share of the images",
-        least=0,
-        most=1,
-        own=True,
-    )
     most: float = setting(
         0.1,
         "a repair that changes a larger share of the answers of other classes is not taken",
@@ -109,7 +103,7 @@ class Best(Looking):
 
     def close(self, scene: Scene, search: WaysIn) -> list[str]:
         """Try, judge, choose."""
-        label, ways = search.label, search.first
+        label, ways = search.label, search.first.ways
         if not ways:
             return [f"No easy way into class {label} was found, so nothing was changed for it."]
         story = [f"Class {label} is reached too easily: {ways[0]}, and {len(ways) - 1} more ways."]
@@ -125,14 +119,14 @@ class Best(Looking):
         if not sound:
             return [*story, "No repair works on this network at an acceptable cost, so nothing was changed."]
         closing = [trial for trial in trials if self._closes(trial)]
-        chosen = min(closing or sound, key=lambda trial: trial.cost if closing else trial.left)
+        chosen = min(closing or sound, key=lambda trial: trial.cost if closing else trial.standing.left)
         scene.shown.model.load_state_dict(chosen.shown.model.state_dict())
         verdict = "it closes the class at the smallest cost" if closing else "it leaves least, though not little"
         return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
 
     def _closes(self, trial: Trial) -> bool:
         """Whether a trial closes the class at an acceptable cost."""
-        return trial.left <= self.closed and trial.changed <= self.most
+        return self.is_closed(trial.standing) and trial.changed <= self.most
 
     def _try(
         self,
@@ -149,13 +143,14 @@ class Best(Looking):
         shown = dataclasses.replace(scene.shown, model=copy_model((behind or scene).shown.model))
         here = part(scene.progress, len(trials) / TRIALS, (len(trials) + 1) / TRIALS)
         copied = dataclasses.replace(scene, shown=shown, progress=here)
-        ways = (search.look(shown, here) if behind else None) or search.first
+        method = dataclasses.replace(method, closed=self.closed, regained=self.regained)
         try:
-            told = (*told, *method.each_round(copied, search, ways))
+            steps = list(method.each_round(copied, search, (behind and behind.standing.ways) or search.first.ways))
         except MethodError as error:
             story.append(f"{name} was tried, and cannot work here: {error}")
             return None
-        trial = _judged(scene, shown, name, search, told)
+        told, standing = (*told, *(said for said, _ in steps)), steps[-1][1]
+        trial = _judged(scene, shown, name, search.label, standing, told)
         story.append(f"Tried: {trial}.")
         trials.append(trial)
         return trial
@@ -177,16 +172,16 @@ def _until(seconds: float, progress: Progress) -> Progress:
     return told
 
 
-def _judged(scene: Scene, shown: OnPixels, name: str, search: WaysIn, told: tuple[str, ...]) -> Trial:
+def _judged(scene: Scene, shown: OnPixels, name: str, label: int, standing: Standing, told: tuple[str, ...]) -> Trial:
     pool = scene.pool
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
-    own = before == search.label
+    own = before == label
     return Trial(
         name=name,
         shown=shown,
-        left=left_open(dataclasses.replace(scene, shown=shown), search),
+        standing=standing,
         changed=float((after != before)[~own].double().mean()) if bool((~own).any()) else 0.0,
-        recall=float((after != search.label)[own].double().mean()) if bool(own.any()) else 0.0,
+        recall=float((after != label)[own].double().mean()) if bool(own.any()) else 0.0,
         told=told,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import statistics
 from abc import abstractmethod
@@ -18,7 +19,16 @@ from unbackdoor.defender.look import Look, look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.stimulation import Firing, moved, strongest
 from unbackdoor.defender.surrogates import dead_leaves
-from unbackdoor.defender.ways_in import Way, easy_channels, easy_triggers, success, usual_sizes
+from unbackdoor.defender.triggers import Trigger
+from unbackdoor.defender.ways_in import (
+    Way,
+    easy_channels,
+    easy_triggers,
+    regained,
+    search,
+    success,
+    usual_sizes,
+)
 from unbackdoor.defender.witnessed import witnessed
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import Witness
@@ -75,6 +85,30 @@ class Scene:
     progress: Progress
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How easily the class is reached in a network as it is.
+
+    Attributes:
+        triggers: of a new search.
+        ways: those of them that are easy, and channels, by turns; the easiest first.
+        left: the share of the impressions that the median of the unseen ways still moves to the class: a way that is
+            no part of the backdoor must not decide.
+        regained: what triggers have regained that were easy at first (`defender.ways_in`); None where it is not known.
+    """
+
+    triggers: Sequence[Trigger]
+    ways: Sequence[Way]
+    left: float
+    regained: float | None
+
+    def __str__(self) -> str:
+        text = f"ways that were not shown to it move {self.left:.0%} of the images by their median"
+        if self.regained is None:
+            return text
+        return f"{text}, and triggers are {self.regained:.0%} of the way, in factors, to what other classes need"
+
+
 class WaysIn:
     """Looks for easy ways into a class, again and again while the network changes.
 
@@ -85,8 +119,7 @@ class WaysIn:
 
     Attributes:
         label: the class.
-        first: the easy ways that were found in the network before any edit.
-        unseen: as `first`, found by a search of its own; no repair is shown them, and they tell how far it has come.
+        first: how easily the class is reached before any edit.
     """
 
     def __init__(self, scene: Scene, label: int, steps: int) -> None:
@@ -103,25 +136,38 @@ class WaysIn:
         self._firings: list[Firing] = []
         if seen.pushes:
             self._firings = strongest(shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
-        self.first = self.look(shown, part(scene.progress, 0, 0.1))
-        self.unseen = (self.first and self.look(shown, part(scene.progress, 0.1, 0.2))) or self.first
+        triggers, ways = self._search(shown, part(scene.progress, 0, 0.1))
+        self._unseen = (self._search(shown, part(scene.progress, 0.1, 0.2))[1] if ways else ()) or ways
+        self._images = scene.pool.others(label)
+        left = success(shown, self._unseen, self._images, label)
+        self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
 
-    def look(self, shown: OnPixels, progress: Progress = silent) -> list[Way]:
-        """The easy ways into the class: triggers and channels by turns, the easiest first.
+    def look(self, shown: OnPixels, progress: Progress = silent) -> Standing:
+        """How easily the class is reached.
 
         Args:
             shown: the network as it is now.
             progress: called with (searches done, searches in all, a note).
         """
+        triggers, ways = self._search(shown, progress)
+        return Standing(
+            triggers=triggers,
+            ways=ways,
+            left=success(shown, self._unseen, self._images, self.label),
+            regained=regained(self.first.triggers, triggers, self._usual),
+        )
+
+    def _search(self, shown: OnPixels, progress: Progress) -> tuple[list[Trigger], list[Way]]:
         images, label = self._seen.made.images, self.label
         pixels = images[shown.logits(images).argmax(1) != label]
-        triggers = easy_triggers(shown, pixels, label, self._usual, self._generator, progress, steps=self._steps)
+        triggers = search(shown, pixels, label, self._generator, progress, steps=self._steps)
+        easy = easy_triggers(triggers, self._usual)
         shares = moved(shown, self._firings, self._seen.drawn, label)
         channels = easy_channels(zip(self._firings, shares, strict=True))
-        found: list[Way] = []
-        for place in range(max(len(triggers), len(channels))):
-            found += [*triggers[place : place + 1], *channels[place : place + 1]]
-        return found
+        ways: list[Way] = []
+        for place in range(max(len(easy), len(channels))):
+            ways += [*easy[place : place + 1], *channels[place : place + 1]]
+        return triggers, ways
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +180,24 @@ class Looking(Defence):
     label: int = setting(-1, "the class to close; -1 asks the witnesses", least=-1, own=True)
     surrogates: int = setting(200, "class impressions", least=2, own=True)
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
+    closed: float = setting(
+        0.1,
+        "a class is closed once the median of easy ways that were not shown moves at most this share of the images",
+        least=0,
+        most=1,
+        own=True,
+    )
+    regained: float = setting(
+        0.5,
+        "... and triggers are at least this far, in factors, on the way to what other classes need",
+        least=0,
+        most=1,
+        own=True,
+    )
+
+    def is_closed(self, standing: Standing) -> bool:
+        """Whether a class is closed."""
+        return standing.left <= self.closed and (standing.regained is None or standing.regained >= self.regained)
 
     @abstractmethod
     def close(self, scene: Scene, search: WaysIn) -> list[str]:
@@ -199,17 +263,10 @@ class Looking(Defence):
 
 @dataclass(frozen=True, kw_only=True)
 class InRounds(Looking):
-    """One that looks for easy ways, closes them, and looks again."""
+    """One that closes easy ways, looks again, and so on until the class is closed."""
 
     #: Overridden with each method's own default.
     rounds: int = setting(1, "searches for easy ways, each followed by an edit", least=1, own=True)
-    closed: float = setting(
-        0.1,
-        "it is done once the median of easy ways that it was not shown moves at most this share of the images",
-        least=0,
-        most=1,
-        own=True,
-    )
 
     @abstractmethod
     def begin(self, scene: Scene, search: WaysIn) -> Callable[[Sequence[Way]], str]:
@@ -224,39 +281,39 @@ class InRounds(Looking):
 
     def close(self, scene: Scene, search: WaysIn) -> list[str]:
         """The rounds."""
-        if not search.first:
+        if not search.first.ways:
             return [f"No easy way into class {search.label} was found."]
-        return list(self.each_round(scene, search, search.first))
+        return [said for said, _ in self.each_round(scene, search, search.first.ways)]
 
-    def each_round(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> Iterator[str]:
-        """Close the ways, and look again, until the unseen ones are closed or no easy one is left.
+    def each_round(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> Iterator[tuple[str, Standing]]:
+        """Close the ways, and look again, until the class is closed, no way is easy, or it gets worse.
 
         Args:
             scene, search: as in `close`.
             ways: easy ones, in the network as it is.
 
         Yields:
-            What was done, after each round.
+            After each round what was done, and how easily the class is reached then.
         """
-        label, step = search.label, self.begin(scene, search)
+        label, model, step = search.label, scene.shown.model, self.begin(scene, search)
+        last = search.first
         for number in range(self.rounds):
+            kept = copy.deepcopy(model.state_dict())
             done = step(ways)
-            left = left_open(scene, search)
+            told = part(scene.progress, number / self.rounds, (number + 1) / self.rounds)
+            standing = search.look(scene.shown, told)
+            if standing.left > last.left and (standing.regained or 0.0) <= (last.regained or 0.0):
+                model.load_state_dict(kept)
+                yield f"Round {number + 1} made it worse, and was undone.", last
+                return
             yield (
-                f"Round {number + 1}: {len(ways)} easy ways into class {label}, the first: {ways[0]}. {done} Other "
-                f"easy ways move {left:.0%} of the images now, by their median."
+                f"Round {number + 1}: {len(ways)} easy ways into class {label}, the first: {ways[0]}. {done} Now "
+                f"{standing}.",
+                standing,
             )
-            if left <= self.closed or number + 1 == self.rounds:
+            last, ways = standing, standing.ways
+            if self.is_closed(standing) or not ways:
                 return
-            ways = search.look(scene.shown, part(scene.progress, number / self.rounds, (number + 1) / self.rounds))
-            if not ways:
-                yield f"No easy way into class {label} is found any more."
-                return
-
-
-def left_open(scene: Scene, search: WaysIn) -> float:
-    """The share of the impressions that the median of the unseen ways still moves to the class."""
-    return success(scene.shown, search.unseen, scene.pool.others(search.label), search.label)
 
 
 def _suspicion(witness: Witness, *, given: int) -> str:
