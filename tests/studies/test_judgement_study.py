@@ -33,7 +33,7 @@ def a_repair(method: str, network: str, *, asr: float | None, acc: float = 0.8, 
     attack = None if asr is None else {"name": "badnet", "target": 3, "mapping": "all-to-one"}
     about = {
         "data": "cifar10",
-        "arch": "resnet18:width=8",
+        "arch": "resnet18:width=8,stride=2",
         "recipe": "fast",
         "seed": 0,
         "suspects": None,
@@ -120,7 +120,7 @@ def test_areas_and_curves_by_hand(study: ModuleType, tmp_path: Path) -> None:
 
     def row(seed: int, head: float | None, target: int | None = None) -> dict[str, Any]:
         attack = None if target is None else {"name": "badnet", "target": target, "mapping": "all-to-one"}
-        about = {"data": "cifar10", "arch": "resnet18:width=8", "recipe": "fast", "seed": seed, "classes": 2}
+        about = {"data": "cifar10", "arch": "resnet18:width=8,stride=2", "recipe": "fast", "seed": seed, "classes": 2}
         about |= {"network": f"training/{seed}", "attack": attack, "acc": 0.8, "asr": None if attack is None else 0.9}
         return {**about, "running_statistics": True, "seconds": 1.0, "scores": {"head": [0.0, head]}}
 

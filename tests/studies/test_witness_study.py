@@ -34,7 +34,7 @@ def a_row(seed: int, *, target: int | None = None, **largest: float) -> dict:
     return {
         "network": f"training/{seed}",
         "data": "cifar10",
-        "arch": "resnet18:width=8",
+        "arch": "resnet18:width=8,stride=2",
         "recipe": "fast",
         "seed": seed,
         "attack": attack,

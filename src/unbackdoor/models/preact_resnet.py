@@ -39,11 +39,20 @@ def stage(c_in: int, c_out: int, count: int, stride: int) -> nn.Sequential:
 
 
 class PreActResNet(nn.Module):
-    """Stem convolution, four stages of pre-activation blocks, global average pooling, one Linear."""
+    """Stem convolution, four stages of pre-activation blocks, global average pooling, one Linear.
 
-    def __init__(self, blocks: tuple[int, int, int, int], *, num_classes: int = 10, width: int = 64) -> None:
+    Args:
+        blocks: per stage.
+        num_classes: outputs of the classifier.
+        width: channels of the stem and the first stage.
+        stride: of the stem.
+    """
+
+    def __init__(
+        self, blocks: tuple[int, int, int, int], *, num_classes: int = 10, width: int = 64, stride: int = 1
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(3, width, 3, stride, 1, bias=False)
         self.layer1 = stage(width, width, blocks[0], 1)
         self.layer2 = stage(width, 2 * width, blocks[1], 2)
         self.layer3 = stage(2 * width, 4 * width, blocks[2], 2)
@@ -56,6 +65,6 @@ class PreActResNet(nn.Module):
         return cast(Tensor, self.linear(x.mean((2, 3))))
 
 
-def preactresnet18(*, num_classes: int = 10, width: int = 64) -> PreActResNet:
+def preactresnet18(*, num_classes: int = 10, width: int = 64, stride: int = 1) -> PreActResNet:
     """PreActResNet-18, CIFAR stem."""
-    return PreActResNet((2, 2, 2, 2), num_classes=num_classes, width=width)
+    return PreActResNet((2, 2, 2, 2), num_classes=num_classes, width=width, stride=stride)

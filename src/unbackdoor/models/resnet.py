@@ -133,6 +133,6 @@ def resnet50(*, num_classes: int = 10, width: int = 64, stride: int = 1) -> ResN
     return ResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, width=width, stride=stride)
 
 
-def resnet18_gn(*, num_classes: int = 10, width: int = 64) -> ResNet:
+def resnet18_gn(*, num_classes: int = 10, width: int = 64, stride: int = 1) -> ResNet:
     """ResNet-18 with GroupNorm instead of BatchNorm, CIFAR stem."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes=num_classes, width=width, norm=group_norm)
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes=num_classes, width=width, stride=stride, norm=group_norm)

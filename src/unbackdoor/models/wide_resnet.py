@@ -17,12 +17,13 @@ class WideResNet(nn.Module):
         count: blocks per stage; the depth is 6 count + 4.
         num_classes: outputs of the classifier.
         width: channels of the first stage, 16 k in the paper's notation; the stem has 16 at most.
+        stride: of the stem.
     """
 
-    def __init__(self, count: int, *, num_classes: int = 10, width: int = 64) -> None:
+    def __init__(self, count: int, *, num_classes: int = 10, width: int = 64, stride: int = 1) -> None:
         super().__init__()
         stem = min(16, width)
-        self.conv1 = nn.Conv2d(3, stem, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(3, stem, 3, stride, 1, bias=False)
         self.layer1 = stage(stem, width, count, 1)
         self.layer2 = stage(width, 2 * width, count, 2)
         self.layer3 = stage(2 * width, 4 * width, count, 2)
@@ -35,6 +36,6 @@ class WideResNet(nn.Module):
         return cast(Tensor, self.linear(x.mean((2, 3))))
 
 
-def wideresnet16(*, num_classes: int = 10, width: int = 64) -> WideResNet:
+def wideresnet16(*, num_classes: int = 10, width: int = 64, stride: int = 1) -> WideResNet:
     """WideResNet-16; of width 64 it is WRN-16-4."""
-    return WideResNet(2, num_classes=num_classes, width=width)
+    return WideResNet(2, num_classes=num_classes, width=width, stride=stride)
