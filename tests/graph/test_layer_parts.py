@@ -463,6 +463,18 @@ def test_what_is_missing_from_a_sum_or_has_a_bias_of_the_networks_is_hidden(
     assert set(parts(forward, example).values()) == {"answer"}
 
 
+@BOTH
+def test_one_layer_added_to_itself_has_nothing_left_where_it_is_zero(example: Tensor | None) -> None:
+    forward = lambda s, x: s.e((s.b(h := s.a(x).relu()) + s.b(h.flip(3))).sigmoid())  # noqa: E731
+    assert parts(forward, example) == {"b": "constant", "e": "answer"}
+
+
+@BOTH
+def test_channels_that_are_compared_by_their_angle_are_coupled(example: Tensor | None) -> None:
+    forward = lambda s, x: s.f(F.cosine_similarity(s.b(h := s.a(x).relu()), s.c(h)).mean(2)[:, :8])  # noqa: E731
+    assert parts(forward, example) == {"b": "coupled", "c": "coupled", "f": "answer"}
+
+
 def test_softsign_is_a_curve_through_zero() -> None:
     """torch.export sees a division by what a zero is part of, and it is a gate there."""
     assert parts(lambda s, x: s.e(F.softsign(s.b(s.a(x))))) == {"e": "answer"}

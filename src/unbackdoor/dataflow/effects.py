@@ -179,6 +179,8 @@ _TOGETHER = _names(
     " stdmean cumsum normalize"
 )
 _LENGTHS = _names("norm vectornorm linalgvectornorm linalgnorm lppool")
+#: What divides by a value's own length, or multiplies by something made of it.
+NORMALISES = _names("normalize rmsnorm localresponsenorm cosinesimilarity div divide truediv truedivide mul multiply")
 #: Those of one place and its neighbours, and those that never run along channels.
 _WINDOWS = _names(
     "avgpool maxpool adaptiveavgpool adaptivemaxpool lppool fractionalmaxpool maxpoolwithindices upsamplenearest"
@@ -265,7 +267,8 @@ def _alone(role: Role) -> Callable[[Call], Effect]:
 def _pool(call: Call) -> Effect:
     """Of several places: each channel by itself, or along the channels."""
     plain = canonical(call.name)
-    found = [across(call.place(n), _axes(call, plain)) for n in call.first]
+    known, axes = _axes(call, plain)
+    found = [across(call.place(n), axes) if known else None for n in call.first]
     mixes = True if True in found else None if None in found or not found else False
     role: Role = "bend" if plain in _LENGTHS else "zero"
     if plain in _TOGETHER and (mixes or (mixes is None and plain in ("normalize", "cumsum"))):
@@ -275,21 +278,21 @@ def _pool(call: Call) -> Effect:
     return replace(call.main(role, "pool"), mixes=mixes)
 
 
-def _axes(call: Call, plain: str) -> tuple[int, ...] | None:
-    """Along which axes an operation runs; None if along all."""
+def _axes(call: Call, plain: str) -> tuple[bool, tuple[int, ...] | None]:
+    """Whether it is known along which axes an operation runs, and which; None if along all."""
     if plain in _WINDOWS:
         size = re.search(r"([123])d", call.name)
-        return tuple(range(-int(size[1]), 0)) if size else ()
-    if "fft" in plain:
-        return None
+        return True, tuple(range(-int(size[1]), 0)) if size else ()
+    if "fft" in plain or plain == "reduce":
+        return False, None
     late = plain in _LENGTHS or plain == "normalize"
     axes = call.at(2 if late else 1, "dim")
     if axes is None:
         axes = call.kwargs.get("axis", 1 if plain == "normalize" else None)
-    if isinstance(axes, int) and not isinstance(axes, bool):
-        return (axes,)
-    known = isinstance(axes, (list, tuple)) and axes and all(isinstance(axis, int) for axis in axes)
-    return tuple(axes) if known else None
+    if axes is None or isinstance(axes, bool) or axes in ([], ()):  # torch.var has `unbiased` in this place
+        return True, None
+    axes = axes if isinstance(axes, (list, tuple)) else (axes,)
+    return all(isinstance(axis, int) for axis in axes), tuple(axes)
 
 
 def _plus(call: Call) -> Effect:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from unbackdoor.dataflow.effects import AT_ZERO, FLATTENS, ROW_BY_ROW, Role, canonical
+from unbackdoor.dataflow.effects import AT_ZERO, FLATTENS, NORMALISES, ROW_BY_ROW, Role, canonical
 from unbackdoor.dataflow.ops import Op
 from unbackdoor.findings.layers import Layer, Part
 
@@ -41,8 +41,6 @@ _NEXT: dict[Role, dict[State, State]] = {
     "constant": {"zero": "constant", "shifted": "constant", "open": "constant", "summed": "open"},
 }
 _STATES: tuple[State, ...] = ("zero", "summed", "shifted", "open", "constant")
-#: What divides by a value's own length, or multiplies by it.
-_NORMALISES = frozenset(("normalize", "rmsnorm", "localresponsenorm", "cosinesimilarity", "div", "mul"))
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,15 @@ class Parts:
         self._layers = layers
         self._doubts = doubts
         self._roles: list[tuple[tuple[int, Role], ...]] = []
-        for number in range(len(self._ops)):
+        self._sources: list[
+            frozenset[str]
+        ] = []  # of an op's result: layers and inputs it is computed from past no layer
+        for number, op in enumerate(self._ops):
+            made = (
+                [self._sources[i] for i in op.inputs] if op.kind not in ("layer", "weights", "opaque", "input") else []
+            )
+            own = frozenset[str]().union(*made) if made else frozenset([op.path or f"#{number}"])
+            self._sources.append(own if op.kind != "shape" else frozenset())
             self._roles.append(self._own_roles(number))
         self._consumers: list[list[tuple[int, Role]]] = [[] for _ in self._ops]
         for number, roles in enumerate(self._roles):
@@ -213,13 +219,15 @@ class Parts:
             if alone and (any(way.mixed for way in ways) or (not added and len(alone) < len(ways))):
                 return ((value, "coupled"),)
             if added:
-                return tuple((n, "zero") for n, _ in roles)
+                break
             zeros = [way.zero and way.point for way in ways]
             kept = [zero for zero, (_, role) in zip(zeros, roles, strict=True) if role == "factor"]
             gated = "gate" in kinds  # of torch.where every branch must stay zero
             firm = all(role in ("factor", "gate") or (role == "pole" and self._firm(n)) for n, role in roles)
             if kept and (all(kept) if gated else any(kept)) and firm and not any(way.pole for way in ways):
                 return ((value, "bend"),)
+        if added and len(frozenset[str]().union(*(self._sources[n] for n, _ in roles))) < 2:
+            return tuple((n, "zero") for n, _ in roles)  # all of one layer: none is left where one is zero
         return roles
 
     def _firm(self, number: int) -> bool:
@@ -246,7 +254,7 @@ class Parts:
             line = _Line(
                 zero=line.zero and role in ("zero", "bend", "joined"),
                 point=line.point and not pooled and op.kind not in ("own_norm", "input_norm"),
-                mixed=line.mixed or (op.effect.mixes if pooled else line.mixed),
+                mixed=_either(line.mixed, op.effect.mixes) if pooled else line.mixed,
                 pole=line.pole or role == "pole",
             )
             found[number] = line
@@ -274,7 +282,7 @@ class Parts:
         if role == "ends":
             return Verdict("constant", f"{self._name(consumer)} reads that") if state == "constant" else None
         if role == "coupled":
-            if op.kind == "input_norm" or canonical(name) in _NORMALISES:
+            if op.kind == "input_norm" or canonical(name) in NORMALISES:
                 return Verdict(
                     "coupled", f"{name} normalises it by its current statistics, so zero does not switch a channel off"
                 )
@@ -332,6 +340,11 @@ class Parts:
             if op.kind not in ("layer", "weights", "shape", "input"):
                 stack.extend((i, behind) for i in op.inputs)
         return answers, doubted, ended
+
+
+def _either(*known: bool | None) -> bool | None:
+    """Whether one of several is so; None if that is not known."""
+    return True if any(known) else None if None in known else False
 
 
 def _behind(call: int, readers: Mapping[int, list[int]]) -> set[int]:
