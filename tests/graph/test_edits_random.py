@@ -55,6 +55,29 @@ _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "reciprocal": lambda x: 1 / x,
     "log": lambda x: x.abs().log(),
     "unit": lambda x: x / x.norm(dim=(2, 3), keepdim=True),
+    "cos": torch.cos,
+    "exp": lambda x: (x / 8).exp(),
+    "bell": lambda x: (-(x**2)).exp(),
+    "hard sigmoid": F.hardsigmoid,
+    "hard sigmoid written out": lambda x: F.relu6(x + 3) / 6,
+    "threshold": lambda x: F.threshold(x, 0.1, 2.0),
+    "shrink": lambda x: F.threshold(x, 0.1, 0.0),
+    "normalize": lambda x: F.normalize(x, dim=1),
+    "normalize places": lambda x: F.normalize(x, dim=3),
+    "length": lambda x: x / x.norm(dim=1, keepdim=True).clamp(min=1e-6),
+    "length of places": lambda x: x / x.norm(dim=(2, 3), keepdim=True).clamp(min=1e-6),
+    "pixel norm": lambda x: x * ((x**2).mean(1, keepdim=True) + 1e-8).rsqrt(),
+    "RMS norm": lambda x: F.rms_norm(x, (4, 3, 3)),
+    "local response": lambda x: F.local_response_norm(x, 3),
+    "centre": lambda x: x - x.mean(1, keepdim=True),
+    "centre places": lambda x: x - x.mean((2, 3), keepdim=True),
+    "running": lambda x: x.cumsum(1),
+    "running places": lambda x: x.cumsum(3),
+    "largest": lambda x: x.amax(1, keepdim=True).expand(-1, 4, -1, -1),
+    "largest place": lambda x: x.amax((2, 3), keepdim=True).expand(-1, -1, 3, 3),
+    "sort": lambda x: x.sort(1)[0],
+    "logsumexp": lambda x: x.logsumexp(1, keepdim=True).expand(-1, 4, -1, -1),
+    "excite": lambda x: x * x.mean(1, keepdim=True).sigmoid(),
 }
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": lambda a, b: a + b,
@@ -266,6 +289,34 @@ def with_edits_of(model: Program, plan: Plan, path: str, norm: str | None) -> Pr
     return edited
 
 
+def scaled(model: Program, path: str, norm: str | None, by: float) -> Program:
+    """A copy in which the layer's channel, behind its norm, is so many times as large."""
+    copied = copy.deepcopy(model)
+    last = copied.get_submodule(norm or path)
+    with torch.no_grad():
+        for tensor in (last.weight, last.bias):
+            if isinstance(tensor, Tensor):
+                tensor[LOUD] *= by
+    return copied
+
+
+def meets_a_norm(model: Program, step: int) -> bool:
+    """Whether the first operand of a step was computed by the norm, past no layer."""
+    i = model.steps[step][1] % (step + 1)
+    stack, seen = [i], set()
+    while stack:
+        value = stack.pop()
+        if value == 0 or value in seen:
+            continue
+        seen.add(value)
+        name, a, b = model.steps[value - 1]
+        if name == "n":
+            return True
+        if name not in (*_CONVS, *_PAIRS):
+            stack += [a % value] + [b % value] * (name in _BINARY)
+    return False
+
+
 def check(model: Program, method: LPP | CLP) -> int:
     """Hold what a method does to a network against the truth; returns how many layers it edited."""
     graph = layer_graph(model)
@@ -290,10 +341,17 @@ def check(model: Program, method: LPP | CLP) -> int:
 
 
 def _check_layer(model: Program, plan: Plan, path: str, norm: str | None, seen: Seen, before: Calls) -> None:
-    """With the results of all other layers held, the layer's own channel is off and the others are as they were."""
+    """With the results of all other layers held, the layer's own channel is off and the others are as they were.
+
+    What the next layer reads of the channel is zero. Only a constant may have been added, so that the value is linear
+    in the channel's size; a norm may have made anything of it.
+    """
     after = watch(with_edits_of(model, plan, path, norm), fixed=before, loose=path)
+    half = watch(scaled(model, path, norm, 0.5), fixed=before, loose=path)
     rest = [j for j in range(CHANNELS) if j != LOUD]
-    for (name, old, sources), (_, new, _) in zip(seen.steps, after.steps, strict=True):
+    for step, ((name, old, sources), (_, new, _), (_, between, _)) in enumerate(
+        zip(seen.steps, after.steps, half.steps, strict=True)
+    ):
         if not all(value.isfinite().all() for value in old):
             continue  # zero times infinity is no number: behind 1 / relu(x) nothing can be switched off
         alone = [source == {path} for source in sources]
@@ -303,6 +361,10 @@ def _check_layer(model: Program, plan: Plan, path: str, norm: str | None, seen: 
             if own:
                 assert torch.equal(was[:, rest], is_[:, rest])
                 assert torch.equal(is_[:, LOUD], is_[:1, LOUD, :1, :1].expand(3, 1, 3, 3)[:, 0])
+        if name in (*_CONVS, *_PAIRS) and alone[0] and (norm == "n" or not meets_a_norm(model, step)):
+            read = [values[0][:, LOUD] for values in (new, between, old)]
+            shift = torch.allclose(read[1], (read[0] + read[2]) / 2, rtol=1e-9, atol=1e-9)
+            assert not read[0].any() or shift, f"{name} reads a constant"
         if name == (norm if norm == "n" else path.partition(".")[0]):
             assert not new[-1][:, LOUD].any()
         if name in _PRODUCTS and any(alone[:2]) and not alone[2]:
@@ -336,6 +398,24 @@ def test_what_is_edited_is_switched_off_and_answers_stay(method: LPP | CLP) -> N
 @given(programs, st.sampled_from(_METHODS))
 def test_the_same_of_many_more(model: Program, method: LPP | CLP) -> None:
     check(model, method)
+
+
+@pytest.mark.parametrize("layer", ["c1", "p1"])
+@pytest.mark.parametrize("name", list(_UNARY))
+def test_every_operation_between_two_layers(name: str, layer: str) -> None:
+    for method in _METHODS:
+        check(Program([("p0", 0, 0), (layer, -1, 0), (name, -1, 0), ("c2", -1, 0)], "one", (-1, -1)), method)
+
+
+@pytest.mark.parametrize(("name", "message"), [("cos", "c1 reads a constant"), ("normalize", ""), ("sort", "")])
+def test_the_checks_can_fail_behind_a_layer(name: str, message: str) -> None:
+    model = Program([("p0", 0, 0), ("c0", -1, 0), (name, -1, 0), ("c1", -1, 0)], "one", (-1, -1))
+    graph = layer_graph(model)
+    assert graph["c0"].part in ("constant", "coupled", "gate")
+    layers = tuple(dataclasses.replace(layer, part="hidden") for layer in graph.layers if layer.path == "c0")
+    plan = _METHODS[0].plan(model, graph=dataclasses.replace(graph, layers=layers, outputs=(), classifier=None))
+    with pytest.raises(AssertionError, match=message):
+        _check_layer(model, plan, "c0", None, watch(model), calls_of(model))
 
 
 def test_the_checks_can_fail() -> None:

@@ -311,6 +311,189 @@ def test_a_network_of_group_norms_is_left_alone_and_said() -> None:
     assert any("normalises it by its current statistics" in remark.reason for remark in outcome.report.left_alone)
 
 
+#: What is computed along the channels of `b`, which gives (N, 8, 8, 8).
+_BESIDE: dict[str, Forward] = {
+    "normalize": lambda s, x: F.normalize(s.b(s.a(x))),
+    "normalize behind ReLU and pooling": lambda s, x: F.normalize(F.max_pool2d(s.b(s.a(x)).relu(), 3, 1, 1), dim=1),
+    "divided by its length": lambda s, x: (h := s.b(s.a(x))) / h.norm(dim=1, keepdim=True),
+    "divided by its length and an eps": lambda s, x: (h := s.b(s.a(x))) / h.norm(dim=1, keepdim=True).clamp(min=1e-6),
+    "divided by a length and a number": lambda s, x: (h := s.b(s.a(x))) / (torch.linalg.vector_norm(h, 2, 1, True) + 1),
+    "divided by the length of all": lambda s, x: (h := s.b(s.a(x))) / h.norm().clamp(min=1e-6),
+    "PixelNorm": lambda s, x: (h := s.nb(s.b(s.a(x)))) / torch.sqrt((h**2).mean(-3, True) + 1e-8),
+    "centred": lambda s, x: (h := s.b(s.a(x))) - h.mean(1, keepdim=True),
+    "scaled by the mean of channels": lambda s, x: (h := s.b(s.a(x))) * h.mean(1, keepdim=True).sigmoid(),
+    "cumulative": lambda s, x: s.b(s.a(x)).cumsum(1),
+    "the largest": lambda s, x: s.b(s.a(x)).amax(1, keepdim=True).expand(-1, 8, -1, -1),
+    "torch.max": lambda s, x: torch.max(s.b(s.a(x)), dim=1, keepdim=True)[0].expand(-1, 8, -1, -1),
+    "maximum pooling of channels": lambda s, x: (
+        F.max_pool1d(s.b(s.a(x)).flatten(2).transpose(1, 2), 3, 1, 1).transpose(1, 2).unflatten(2, (8, 8))
+    ),
+    "spread": lambda s, x: s.b(s.a(x)).std(1, keepdim=True).expand(-1, 8, -1, -1),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", list(_BESIDE))
+def test_channels_that_are_computed_together_are_left_alone(case: str, example: Tensor | None) -> None:
+    graph = layer_graph(Net(lambda s, x: s.e(_BESIDE[case](s, x))), example)
+    assert by_part(graph) == {"b": "coupled", "e": "answer"}
+    assert graph["b"].why.endswith((", so zero does not switch a channel off", ", so zero moves those"))
+
+
+_DECIDED: dict[str, Forward] = {
+    "softmax": lambda s, x: s.b(s.a(x)).softmax(1),
+    "sort": lambda s, x: s.b(s.a(x)).sort(1)[0],
+    "top 8": lambda s, x: s.b(s.a(x)).topk(8, 1)[0],
+    "logsumexp": lambda s, x: s.b(s.a(x)).logsumexp(1, keepdim=True).expand(-1, 8, -1, -1),
+    "PixelNorm by the root's reciprocal": lambda s, x: (
+        (h := s.b(s.a(x))) * (h.square().mean(1, keepdim=True) + 1e-8).rsqrt()
+    ),
+    "cumulative product": lambda s, x: s.b(s.a(x)).cumprod(1),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", list(_DECIDED))
+def test_channels_that_compete_are_left_alone(case: str, example: Tensor | None) -> None:
+    graph = layer_graph(Net(lambda s, x: s.e(_DECIDED[case](s, x))), example)
+    assert by_part(graph) == {"b": "gate", "e": "answer"}
+
+
+_BY_THEMSELVES: dict[str, Forward] = {
+    "divided by its length of places": lambda s, x: (h := s.b(s.a(x))) / h.norm(dim=(2, 3), keepdim=True).clamp(1e-6),
+    "normalised over places": lambda s, x: F.normalize(s.b(s.a(x)), dim=-1),
+    "cumulative over places": lambda s, x: s.b(s.a(x)).cumsum(-1),
+    "the largest place": lambda s, x: s.b(s.a(x)).amax((2, 3), keepdim=True).expand(-1, -1, 8, 8),
+    "centred": lambda s, x: (h := s.b(s.a(x))) - h.mean((2, 3), keepdim=True),
+    "the mean of channels": lambda s, x: s.b(s.a(x)).mean(1, keepdim=True).expand(-1, 8, -1, -1),
+    "pooled, and the rest": lambda s, x: F.avg_pool2d(h := s.b(s.a(x)), 3, 1, 1) - h,
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", list(_BY_THEMSELVES))
+def test_channels_that_are_computed_by_themselves_stay_hidden(case: str, example: Tensor | None) -> None:
+    """A mean of channels is like a layer: one that is zero is missing from it."""
+    assert parts(lambda s, x: s.e(_BY_THEMSELVES[case](s, x)), example) == {"e": "answer"}
+
+
+# Curves that miss zero.
+
+_MISSES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "sigmoid": (torch.sigmoid, "sigmoid(0) = 0.5, and then e reads that"),
+    "hardsigmoid": (F.hardsigmoid, "hardsigmoid(0) = 0.5, and then e reads that"),
+    "softplus": (F.softplus, "softplus makes a constant of it, and then e reads that"),
+    "cos": (torch.cos, "cos(0) = 1, and then e reads that"),
+    "exp": (torch.exp, "exp(0) = 1, and then e reads that"),
+    "a bell": (lambda h: (-(h**2)).exp(), "exp(0) = 1, and then e reads that"),
+    "a power": (lambda h: 2**h, "pow makes a constant of it, and then e reads that"),
+    "pooled": (lambda h: F.avg_pool2d(h.sigmoid(), 3, 1, 1).relu(), "sigmoid(0) = 0.5, and then e reads that"),
+    "SiLU before it": (lambda h: (h * h.sigmoid()).cos(), "cos(0) = 1, and then e reads that"),
+    "clamp": (lambda h: h.clamp(0.5, 2.0), "clamp makes a constant of it, and then e reads that"),
+    "threshold": (lambda h: torch.threshold(h, 0.1, 20.0), "threshold makes a constant of it, and then e reads that"),
+    "comparison": (lambda h: (h >= 0).float(), "ge makes a constant of it, and then e reads that"),
+    "a number added before ReLU": (
+        lambda h: (h + 3).relu(),
+        "add does not map zero to zero, and then relu makes a constant of it, and then e reads that",
+    ),
+    "hard sigmoid written out": (
+        lambda h: F.relu6(h + 3) / 6,
+        "add does not map zero to zero, and then relu6 makes a constant of it, and then e reads that",
+    ),
+    "one of the sum's own parts": (lambda h: (h + h.relu()).cos(), "cos(0) = 1, and then e reads that"),
+    "added to others": (lambda h: h.relu() + h.sigmoid(), "sigmoid(0) = 0.5, and then e reads that"),
+    "Fourier features": (lambda h: torch.cat([h[:, :4].sin(), h[:, 4:].cos()], 1), "cos(0) = 1, and then e reads that"),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("normed", [False, True], ids=["bare", "BatchNorm"])
+@pytest.mark.parametrize("case", list(_MISSES))
+def test_a_zero_that_becomes_a_constant_by_a_curve_is_left_alone(
+    case: str, normed: bool, example: Tensor | None
+) -> None:
+    function, why = _MISSES[case]
+
+    def forward(s: Net, x: Tensor) -> Tensor:
+        h = s.b(s.a(x).relu())
+        return s.e(function(s.nb(h) if normed else h))
+
+    graph = layer_graph(Net(forward), example)
+    assert by_part(graph) == {"b": "constant", "e": "answer"}
+    assert graph["b"].why == why
+    assert {norm.part for norm in graph.norms.values()} == ({"constant"} if normed else set())
+
+
+_THROUGH_ZERO: dict[str, Callable[[Tensor], Tensor]] = {
+    **{f.__name__: f for f in (torch.relu, torch.tanh, torch.sin, torch.abs, torch.square, torch.erf, torch.asinh)},
+    **{f.__name__: f for f in (F.elu, F.gelu, F.silu, F.leaky_relu, F.hardswish, F.relu6, F.mish, F.celu)},
+    "square root": lambda h: h.relu().sqrt(),
+    "threshold": lambda h: F.threshold(h, 0.1, 0.0),
+    "threshold below zero": lambda h: F.threshold(h, -0.1, 20.0),
+    "a clamp that keeps roots finite": lambda h: F.avg_pool2d(h.clamp(min=1e-6) ** 3, 3, 1, 1) ** (1 / 3),
+    "a number added": lambda h: h.relu() + 1,
+    "one minus it": lambda h: 1 - h.relu(),
+    "torch.max": lambda h: torch.max(h, torch.zeros_like(h)),
+    "torch.maximum": lambda h: torch.maximum(torch.zeros_like(h), h),
+    "softplus of a gate of its own": lambda h: h * F.softplus(h).tanh(),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("case", list(_THROUGH_ZERO))
+def test_a_zero_that_stays_zero_or_has_a_number_added_is_hidden(case: str, example: Tensor | None) -> None:
+    assert parts(lambda s, x: s.e(_THROUGH_ZERO[case](s.b(s.a(x)))), example) == {"e": "answer"}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda s, x: s.e((s.b(h := s.a(x).relu()) + s.c(h)).sigmoid()),
+        lambda s, x: s.e((s.b(s.a(x).relu()).mean(1, keepdim=True).sigmoid()).expand(-1, 8, -1, -1)),
+        lambda s, x: s.e((s.b(s.a(x)) + s.t).relu()),
+        lambda s, x: s.e(s.nc(torch.cat([(h := s.a(x))[:, :4], s.b(h)[:, :4]], 1)).relu()),
+        lambda s, x: s.b(s.a(x).relu()).sigmoid(),
+    ],
+    ids=["a sum of layers", "a mean of channels", "a bias of its own", "a norm of several layers", "answers"],
+)
+def test_what_is_missing_from_a_sum_or_has_a_bias_of_the_networks_is_hidden(
+    forward: Forward, example: Tensor | None
+) -> None:
+    assert set(parts(forward, example).values()) == {"answer"}
+
+
+@BOTH
+def test_one_layer_added_to_itself_has_nothing_left_where_it_is_zero(example: Tensor | None) -> None:
+    forward = lambda s, x: s.e((s.b(h := s.a(x).relu()) + s.b(h.flip(3))).sigmoid())  # noqa: E731
+    assert parts(forward, example) == {"b": "constant", "e": "answer"}
+
+
+@BOTH
+def test_channels_that_are_compared_by_their_angle_are_coupled(example: Tensor | None) -> None:
+    forward = lambda s, x: s.f(F.cosine_similarity(s.b(h := s.a(x).relu()), s.c(h)).mean(2)[:, :8])  # noqa: E731
+    assert parts(forward, example) == {"b": "coupled", "c": "coupled", "f": "answer"}
+
+
+def test_softsign_is_a_curve_through_zero() -> None:
+    """torch.export sees a division by what a zero is part of, and it is a gate there."""
+    assert parts(lambda s, x: s.e(F.softsign(s.b(s.a(x))))) == {"e": "answer"}
+
+
+def test_a_network_of_sigmoids_is_left_alone_and_said() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.Sigmoid(), nn.Linear(32, 4))
+    with torch.no_grad():
+        net[1].weight[5] *= 20
+    method = LPP(layers="all")
+    outcome = method(net)
+    assert torch.equal(outcome.model[1].weight, net[1].weight)
+    (remark,) = (remark for remark in outcome.report.left_alone if remark.path == "1")
+    assert remark.reason == "zero would not switch its channels off: Sigmoid(0) = 0.5, and then 3 reads that"
+    net[2] = nn.Tanh()
+    assert torch.equal(method(net).model[1].weight[5], torch.zeros(12))
+
+
 # Gates.
 
 _GATES: dict[str, tuple[Forward, dict[str, str]]] = {
@@ -359,7 +542,10 @@ _GATES: dict[str, tuple[Forward, dict[str, str]]] = {
     "its logarithm": (lambda s, x: s.b(s.a(x)).abs().log(), {"b": "gate"}),
     "a negative power": (lambda s, x: s.b(s.a(x)) ** -0.5, {"b": "gate"}),
     "divided by its length": (lambda s, x: (h := s.b(s.a(x))) / h.norm(dim=(2, 3), keepdim=True), {"b": "gate"}),
-    "normalised with an eps": (lambda s, x: F.normalize(s.b(s.a(x)), dim=1), {}),
+    "divided by its length and an eps": (
+        lambda s, x: F.normalize(s.b(s.a(x)).flatten(2), dim=-1).unflatten(2, (8, 8)),
+        {},
+    ),
     "another norm on the way": (lambda s, x: (h := s.a(x)) * s.nc(s.b(h).relu()), {"b": "gate"}),
     "SiLU written out": (lambda s, x: (h := s.b(s.a(x))) * h.sigmoid(), {}),
     "hard swish written out": (lambda s, x: (h := s.nb(s.b(s.a(x)))) * F.relu6(h + 3) / 6, {}),
@@ -374,8 +560,7 @@ _GATES: dict[str, tuple[Forward, dict[str, str]]] = {
         lambda s, x: (h := s.b(s.a(x))) * h.mean((2, 3), keepdim=True).sigmoid(),
         {},
     ),
-    "sigmoid read by a layer is a constant": (lambda s, x: s.b(s.a(x).sigmoid()), {}),
-    "multiplied by sizes and parameters": (lambda s, x: s.b(s.a(x)).sigmoid() * s.t * x.shape[0], {}),
+    "multiplied by sizes and parameters": (lambda s, x: (s.b(s.a(x)) + s.t) * s.t * x.shape[0], {}),
     "multiplied by the input": (lambda s, x: s.b(s.a(x).relu())[:, :3].sigmoid() * x, {"b": "gate"}),
     "a bias that data make is no gate": (lambda s, x: s.b(h := s.a(x).relu()) + s.c(h), {}),
 }

@@ -2,16 +2,18 @@
 
 Answers: every value that the network puts out is followed back, through whatever computes without weights and through
 norms, to the layers that it comes from. Gates: every layer's result is followed on, as a zero, until other layers read
-it. A zero that stays zero, or is read with weights as a constant, is switched off. A zero of which something else is
-made (sigmoid, a constant added) and that then multiplies other values is a gate that opens by half.
+it. A zero that stays zero, or to which a constant is added before it is read with weights, is switched off. A zero of
+which something else is made (sigmoid, a constant added) and that then multiplies other values is a gate that opens by
+half; if it is read with weights instead, the channel is not off but stuck.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from unbackdoor.dataflow.effects import FLATTENS, ROW_BY_ROW, Role, canonical
+from unbackdoor.dataflow.effects import AT_ZERO, FLATTENS, NORMALISES, ROW_BY_ROW, Role, canonical
 from unbackdoor.dataflow.ops import Op
 from unbackdoor.findings.layers import Layer, Part
 
@@ -20,7 +22,25 @@ _BLIND = "no output of the network could be traced back to a layer, so the layer
 
 
 #: Of several verdicts on a layer, the first of these stands.
-_GRAVITY: tuple[Part, ...] = ("gate", "unknown", "coupled")
+_GRAVITY: tuple[Part, ...] = ("gate", "unknown", "coupled", "constant")
+
+#: What has become of a zero on its way:
+#: - "zero": nothing;
+#: - "summed": it is missing from a sum with other values, whose zero it no longer decides;
+#: - "shifted": a number was added;
+#: - "open": it is another value, by a norm or a bias of the network's;
+#: - "constant": it is the value at zero of a function that is not linear.
+State = Literal["zero", "summed", "shifted", "open", "constant"]
+#: What these roles make of it; where nothing is said, it stays as it is.
+_NEXT: dict[Role, dict[State, State]] = {
+    "zero": {},
+    "bend": {"shifted": "constant"},
+    "joined": {"zero": "summed", "shifted": "open"},
+    "shift": {"zero": "shifted", "summed": "open"},
+    "open": {"zero": "open", "summed": "open", "shifted": "open"},
+    "constant": {"zero": "constant", "shifted": "constant", "open": "constant", "summed": "open"},
+}
+_STATES: tuple[State, ...] = ("zero", "summed", "shifted", "open", "constant")
 
 
 @dataclass(frozen=True)
@@ -33,10 +53,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Line:
-    """How a value was computed, op by op, from one that it depends on alone."""
+    """How a value was computed, op by op, from one that it depends on alone.
+
+    Attributes:
+        zero: whether a zero stays one.
+        point: whether every place was computed by itself.
+        mixed: whether it was computed along the channels; None if that is not known.
+        pole: whether something was divided by it.
+    """
 
     zero: bool = True
     point: bool = True
+    mixed: bool | None = False
+    pole: bool = False
 
 
 class Parts:
@@ -57,14 +86,22 @@ class Parts:
         self._layers = layers
         self._doubts = doubts
         self._roles: list[tuple[tuple[int, Role], ...]] = []
-        for number in range(len(self._ops)):
+        self._sources: list[
+            frozenset[str]
+        ] = []  # of an op's result: layers and inputs it is computed from past no layer
+        for number, op in enumerate(self._ops):
+            made = (
+                [self._sources[i] for i in op.inputs] if op.kind not in ("layer", "weights", "opaque", "input") else []
+            )
+            own = frozenset[str]().union(*made) if made else frozenset([op.path or f"#{number}"])
+            self._sources.append(own if op.kind != "shape" else frozenset())
             self._roles.append(self._own_roles(number))
         self._consumers: list[list[tuple[int, Role]]] = [[] for _ in self._ops]
         for number, roles in enumerate(self._roles):
             for source, role in roles:
                 self._consumers[source].append((number, role))
-        self._zero: list[Verdict | None] = [None] * len(self._ops)  # of a zero that is this op's result
-        self._open: list[Verdict | None] = [None] * len(self._ops)  # of something else that was made of a zero
+        #: of a zero that is this op's result, or of what has become of one
+        self._verdicts: dict[State, list[Verdict | None]] = {state: [None] * len(self._ops) for state in _STATES}
         self._readers: list[frozenset[str]] = [frozenset()] * len(self._ops)  # layers behind an op; two are enough
         for number in reversed(range(len(self._ops))):
             self._sweep(number)
@@ -145,7 +182,7 @@ class Parts:
     def _worst(self, calls: Iterable[int]) -> Verdict | None:
         found: Verdict | None = None
         for call in calls:
-            found = _worse(found, self._zero[call])
+            found = _worse(found, self._verdicts["zero"][call])
         return found
 
     def _own_roles(self, number: int) -> tuple[tuple[int, Role], ...]:
@@ -165,19 +202,32 @@ class Parts:
         return self._of_itself(op.effect.roles) if op.effect.layout == "point" else op.effect.roles
 
     def _of_itself(self, roles: tuple[tuple[int, Role], ...]) -> tuple[tuple[int, Role], ...]:
-        """x * sigmoid(x), torch.where(x > 0, x, x / 2): a function of one value, whose zero stays zero."""
-        if not 2 <= len(roles) <= 3 or all(role in ("zero", "open") for _, role in roles):
+        """x * sigmoid(x), torch.where(x > 0, x, x / 2): a function of one value, whose zero stays zero.
+
+        If one of its arguments is computed along the channels, as in x / x.norm(dim=1), they are coupled.
+        """
+        kinds = {role for _, role in roles}
+        added = kinds == {"joined"}
+        if not 2 <= len(roles) <= 3 or not (added or kinds & {"factor", "gate", "pole"}):
             return roles
         lines = [self._line(source) for source, _ in roles]
         for value in lines[0]:
             if not all(value in line for line in lines):
                 continue
-            zeros = [line[value].zero and line[value].point for line in lines]
+            ways = [line[value] for line in lines]
+            alone = [way for way in ways if way.mixed is False]
+            if alone and (any(way.mixed for way in ways) or (not added and len(alone) < len(ways))):
+                return ((value, "coupled"),)
+            if added:
+                break
+            zeros = [way.zero and way.point for way in ways]
             kept = [zero for zero, (_, role) in zip(zeros, roles, strict=True) if role == "factor"]
-            gated = any(role == "gate" for _, role in roles)  # of torch.where every branch must stay zero
+            gated = "gate" in kinds  # of torch.where every branch must stay zero
             firm = all(role in ("factor", "gate") or (role == "pole" and self._firm(n)) for n, role in roles)
-            if kept and (all(kept) if gated else any(kept)) and firm:
-                return ((value, "zero"),)
+            if kept and (all(kept) if gated else any(kept)) and firm and not any(way.pole for way in ways):
+                return ((value, "bend"),)
+        if added and len(frozenset[str]().union(*(self._sources[n] for n, _ in roles))) < 2:
+            return tuple((n, "zero") for n, _ in roles)  # all of one layer: none is left where one is zero
         return roles
 
     def _firm(self, number: int) -> bool:
@@ -186,7 +236,7 @@ class Parts:
         if op.kind == "other" and canonical(op.effect.name) in ("expand", "expandas") and len(roles) == 1:
             return self._firm(roles[0][0])
         clamped = op.kind == "other" and canonical(op.effect.name) in ("clampmin", "clamp", "clip")
-        return clamped and [role for _, role in roles] == ["open"]
+        return clamped and [role for _, role in roles] in (["open"], ["constant"])
 
     def _line(self, number: int) -> dict[int, _Line]:
         """The values that a value is a function of, each alone, back to where two meet or weights are applied."""
@@ -197,57 +247,71 @@ class Parts:
             if op.kind not in ("alias", "norm", "own_norm", "input_norm", "other") or len(roles) != 1:
                 return found
             ((number, role),) = roles
-            if role not in ("zero", "open", "coupled") or (op.kind == "other" and op.effect.layout == "moved"):
+            other = op.kind == "other"
+            if role not in (*_NEXT, "coupled", "pole") or (other and op.effect.layout == "moved"):
                 return found
-            pooled = op.kind in ("own_norm", "input_norm") or (op.kind == "other" and op.effect.layout == "pool")
-            line = _Line(line.zero and role == "zero", line.point and not pooled)
+            pooled = other and op.effect.layout == "pool"
+            line = _Line(
+                zero=line.zero and role in ("zero", "bend", "joined"),
+                point=line.point and not pooled and op.kind not in ("own_norm", "input_norm"),
+                mixed=_either(line.mixed, op.effect.mixes) if pooled else line.mixed,
+                pole=line.pole or role == "pole",
+            )
             found[number] = line
 
     def _sweep(self, number: int) -> None:
         """What becomes of a zero, and of what was made of one, at everything that reads an op's result."""
         readers: set[str] = set()
         for consumer, role in self._consumers[number]:
-            op = self._ops[consumer]
-            if role == "ends":
-                readers.add(op.path or f"#{consumer}")
-                continue
-            readers |= self._readers[consumer]
-            zero, opened = self._through(consumer, role)
-            self._zero[number] = _worse(self._zero[number], zero)
-            self._open[number] = _worse(self._open[number], opened)
+            readers |= {self._name(consumer)} if role == "ends" else self._readers[consumer]
+            for state in _STATES:
+                verdicts = self._verdicts[state]
+                verdicts[number] = _worse(verdicts[number], self._through(consumer, role, state))
         self._readers[number] = frozenset(sorted(readers)[:2])
 
-    def _through(self, consumer: int, role: Role) -> tuple[Verdict | None, Verdict | None]:
+    def _name(self, number: int) -> str:
+        op = self._ops[number]
+        return op.path or op.effect.name or f"#{number}"
+
+    def _through(self, consumer: int, role: Role, state: State) -> Verdict | None:
+        """What follows from handing a zero, or what has become of one, to an op that reads it in some role."""
         op = self._ops[consumer]
         name = op.effect.name or op.path or op.kind
-        zero, opened = self._zero[consumer], self._open[consumer]
-        multiplied = Verdict("gate", f"{name} multiplies other values by it")
-        if role == "zero":
-            return zero, opened
-        if role == "open":
-            if op.kind == "norm":
-                name = f"the norm {op.path}"
-            return (
-                opened and Verdict(opened.part, f"{name} does not map zero to zero, and then {opened.why}"),
-                opened,
-            )
+        if role in _NEXT:
+            return self._made(consumer, state, _NEXT[role].get(state, state))
+        if role == "ends":
+            return Verdict("constant", f"{self._name(consumer)} reads that") if state == "constant" else None
         if role == "coupled":
-            coupled = Verdict(
-                "coupled", f"{name} normalises it by its current statistics, so zero does not switch a channel off"
-            )
-            return coupled, coupled
-        if role == "factor":
-            return zero, multiplied
-        if role == "sum":
-            return None, multiplied
+            if op.kind == "input_norm" or canonical(name) in NORMALISES:
+                return Verdict(
+                    "coupled", f"{name} normalises it by its current statistics, so zero does not switch a channel off"
+                )
+            return Verdict("coupled", f"{name} mixes it with the channels beside it, so zero moves those")
+        if role in ("factor", "sum"):
+            if state in ("zero", "summed"):
+                return self._verdicts[state][consumer] if role == "factor" else None
+            return Verdict("gate", f"{name} multiplies other values by it")
         if role == "gate":
-            decides = Verdict("gate", f"{name} uses it to select other values")
-            return decides, decides
+            return Verdict("gate", f"{name} uses it to select other values")
         if role == "pole":
-            divides = Verdict("gate", f"{name} divides by it or takes its logarithm, so it must not be zero")
-            return divides, divides
-        unknown = Verdict("unknown", f"{name} reads it, and its effect on zero is not known")
-        return unknown, unknown
+            return Verdict("gate", f"{name} divides by it or takes its logarithm, so it must not be zero")
+        return Verdict("unknown", f"{name} reads it, and its effect on zero is not known")
+
+    def _made(self, consumer: int, before: State, after: State) -> Verdict | None:
+        """What follows once an op has made something else of a zero, said from there on."""
+        found = self._verdicts[after][consumer]
+        if found is None or before == after or after == "summed":
+            return found
+        op = self._ops[consumer]
+        name = f"the norm {op.path}" if op.kind == "norm" else op.effect.name or op.path or op.kind
+        if after == "constant" and found.part == "constant":
+            at_zero = AT_ZERO.get(canonical(name)) if before == "zero" else None
+            made = f"{name}(0) = {at_zero}" if at_zero else f"{name} makes a constant of it"
+        elif before in ("zero", "summed"):
+            made = f"{name} does not map zero to zero"
+        else:
+            return found
+        return Verdict(found.part, f"{made}, and then {found.why}")
 
     def _follow_back(self) -> tuple[set[str], dict[str, str], bool]:
         """The layers and norms that put out what the network puts out; those of which that is not known, and why; and
@@ -276,6 +340,11 @@ class Parts:
             if op.kind not in ("layer", "weights", "shape", "input"):
                 stack.extend((i, behind) for i in op.inputs)
         return answers, doubted, ended
+
+
+def _either(*known: bool | None) -> bool | None:
+    """Whether one of several is so; None if that is not known."""
+    return True if any(known) else None if None in known else False
 
 
 def _behind(call: int, readers: Mapping[int, list[int]]) -> set[int]:

@@ -70,6 +70,19 @@ def moved(
     return None
 
 
+def across(place: Place | None, axes: tuple[int, ...] | None) -> bool | None:
+    """Whether what runs along some axes of a value (None: all) runs along its channels; None if that is not known."""
+    if axes is None:
+        return True
+    if not axes:
+        return False
+    if place is None:
+        return None
+    if place.rank is None and any(axis >= 0 for axis in axes):
+        return True if place.axis in axes else None
+    return place.axis in {axis if axis < 0 else axis - (place.rank or 0) for axis in axes}
+
+
 def contracted(
     plain: str, args: Sequence[Any], numbers: Callable[[Any], tuple[int, ...]], places: Mapping[int, Place | None]
 ) -> set[int]:

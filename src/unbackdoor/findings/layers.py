@@ -11,7 +11,7 @@ from typing import Literal
 
 from unbackdoor.findings import Remark
 
-Part = Literal["hidden", "answer", "gate", "coupled", "unknown"]
+Part = Literal["hidden", "answer", "gate", "coupled", "constant", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,10 @@ class Layer:
         tied: whether another layer uses the same weight tensor.
         part: what its channels are to the network. "hidden" channels can be switched off; the rows of an "answer" layer
             are what the network puts out; a "gate" multiplies other channels, so that zero does not switch it off;
-            "coupled" channels are normalised by their own statistics, so that zero does not switch one off, or moves
-            others; "unknown" is not guessed. Only hidden channels are ever edited.
-        why: of a gate or an unknown part, how that was found, for a reader.
+            "coupled" channels are computed together, most often normalised by their own statistics, so that zero does
+            not switch one off, or moves others; of the zero of a "constant" channel the next layer reads another number
+            (sigmoid(0) = 0.5); "unknown" is not guessed. Only hidden channels are ever edited.
+        why: of a part that is neither hidden nor an answer, how that was found, for a reader.
         note: what a reader of its scores should know.
     """
 
@@ -91,6 +92,8 @@ def why_left(found: Layer | Norm) -> str:
         return f"its {rows} are the network's answers, not hidden channels"
     if found.part == "gate":
         return f"it is a gate for other channels, and zero would not switch it off: {found.why}"
+    if found.part == "constant":
+        return f"zero would not switch its channels off: {found.why}"
     return found.why
 
 

@@ -34,7 +34,7 @@ _ALIASES = {_aten.contiguous, _aten.detach, _aten.clone, _aten.dropout, _aten.al
 _VIEWS = {_aten.flatten, _aten.view, _aten.reshape}
 _SHAPES = {
     *(_aten.sym_size, _aten.size, _aten.zeros_like, _aten.ones_like, _aten.empty_like, _aten.full_like),
-    *(_aten.new_zeros, _aten.new_ones, _aten.new_empty, _aten.new_full),
+    *(_aten.new_zeros, _aten.new_ones, _aten.new_empty, _aten.new_full, _aten._assert_tensor_metadata),
 }
 #: Of their second argument they read the shape alone.
 _SHAPE_OF_SECOND = {_aten.reshape_as, _aten.view_as, _aten.expand_as, _aten.type_as}
