@@ -146,7 +146,7 @@ def test_the_cost_counts_each_class_alike() -> None:
         classes = 5
 
     standing = Standing(triggers=(), ways=(), left=0.25, regained=0.75)
-    trial = Trial(name="a", shown=Shown(), standing=standing, changed=0.02, recall=0.5, told=())  # type: ignore[arg-type]
+    trial = Trial(name="a", shown=Shown(), standing=standing, changed=0.02, sure=0.0, recall=0.5, told=())  # type: ignore[arg-type]
     assert trial.cost == pytest.approx(0.12)
     assert str(trial) == (
         "a changes 2.0% of the answers of other classes, and loses 50% of the class's own; ways that were not shown to "

@@ -4,13 +4,14 @@ It needs no data, and has no paper of its own.
     left       the share of the impressions that easy ways, which no repair was shown, still move to the class
     regained   how far triggers of a new search are, in factors, on the way to what other classes need
     changed    the share of the surrogates, answered with other classes, whose answer a repair changes
+    sure       the same share, of those that the network was sure of
     recall     the share of the surrogates answered with the class that no longer are
 
 A repair closes the class if `left` is at most `closed` and `regained` at least that of the settings: a network that was
 trained to resist some ways may give in to others that are nearly as easy. Among those that close it, the one with the
 smallest changed + recall / classes is taken: each class counts alike. Where none does, the one that leaves least.
 Forgetting and erasing are tried; if neither closes the class, erasing is tried behind forgetting. A repair that changes
-too many answers of other classes is never taken.
+too many sure answers of other classes is never taken.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import dataclasses
 import time
 from dataclasses import dataclass
 from typing import ClassVar
+
+from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.erase import Erase
@@ -32,6 +35,8 @@ from unbackdoor.settings import setting
 
 #: Repairs that are tried at most.
 TRIALS = 3
+#: The probability from which on the network is sure of an answer.
+SURE = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,7 @@ class Trial:
         name: of the repair.
         shown: the repaired copy.
         standing: how easily the class is reached in it; `left` and `regained`, see above.
-        changed, recall: see above, in [0, 1].
+        changed, sure, recall: see above, in [0, 1].
         told: what it says of itself.
     """
 
@@ -50,6 +55,7 @@ class Trial:
     shown: OnPixels
     standing: Standing
     changed: float
+    sure: float
     recall: float
     told: tuple[str, ...]
 
@@ -75,7 +81,7 @@ class Best(Looking):
 
     most: float = setting(
         0.1,
-        "a repair that changes a larger share of the answers of other classes is not taken",
+        "a repair that changes a larger share of the sure answers of other classes is not taken",
         least=0,
         most=1,
         own=True,
@@ -115,7 +121,7 @@ class Best(Looking):
                 self._try(scene, Erase(rounds=1), search, trials, story, behind=forgotten)
         except _OutOfTime:
             story.append(f"The time limit of {self.time_limit:g} s ran out, so no more was tried.")
-        sound = [trial for trial in trials if trial.changed <= self.most]
+        sound = [trial for trial in trials if trial.sure <= self.most]
         if not sound:
             return [*story, "No repair works on this network at an acceptable cost, so nothing was changed."]
         closing = [trial for trial in trials if self._closes(trial)]
@@ -126,7 +132,7 @@ class Best(Looking):
 
     def _closes(self, trial: Trial) -> bool:
         """Whether a trial closes the class at an acceptable cost."""
-        return self.is_closed(trial.standing) and trial.changed <= self.most
+        return self.is_closed(trial.standing) and trial.sure <= self.most
 
     def _try(
         self,
@@ -176,14 +182,20 @@ def _judged(scene: Scene, shown: OnPixels, name: str, label: int, standing: Stan
     pool = scene.pool
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
     own = before == label
+    sure = ~own & (pool.logits.softmax(1).amax(1) >= SURE)
     return Trial(
         name=name,
         shown=shown,
         standing=standing,
-        changed=float((after != before)[~own].double().mean()) if bool((~own).any()) else 0.0,
-        recall=float((after != label)[own].double().mean()) if bool(own.any()) else 0.0,
+        changed=_share((after != before)[~own]),
+        sure=_share((after != before)[sure]),
+        recall=_share((after != label)[own]),
         told=told,
     )
+
+
+def _share(changed: Tensor) -> float:
+    return float(changed.double().mean()) if len(changed) else 0.0
 
 
 def best() -> Best:
