@@ -1,7 +1,9 @@
 """Data-free defences that look first: they close a learnt way into class 4 of a small trained network."""
 
 import dataclasses
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -139,6 +141,31 @@ def test_a_repair_that_changes_too_much_is_not_taken(monkeypatch: pytest.MonkeyP
     outcome = repaired(Best(label=TARGET, **QUICK), trained())
     assert state(outcome.model) == state(trained())
     assert "at an acceptable cost" in outcome.report.story[-1]
+
+
+def test_the_time_limit_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(sys.modules[Best.__module__], "time", SimpleNamespace(monotonic=lambda: clock.now))
+    fake(monkeypatch, Erase, -50.0)
+
+    def slow(_self: Defence, scene: Any, _search: Any, _ways: Any) -> Iterator[tuple[str, Standing]]:
+        clock.now = 61.0
+        scene.progress(0, 1, "")
+        yield from ()
+
+    monkeypatch.setattr(Forget, "each_round", slow)
+    outcome = repaired(Best(label=TARGET, time_limit=60.0, **QUICK), trained())
+    assert attack_success(outcome.model) < 0.1
+    assert "The time limit of 60 s ran out, so no more was tried." in outcome.report.story
+    assert "Chosen: erase" in outcome.report.story[-1]
+
+
+def test_too_little_time_changes_nothing() -> None:
+    model = trained()
+    before = state(model)
+    with pytest.raises(MethodError, match=r"the time limit of 1e-06 s ran out before a repair was found; nothing was"):
+        repaired(Best(label=TARGET, time_limit=1e-6, **QUICK), model)
+    assert state(model) == before
 
 
 def test_the_cost_counts_each_class_alike() -> None:

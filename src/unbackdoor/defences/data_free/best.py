@@ -103,7 +103,7 @@ class Best(Looking):
             return super().plan_for(dataclasses.replace(case, progress=_until(self.time_limit, case.progress)))
         except _OutOfTime as error:
             raise MethodError(
-                f"{self.name}: the time limit of {self.time_limit:g} s ran out before a repair was tried; nothing was "
+                f"{self.name}: the time limit of {self.time_limit:g} s ran out before a repair was found; nothing was "
                 "changed; give more"
             ) from error
 
@@ -117,7 +117,7 @@ class Best(Looking):
         try:
             self._try(scene, Erase(), search, trials, story)
             forgotten = self._try(scene, Forget(), search, trials, story)
-            if not any(self._closes(trial) for trial in trials):
+            if forgotten and not any(self._closes(trial) for trial in trials):
                 self._try(scene, Erase(rounds=1), search, trials, story, behind=forgotten)
         except _OutOfTime:
             story.append(f"The time limit of {self.time_limit:g} s ran out, so no more was tried.")

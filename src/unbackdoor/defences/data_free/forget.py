@@ -51,7 +51,7 @@ class Forget(InRounds):
     title: ClassVar[str] = "Reconstruct and forget"
     passes: ClassVar[str] = "about 120,000 passes of one generated image, for ten classes"
 
-    rounds: int = setting(3, "searches for easy ways, each followed by training", least=1, own=True)
+    rounds: int = setting(6, "searches for easy ways, each followed by training", least=1, own=True)
     steps: int = setting(36, "of SGD a round, and at least 3 for each way", least=1, own=True)
     lr: float = setting(0.01, "learning rate of SGD, falling to 0 in each round", least=1e-9, most=1e3, own=True)
     momentum: float = setting(0.9, "momentum of SGD", least=0, below=1, own=True)
