@@ -31,7 +31,7 @@ def images(monkeypatch: pytest.MonkeyPatch) -> LabelledImages:
     return few
 
 
-def test_acc_asr_and_ra(images: LabelledImages) -> None:
+def test_acc_asr_and_ra(images: LabelledImages, tmp_path: Path) -> None:
     done = run("evaluate", PACKAGED, "--data", "cifar10")
     assert (done.code, done.err) == (0, "")
     (line,) = done.out.splitlines()
@@ -39,11 +39,13 @@ def test_acc_asr_and_ra(images: LabelledImages) -> None:
     assert line.endswith(f"of {len(images)})")
     done = run("evaluate", PACKAGED, "--data", "cifar10", "--attack", ATTACK)
     assert [text.split()[0] for text in done.out.splitlines()] == ["ACC", "ASR", "RA", "RECALL"]
+    save_attack(parse_attack("badnet:size=3"), tmp_path)
+    done = run("evaluate", PACKAGED, "--data", "cifar10", "--attack", tmp_path / "attack.json")
     assert run("evaluate", PACKAGED, "--data", "cifar10", "--attack", "badnet:size=3") == done
 
 
 def test_as_json(images: LabelledImages) -> None:
-    done = run("evaluate", PACKAGED, "--data", "cifar10", "--attack", "badnet", "--format", "json")
+    done = run("evaluate", PACKAGED, "--data", "cifar10", "--attack", ATTACK, "--format", "json")
     record = json.loads(done.out)
     assert (done.code, record["schema_version"], record["data"]) == (0, 1, "cifar10")
     assert record["result"]["acc"]["total"] == len(images)

@@ -6,9 +6,9 @@ import re
 
 import pytest
 from report_samples import HOSTILE, Structure, a_report
-from witness_samples import PIXEL, a_witness, cannot_tell, without_a_suspect
 
 from unbackdoor.findings import PushingChannel, StampedSurrogate, Witness
+from witness_samples import PIXEL, a_witness, cannot_tell, without_a_suspect
 
 SAMPLES = {"suspect": a_witness(), "none": without_a_suspect(), "cannot tell": cannot_tell(), "many": a_witness(100)}
 
