@@ -11,18 +11,19 @@ import torch
 from torch import nn
 
 from layer_zoo import bits
-from planted_networks import EXAMPLE, PLAIN, Deaf, Stripes
+from planted_networks import EXAMPLE, PLAIN, Deaf, Stripes, Toy
 from trained_toys import SIDE, TARGET, accuracy, attack_success, trained
 from unbackdoor.defences.base import Defence, Outcome
-from unbackdoor.defences.data_free import Best, Erase, Forget, looking
+from unbackdoor.defences.data_free import Best, Erase, Forget, Pushing, looking
 from unbackdoor.defences.data_free.best import Trial
 from unbackdoor.defences.data_free.erase import erased
 from unbackdoor.defences.data_free.looking import Standing
 from unbackdoor.defences.table import DEFENCES
+from unbackdoor.defender.stimulation import Firing
 from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.inputs import Normalisation
 
-LOOKING = {name: DEFENCES[name] for name in ("best", "erase", "forget")}
+LOOKING = {name: DEFENCES[name] for name in ("best", "erase", "forget", "pushing")}
 QUICK: dict[str, Any] = {"surrogates": 48, "search_steps": 20}
 LEARNT = {"example": torch.zeros(2, 3, SIDE, SIDE), "normalisation": Normalisation(mean=(0.5,), std=(0.5,))}
 
@@ -126,6 +127,7 @@ def test_the_repair_that_closes_the_class_is_taken(
 ) -> None:
     fake(monkeypatch, Forget, forgets)
     fake(monkeypatch, Erase, erases)
+    fake(monkeypatch, Pushing, None)
     outcome = repaired(Best(label=TARGET, **QUICK), trained())
     story = outcome.report.story
     assert chosen in story[-1]
@@ -136,8 +138,8 @@ def test_the_repair_that_closes_the_class_is_taken(
 
 
 def test_a_repair_that_changes_too_much_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(monkeypatch, Forget, 50.0)
-    fake(monkeypatch, Erase, 50.0)
+    for kind in (Forget, Erase, Pushing):
+        fake(monkeypatch, kind, 50.0)
     outcome = repaired(Best(label=TARGET, **QUICK), trained())
     assert state(outcome.model) == state(trained())
     assert "at an acceptable cost" in outcome.report.story[-1]
@@ -186,6 +188,38 @@ def test_both_limits_close_a_class() -> None:
     method = Erase(closed=0.1, regained=0.5)
     for left, regained, closed in ((0.1, 0.5, True), (0.1, None, True), (0.11, 1.0, False), (0.0, 0.49, False)):
         assert method.is_closed(Standing(triggers=(), ways=(), left=left, regained=regained)) == closed
+
+
+def test_the_channels_that_push_are_pruned_and_no_others() -> None:
+    """Channels 12 to 51 of the last convolution speak for class 4 and fire on no image; they are no outliers."""
+    model = Toy(channel=9.0).eval()
+    method = Pushing(label=4, rounds=1, channels=5, deviations=99.0, **QUICK)
+    plan = method.plan(model, example=EXAMPLE, normalisation=PLAIN, generator=torch.Generator().manual_seed(0))
+    names = {edit.name for edit in plan.edits}
+    assert names == {"norm3.weight", "norm3.bias"}
+    copy = Toy(channel=9.0).eval()
+    plan.apply_(copy)
+    off = (copy.norm3.weight == 0) & (copy.norm3.bias == 0)
+    assert int(off.sum()) == 5
+    assert not bool(off[:12].any())
+    assert torch.equal(copy.norm3.weight[~off], model.norm3.weight[~off])
+    assert "Channels pruned: " in plan.story[-1]
+    images = torch.rand(20, 3, 8, 8)
+    assert torch.allclose(copy(images), model(images))  # they fired on none
+
+
+def test_a_pruned_channel_does_not_fire() -> None:
+    model = Toy(channel=9.0).eval()
+    fires, images = Firing("norm3", "third", 1, 20, 3.0), torch.rand(4, 3, 8, 8)
+    with fires.only_from(model, 2):
+        moved = model(images)
+    assert torch.equal(moved[:2], model(images)[:2])
+    assert not torch.allclose(moved[2:], model(images)[2:])
+    with torch.no_grad():
+        model.norm3.weight[20] = model.norm3.bias[20] = 0
+    with fires.only_from(model, 0):
+        forced = model(images)
+    assert torch.equal(forced, model(images))
 
 
 def test_what_is_erased_by_hand() -> None:

@@ -32,7 +32,7 @@ def test_forms(authors: tuple[str, ...], names: str, short: str) -> None:
 def test_every_method_has_one(name: str) -> None:
     paper = KINDS[name].paper
     if paper is None:
-        assert name in {"best", "erase", "forget", "ft", "head", "reconstruction", "stimulation"}
+        assert name in {"best", "erase", "forget", "ft", "head", "pushing", "reconstruction", "stimulation"}
         return
     assert paper.authors or name == "lpp"
     assert all(re.fullmatch(r"\w[\w-]*", author) for author in paper.authors)
@@ -51,6 +51,7 @@ SOURCES = {
     "ep": "Zheng et al., NeurIPS 2022",
     "erase": "no paper of its own",
     "forget": "no paper of its own",
+    "pushing": "no paper of its own",
     "fp": "Liu et al., RAID 2018; settings of BackdoorBench, 2022",
     "ft": "no paper of its own; settings of BackdoorBench, 2022",
     "ibau": "Zeng et al., ICLR 2022",

@@ -125,6 +125,7 @@ OWN = {
     "ibau": {"radius"},
     "best": {*LOOKING, "most", "time_limit"},
     "erase": {*LOOKING, "rounds", "overshoot", "protected", "ridge"},
+    "pushing": {*LOOKING, "rounds", "channels", "alone", "outlier", "deviations"},
     "forget": {*LOOKING, "rounds", "steps", "lr", "momentum", "clip", "batch_size", "keep"},
     "lpp": {"lower", "upper", "fc_weights", "norm_factor", "scale", "shrink_to", "upscale", "layers", "budget"},
     "nad": {"cutout"},

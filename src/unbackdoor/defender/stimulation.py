@@ -22,6 +22,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,14 @@ class Firing:
 
     @contextlib.contextmanager
     def only_from(self, model: nn.Module, start: int) -> Iterator[None]:
-        """Within, it fires on the images of a batch from number `start` on; gradients go through."""
+        """Within, it fires on the images of a batch from number `start` on; gradients go through.
+
+        A channel that was pruned by its norm does not fire.
+        """
+        module = model.get_submodule(self.path)
+        if _affine(module) and not bool(module.weight[self.channel]) and not bool(module.bias[self.channel]):
+            yield
+            return
 
         def raised(result: Tensor) -> Tensor:
             parts = result.movedim(self.axis, 1)
@@ -246,13 +254,18 @@ def _places(shown: OnPixels, graph: LayerGraph, pixels: Tensor) -> list[_Place]:
     return places
 
 
+def _affine(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
+    """Whether it is a BatchNorm with running statistics, gamma and beta."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and module.affine
+
+
 def _levels(shown: OnPixels, places: Sequence[_Place], pixels: Tensor) -> dict[str, Tensor]:
     """Path -> (channels,) the level that a channel is raised to."""
     levels: dict[str, Tensor] = {}
     measured: dict[str, int] = {}
     for place in places:
         module = shown.model.get_submodule(place.path)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and module.affine:
+        if _affine(module):
             levels[place.path] = (module.bias + LEVEL * module.weight.abs()).detach().float().cpu()
         else:
             measured[place.path] = place.axis

@@ -60,7 +60,8 @@ class Editor:
             return selection
         layer = selection.layer
         norm = self.graph.norms[layer.norm] if layer.norm is not None else None
-        reason = self._immutable(layer, norm, selection)
+        scaled, broken = self.scale == "weight" and bool(near.any()), bool(selection.broken.any())
+        reason = self._immutable(layer, norm, filters=scaled or broken)
         if reason is not None:
             if layer.part != "unknown":  # those are listed already: they are not covered
                 self.left_alone.append(Remark(selection.path, layer.kind, f"its outliers cannot be pruned: {reason}"))
@@ -71,20 +72,32 @@ class Editor:
             self._shrink(layer, norm, _numbers(near, selection.start), torch.from_numpy(selection.factors[near]))
         return selection
 
+    def off(self, layer: Layer, channel: int) -> str | None:
+        """Prune one channel of a layer; where its tensors cannot carry that, why."""
+        norm = self.graph.norms[layer.norm] if layer.norm is not None else None
+        reason = self._immutable(layer, norm, filters=False)
+        if reason is None:
+            index = torch.tensor([channel])
+            self._prune(layer, norm, index, index[:0])
+        return reason
+
     def zero(self, name: str, index: tuple[Any, ...]) -> None:
         """Set some places of a tensor to zero."""
         self._add(name, index, lambda before: torch.zeros_like(before))
 
-    def _immutable(self, layer: Layer, norm: Norm | None, selection: Selection) -> str | None:
-        """Why tensors that would have to change cannot, or must not, if so."""
+    def _immutable(self, layer: Layer, norm: Norm | None, *, filters: bool) -> str | None:
+        """Why tensors that would have to change cannot, or must not, if so.
+
+        Args:
+            layer, norm: the layer, and the norm behind it.
+            filters: whether filters change even if there is a norm with a gamma.
+        """
         if layer.part != "hidden":
             return layer.why or "its channels are not hidden channels"
         tensors = (layer.bias,) if norm is None else (layer.bias, norm.weight, norm.bias, norm.mean, norm.var)
         if self._shared.intersection(tensors):
             return "its bias or norm is shared with another layer"
-        through_norm = norm is not None and norm.weight is not None
-        weight_scaled = self.scale == "weight" and selection.near.any()
-        if through_norm and not weight_scaled and not selection.broken.any():
+        if norm is not None and norm.weight is not None and not filters:
             return None
         if layer.parametrization == "other" or (layer.parametrization == "weight_norm" and layer.transposed):
             return "its weight or bias is computed by a parametrization that couples its channels"

@@ -10,8 +10,8 @@ It needs no data, and has no paper of its own.
 A repair closes the class if `left` is at most `closed` and `regained` at least that of the settings: a network that was
 trained to resist some ways may give in to others that are nearly as easy. Among those that close it, the one with the
 smallest changed + recall / classes is taken: each class counts alike. Where none does, the one that leaves least.
-Forgetting and erasing are tried; if neither closes the class, erasing is tried behind forgetting. A repair that changes
-too many sure answers of other classes is never taken.
+Erasing, pruning what pushes (where something does) and forgetting are tried; if none closes the class, erasing is tried
+behind forgetting. A repair that changes too many sure answers of other classes is never taken.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
 from unbackdoor.defences.data_free.looking import InRounds, Looking, Scene, Standing, WaysIn, part
+from unbackdoor.defences.data_free.pushing import Pushing
 from unbackdoor.defender.case import Case, Progress
 from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.ways_in import Channel
 from unbackdoor.errors import MethodError
 from unbackdoor.prune import Plan, copy_model
 from unbackdoor.settings import setting
 
 #: Repairs that are tried at most.
-TRIALS = 3
+TRIALS = 4
 #: The probability from which on the network is sure of an answer.
 SURE = 0.7
 
@@ -116,6 +118,8 @@ class Best(Looking):
         trials: list[Trial] = []
         try:
             self._try(scene, Erase(), search, trials, story)
+            if any(isinstance(way, Channel) for way in ways):
+                self._try(scene, Pushing(), search, trials, story)
             forgotten = self._try(scene, Forget(), search, trials, story)
             if forgotten and not any(self._closes(trial) for trial in trials):
                 self._try(scene, Erase(rounds=1), search, trials, story, behind=forgotten)

@@ -120,6 +120,7 @@ class WaysIn:
     Attributes:
         label: the class.
         first: how easily the class is reached before any edit.
+        firings: the channels that pushed hardest to the class before any edit.
     """
 
     def __init__(self, scene: Scene, label: int, steps: int) -> None:
@@ -133,9 +134,9 @@ class WaysIn:
         self._usual = usual_sizes(
             shown, seen.made.images, seen.made.answers, label, known, scene.generator, steps=steps
         )
-        self._firings: list[Firing] = []
+        self.firings: list[Firing] = []
         if seen.pushes:
-            self._firings = strongest(shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
+            self.firings = strongest(shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
         triggers, ways = self._search(shown, part(scene.progress, 0, 0.1))
         self._unseen = (self._search(shown, part(scene.progress, 0.1, 0.2))[1] if ways else ()) or ways
         self._images = scene.pool.others(label)
@@ -162,8 +163,8 @@ class WaysIn:
         pixels = images[shown.logits(images).argmax(1) != label]
         triggers = search(shown, pixels, label, self._generator, progress, steps=self._steps)
         easy = easy_triggers(triggers, self._usual)
-        shares = moved(shown, self._firings, self._seen.drawn, label)
-        channels = easy_channels(zip(self._firings, shares, strict=True))
+        shares = moved(shown, self.firings, self._seen.drawn, label)
+        channels = easy_channels(zip(self.firings, shares, strict=True))
         ways: list[Way] = []
         for place in range(max(len(easy), len(channels))):
             ways += [*easy[place : place + 1], *channels[place : place + 1]]
