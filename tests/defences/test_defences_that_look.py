@@ -96,6 +96,8 @@ def test_a_network_that_answers_one_class_is_left() -> None:
     outcome = repaired(Forget(label=0, **QUICK), model, example=EXAMPLE, normalisation=PLAIN)
     assert state(outcome.model) == state(model)
     assert outcome.report.story[-1] == "No easy way into class 0 was found."
+    assert (outcome.report.witness is None) == ("cannot tell" in outcome.report.story[0])
+    assert outcome.report.complete  # the class was given, so no witness is needed
 
 
 def test_erasing_needs_one_linear_classifier_with_a_bias() -> None:

@@ -257,7 +257,9 @@ class Looking(Defence):
             selections=(),
             classifier=None,
             edits=edits,
-            witness=witness,
+            witness=None
+            if self.label >= 0 and witness.p is None
+            else witness,  # where a class is given, none is needed
             story=tuple(story),
         )
 
@@ -320,7 +322,8 @@ class InRounds(Looking):
 def _suspicion(witness: Witness, *, given: int) -> str:
     """What is to be closed, and why."""
     if given >= 0:
-        return f"Class {given} was given as the one to close."
+        alone = "" if witness.p is not None else " The witnesses by themselves cannot tell."
+        return f"Class {given} was given as the one to close.{alone}"
     if witness.suspects:
         named = ", ".join(str(label) for label in witness.suspects)
         return f"The witnesses suspect class {named} (p = {witness.p:.2g}, {witness.honest} honest networks)."
