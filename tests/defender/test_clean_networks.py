@@ -35,7 +35,7 @@ def test_z_and_p_by_hand() -> None:
     assert found.limit == pytest.approx(2.5 / math.sqrt(11 / 3))
     assert (found.p, found.alpha, found.least, found.honest) == (1 / 6, 1 / 6, 1 / 6, 5)
     assert found.suspects == (0,)
-    assert "p rests on 5 honest networks only: it cannot be smaller than 0.17" in found.notes[0]
+    assert "p rests on 5 honest networks only: it cannot be smaller than 0.167" in found.notes[0]
     # z = 1.25: two are larger.
     less = judged({"head": [6.5, 1, 0]}, clean)
     assert (less.p, less.suspects) == (3 / 6, ())

@@ -40,7 +40,7 @@ def test_every_form_holds(found: Witness) -> None:
 def test_a_suspect_is_named_in_words() -> None:
     text = a_witness().to_text()
     assert "SUSPECTED: Class 3 is suspected; after it 5: it stands out" in text
-    assert "p = 0.048, the smallest possible with 20 honest networks" in " ".join(text.split())
+    assert "p = 0.0476, the smallest possible with 20 honest networks" in " ".join(text.split())
     assert "class 3: a mask of 6.2 pixels, sends 95% of the generated images there" in text
     assert "layer4.1.conv2[7] to class 3: 88%" in text
     assert "reconstruction could not look: no trigger moved 90%" in text

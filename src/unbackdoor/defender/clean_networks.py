@@ -150,7 +150,7 @@ def _doubts(scores: Scores, rows: Sequence[CleanNetwork], *, running_statistics:
     notes = []
     if len(rows) < 1 / ALPHA - 1:
         notes.append(
-            f"p rests on {len(rows)} honest networks only: it cannot be smaller than {1 / (1 + len(rows)):.2g}, and "
+            f"p rests on {len(rows)} honest networks only: it cannot be smaller than {1 / (1 + len(rows)):.3g}, and "
             f"about one honest network in {1 + len(rows)} is suspected by chance"
         )
     classes, most = max(len(one) for one in scores.values()), max(row.classes for row in rows)

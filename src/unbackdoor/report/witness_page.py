@@ -92,9 +92,9 @@ class WitnessView:
     def facts(self) -> list[tuple[str, str]]:
         """The numbers behind the headline."""
         found = self.found
-        p = "cannot tell" if found.p is None else f"{found.p:.2g} (at or below {found.alpha:.2g}: a suspect)"
+        p = "cannot tell" if found.p is None else f"{found.p:.3g} (at or below {found.alpha:.3g}: a suspect)"
         z = summary.signed(found.statistic) + ("" if found.limit is None else f" (limit {found.limit:+.2f})")
-        networks = f"{found.honest:,}; the smallest possible p is {found.least:.2g}"
+        networks = f"{found.honest:,}; the smallest possible p is {found.least:.3g}"
         return [("p", p), ("Largest z", z), ("Honest networks to compare with", networks), ("Seed", str(found.seed))]
 
     @property

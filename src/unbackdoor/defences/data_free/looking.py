@@ -326,11 +326,11 @@ def _suspicion(witness: Witness, *, given: int) -> str:
         return f"Class {given} was given as the one to close.{alone}"
     if witness.suspects:
         named = ", ".join(str(label) for label in witness.suspects)
-        return f"The witnesses suspect class {named} (p = {witness.p:.2g}, {witness.honest} honest networks)."
+        return f"The witnesses suspect class {named} (p = {witness.p:.3g}, {witness.honest} honest networks)."
     if witness.p is None:
         return "The witnesses cannot tell whether a class is too easy to reach, so nothing was changed."
     return (
-        f"No class is suspected (p = {witness.p:.2g}, {witness.honest} honest networks), so nothing was changed. This "
+        f"No class is suspected (p = {witness.p:.3g}, {witness.honest} honest networks), so nothing was changed. This "
         "does not prove that the network has no backdoor."
     )
 
