@@ -22,7 +22,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from unbackdoor.defender.deviations import LEAST, deviations
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.activations import watched
+from unbackdoor.graph.modules import effective_weight
 
 #: Deviations above the mean.
 LEVEL = 3.0
@@ -76,10 +77,9 @@ class Firing:
     def only_from(self, model: nn.Module, start: int) -> Iterator[None]:
         """Within, it fires on the images of a batch from number `start` on; gradients go through.
 
-        A channel that was pruned by its norm does not fire.
+        A channel that was pruned does not fire.
         """
-        module = model.get_submodule(self.path)
-        if _affine(module) and not bool(module.weight[self.channel]) and not bool(module.bias[self.channel]):
+        if self._is_off(model):
             yield
             return
 
@@ -92,6 +92,22 @@ class Firing:
 
         with _changed(model, self.path, raised):
             yield
+
+    @torch.no_grad()
+    def _is_off(self, model: nn.Module) -> bool:
+        """Whether gamma and beta of its norm are zero, or without them its filter and bias."""
+        module = model.get_submodule(self.path)
+        if self.path != self.layer and isinstance(getattr(module, "weight", None), Tensor):
+            weight: Any = module.weight
+        else:
+            module = model.get_submodule(self.layer)
+            if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                return False
+            weight = effective_weight(module)
+            if isinstance(module, nn.modules.conv._ConvTransposeNd):  # (C_in, C_out / groups, ...)
+                weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+        bias: Any = getattr(module, "bias", None)
+        return not bool(weight[self.channel].any()) and (bias is None or not bool(bias[self.channel]))
 
 
 @dataclass(frozen=True)
