@@ -76,7 +76,10 @@ class Stamp(Way):
         return shown(torch.cat([plain.to(shown.device), stamped]))
 
     def __str__(self) -> str:
-        return f"{self.form.name} of size {self.size:.3g}; other classes need {self.usual:.3g}"
+        found = f"{self.form.name} of size {self.size:.3g}"
+        if math.isinf(self.usual):
+            return f"{found}; none was found that reaches other classes"
+        return f"{found}; other classes need {self.usual:.3g}"
 
 
 @dataclass(frozen=True)
