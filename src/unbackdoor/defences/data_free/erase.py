@@ -78,7 +78,7 @@ class Erase(InRounds):
         if len(others) < FEWEST:
             raise MethodError(
                 f"{self.name}: expected {FEWEST} or more impressions that are not answered with class {search.label}, "
-                f"got {len(others)}"
+                f"got {len(others)}; make more with --surrogates (surrogates=...)"
             )
         own: Tensor | None = None
 
@@ -159,16 +159,25 @@ def erased(
 
 @torch.no_grad()
 def inputs_of(shown: OnPixels, path: str, pixels: Tensor, way: Way | None = None) -> Tensor:
-    """(N, F) float64: what a layer takes, on the images as they are or on a way."""
+    """(N, F) float64: what a layer takes, on the images as they are or on a way.
+
+    Raises:
+        MethodError: it does not take one vector an image.
+    """
     seen: list[Tensor] = []
 
     def see(_path: str, _call: int, value: object) -> None:
-        assert isinstance(value, Tensor)
-        seen.append(value.double().flatten(1).cpu())
+        if isinstance(value, Tensor):
+            seen.append(value.double().cpu())
 
     with watched(shown.model, (path,), see, side="input"):
         for part in torch.split(pixels, CHUNK):
             _ = shown(part) if way is None else way.logits(shown, part[:0], part)
+    if any(given.ndim != 2 for given in seen) or sum(map(len, seen)) != len(pixels):
+        shapes = ", ".join(str(tuple(given.shape)) for given in seen[:2]) or "nothing"
+        raise MethodError(
+            f"erase: expected a classifier {path} that takes one vector an image, got {shapes} for {len(pixels)} images"
+        )
     return torch.cat(seen)
 
 
