@@ -16,12 +16,19 @@ from trained_toys import SIDE, TARGET, accuracy, attack_success, trained
 from unbackdoor.defences.base import Defence, Outcome
 from unbackdoor.defences.data_free import Best, Erase, Forget, Pushing, looking
 from unbackdoor.defences.data_free.best import Trial
-from unbackdoor.defences.data_free.erase import erased
+from unbackdoor.defences.data_free.erase import erased, inputs_of
 from unbackdoor.defences.data_free.looking import Standing
 from unbackdoor.defences.table import DEFENCES
+from unbackdoor.defender.case import silent
+from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.stimulation import Firing
+from unbackdoor.defender.triggers import Mask
+from unbackdoor.defender.ways_in import Stamp
 from unbackdoor.errors import MethodError, SettingError
-from unbackdoor.inputs import Normalisation
+from unbackdoor.graph import layer_graph
+from unbackdoor.graph.tensors import Tensors
+from unbackdoor.inputs import InputSpec, Normalisation
+from unbackdoor.prune import Editor
 
 LOOKING = {name: DEFENCES[name] for name in ("best", "erase", "forget", "pushing")}
 QUICK: dict[str, Any] = {"surrogates": 48, "search_steps": 20}
@@ -110,7 +117,7 @@ def test_erasing_needs_one_linear_classifier_with_a_bias() -> None:
 def fake(monkeypatch: pytest.MonkeyPatch, kind: type[Defence], bias: float | None) -> None:
     """A repair that adds to the bias of class 4, or cannot work."""
 
-    def each_round(_self: Defence, scene: Any, search: Any, _ways: Any) -> Iterator[tuple[str, Standing]]:
+    def each_round(_self: Defence, scene: Any, search: Any, _start: Any) -> Iterator[tuple[str, Standing]]:
         if bias is None:
             raise MethodError("not on this network")
         with torch.no_grad():
@@ -152,7 +159,7 @@ def test_the_time_limit_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys.modules[Best.__module__], "time", SimpleNamespace(monotonic=lambda: clock.now))
     fake(monkeypatch, Erase, -50.0)
 
-    def slow(_self: Defence, scene: Any, _search: Any, _ways: Any) -> Iterator[tuple[str, Standing]]:
+    def slow(_self: Defence, scene: Any, _search: Any, _start: Any) -> Iterator[tuple[str, Standing]]:
         clock.now = 61.0
         scene.progress(0, 1, "")
         yield from ()
@@ -162,6 +169,60 @@ def test_the_time_limit_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) ->
     assert attack_success(outcome.model) < 0.1
     assert "The time limit of 60 s ran out, so no more was tried." in outcome.report.story
     assert "Chosen: erase" in outcome.report.story[-1]
+    clock.now = 0.0
+    monkeypatch.setattr(Erase, "each_round", slow)
+    with pytest.raises(MethodError, match="the time limit of 60 s ran out before a repair was found"):
+        repaired(Best(label=TARGET, time_limit=60.0, **QUICK), trained())
+
+
+def test_a_class_that_no_time_is_left_for_does_not_cost_the_repair_of_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+
+    def suspicious(*words: Any, **more: Any) -> Any:
+        found = looked(*words, **more)
+        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=(TARGET, 1)))
+
+    def late(_self: Defence, _scene: Any, _search: Any, _start: Any) -> Iterator[tuple[str, Standing]]:
+        clock.now = 61.0
+        raise MethodError("not on this network")
+        yield
+
+    looked = looking.look
+    monkeypatch.setattr(looking, "look", suspicious)
+    monkeypatch.setattr(sys.modules[Best.__module__], "time", SimpleNamespace(monotonic=lambda: clock.now))
+    fake(monkeypatch, Erase, -50.0)
+    fake(monkeypatch, Pushing, None)
+    monkeypatch.setattr(Forget, "each_round", late)
+    outcome = repaired(Best(time_limit=60.0, **QUICK), trained())
+    assert attack_success(outcome.model) < 0.1
+    assert outcome.report.story[-1] == "The time ran out, so nothing was changed for class 1."
+
+
+@pytest.mark.parametrize(("left", "undone"), [(0.3, True), (0.1, False)])
+def test_a_round_is_undone_if_it_makes_worse_what_it_began_with(left: float, undone: bool) -> None:
+    """It began behind another repair, with a fifth of the ways left; all of them were left at first."""
+    model = nn.Linear(2, 2)
+    before = state(model)
+
+    class Adds(Pushing):
+        def begin(self, scene: Any, search: Any) -> Any:
+            def step(_found: Any) -> str:
+                with torch.no_grad():
+                    scene.shown.model.bias += 1
+                return "Added."
+
+            return step
+
+    way = Stamp(Mask((3, 8, 8), torch.Generator(), torch.device("cpu")), 2.0, 9.0)
+    first, start, after = (Standing(triggers=(), ways=(way,), left=share, regained=0.0) for share in (1.0, 0.2, left))
+    scene: Any = SimpleNamespace(shown=SimpleNamespace(model=model), progress=silent)
+    search: Any = SimpleNamespace(label=1, first=first, look=lambda _shown, _progress: after)
+    ((said, standing),) = list(Adds(rounds=1).each_round(scene, search, start))
+    assert standing is (start if undone else after)
+    assert (state(model) == before) == undone
+    assert ("was undone" in said) == undone
 
 
 def test_too_little_time_changes_nothing() -> None:
@@ -222,6 +283,56 @@ def test_a_pruned_channel_does_not_fire() -> None:
     with fires.only_from(model, 0):
         forced = model(images)
     assert torch.equal(forced, model(images))
+
+
+def test_a_channel_that_was_pruned_without_a_norm_does_not_fire() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 1), nn.ReLU(), nn.ConvTranspose2d(4, 6, 1, groups=2), nn.ReLU()]
+    norm = nn.BatchNorm2d(6, affine=False)
+    model = nn.Sequential(*layers, nn.Conv2d(6, 6, 1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(24, 5)).eval()
+    images = torch.rand(4, 3, 2, 2)
+    graph = layer_graph(model, images)
+    for path, layer in (("0", "0"), ("2", "2"), ("5", "4")):
+        fires = Firing(path, layer, 1, 3, 9.0)
+        with fires.only_from(model, 0):
+            moved = model(images)
+        assert not torch.allclose(moved, model(images))
+        editor = Editor(Tensors(model), graph)
+        assert editor.off(graph[layer], 3) is None
+        with torch.no_grad():
+            for edit in editor.edits:
+                Tensors(model)[edit.name][edit.index] = edit.after
+        with fires.only_from(model, 0):
+            forced = model(images)
+        assert torch.equal(forced, model(images))
+
+
+def test_a_size_that_no_other_class_has_is_said_in_words() -> None:
+    form = Mask((3, 8, 8), torch.Generator(), torch.device("cpu"))
+    assert str(Stamp(form, 2.0, 9.0)) == "mask of size 2; other classes need 9"
+    assert str(Stamp(form, 2.0, float("inf"))) == "mask of size 2; none was found that reaches other classes"
+
+
+@pytest.mark.parametrize("use", ["once", "on a sequence", "twice"])
+def test_erasing_needs_a_classifier_that_takes_one_vector_an_image(use: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if use == "on a sequence":
+                return self.fc(x.flatten(2).transpose(1, 2)).mean(1)
+            once = self.fc(x.mean((2, 3)))
+            return once if use == "once" else once + self.fc(x.amax((2, 3)))
+
+    pixels = torch.rand(5, 3, 2, 2)
+    shown = OnPixels(Net().eval(), InputSpec(shape=(3, 2, 2), mean=(0.0,) * 3, std=(1.0,) * 3), exact=True)
+    if use == "once":
+        assert torch.allclose(inputs_of(shown, "fc", pixels), pixels.mean((2, 3)).double())
+        return
+    with pytest.raises(MethodError, match="takes one vector an image, got"):
+        inputs_of(shown, "fc", pixels)
 
 
 def test_what_is_erased_by_hand() -> None:

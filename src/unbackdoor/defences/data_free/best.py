@@ -26,7 +26,7 @@ from torch import Tensor
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
-from unbackdoor.defences.data_free.looking import InRounds, Looking, Scene, Standing, WaysIn, part
+from unbackdoor.defences.data_free.looking import InRounds, Looking, OutOfTime, Scene, Standing, WaysIn, part
 from unbackdoor.defences.data_free.pushing import Pushing
 from unbackdoor.defender.case import Case, Progress
 from unbackdoor.defender.on_pixels import OnPixels
@@ -103,7 +103,7 @@ class Best(Looking):
             return super().plan_for(case)
         try:
             return super().plan_for(dataclasses.replace(case, progress=_until(self.time_limit, case.progress)))
-        except _OutOfTime as error:
+        except OutOfTime as error:
             raise MethodError(
                 f"{self.name}: the time limit of {self.time_limit:g} s ran out before a repair was found; nothing was "
                 "changed; give more"
@@ -114,7 +114,8 @@ class Best(Looking):
         label, ways = search.label, search.first.ways
         if not ways:
             return [f"No easy way into class {label} was found, so nothing was changed for it."]
-        story = [f"Class {label} is reached too easily: {ways[0]}, and {len(ways) - 1} more ways."]
+        more = f", and {len(ways) - 1} more" if len(ways) > 1 else ""
+        story = [f"Class {label} is reached too easily: {ways[0]}{more}."]
         trials: list[Trial] = []
         try:
             self._try(scene, Erase(), search, trials, story)
@@ -123,7 +124,9 @@ class Best(Looking):
             forgotten = self._try(scene, Forget(), search, trials, story)
             if forgotten and not any(self._closes(trial) for trial in trials):
                 self._try(scene, Erase(rounds=1), search, trials, story, behind=forgotten)
-        except _OutOfTime:
+        except OutOfTime:
+            if not trials:
+                raise
             story.append(f"The time limit of {self.time_limit:g} s ran out, so no more was tried.")
         sound = [trial for trial in trials if trial.sure <= self.most]
         if not sound:
@@ -154,8 +157,11 @@ class Best(Looking):
         here = part(scene.progress, len(trials) / TRIALS, (len(trials) + 1) / TRIALS)
         copied = dataclasses.replace(scene, shown=shown, progress=here)
         method = dataclasses.replace(method, closed=self.closed, regained=self.regained)
+        start = behind.standing if behind else search.first
+        if not start.ways:
+            start = dataclasses.replace(start, ways=search.first.ways)
         try:
-            steps = list(method.each_round(copied, search, (behind and behind.standing.ways) or search.first.ways))
+            steps = list(method.each_round(copied, search, start))
         except MethodError as error:
             story.append(f"{name} was tried, and cannot work here: {error}")
             return None
@@ -166,17 +172,13 @@ class Best(Looking):
         return trial
 
 
-class _OutOfTime(Exception):
-    """The time limit ran out."""
-
-
 def _until(seconds: float, progress: Progress) -> Progress:
     """The same progress, which ends the work when the time is over."""
     end = time.monotonic() + seconds
 
     def told(done: int, total: int, note: str) -> None:
         if time.monotonic() > end:
-            raise _OutOfTime
+            raise OutOfTime
         progress(done, total, note)
 
     return told

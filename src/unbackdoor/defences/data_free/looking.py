@@ -109,6 +109,10 @@ class Standing:
         return f"{text}, and triggers are {self.regained:.0%} of the way, in factors, to what other classes need"
 
 
+class OutOfTime(Exception):
+    """A time limit ran out, as a scene's progress may say."""
+
+
 class WaysIn:
     """Looks for easy ways into a class, again and again while the network changes.
 
@@ -213,6 +217,7 @@ class Looking(Defence):
 
         Raises:
             MethodError: the method cannot work on this network.
+            OutOfTime: the time ran out, and nothing was edited for the class.
         """
 
     def plan_for(self, case: Case) -> Plan:
@@ -247,8 +252,14 @@ class Looking(Defence):
                 for number, label in enumerate(suspects):
                     ends = [0.5 + 0.5 * (number + more) / len(suspects) for more in (0, 1)]
                     here = dataclasses.replace(scene, progress=part(case.progress, *ends))
-                    search = WaysIn(here, label, self.search_steps)
-                    story += self.close(dataclasses.replace(here, progress=part(here.progress, 0.2, 1)), search)
+                    try:
+                        search = WaysIn(here, label, self.search_steps)
+                        story += self.close(dataclasses.replace(here, progress=part(here.progress, 0.2, 1)), search)
+                    except OutOfTime:
+                        if not number:
+                            raise
+                        story.append(f"The time ran out, so nothing was changed for class {label}.")
+                        break
             edits = rewritten(original, model, method=self.name) if suspects else ()
         return Plan(
             method=self.name,
@@ -286,20 +297,20 @@ class InRounds(Looking):
         """The rounds."""
         if not search.first.ways:
             return [f"No easy way into class {search.label} was found."]
-        return [said for said, _ in self.each_round(scene, search, search.first.ways)]
+        return [said for said, _ in self.each_round(scene, search, search.first)]
 
-    def each_round(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> Iterator[tuple[str, Standing]]:
+    def each_round(self, scene: Scene, search: WaysIn, start: Standing) -> Iterator[tuple[str, Standing]]:
         """Close the ways, and look again, until the class is closed, no way is easy, or it gets worse.
 
         Args:
             scene, search: as in `close`.
-            ways: easy ones, in the network as it is.
+            start: how easily the class is reached in the network as it is; its ways are closed first.
 
         Yields:
             After each round what was done, and how easily the class is reached then.
         """
         label, model, step = search.label, scene.shown.model, self.begin(scene, search)
-        last = search.first
+        last, ways = start, start.ways
         for number in range(self.rounds):
             kept = copy.deepcopy(model.state_dict())
             done = step(ways)
