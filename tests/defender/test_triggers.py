@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.triggers import FORMS, Additive, Form, Mask, Trigger, reconstruct
+from unbackdoor.errors import MethodError
 from unbackdoor.inputs import InputSpec
 
 SPEC = InputSpec(shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -69,3 +70,16 @@ def test_a_class_that_is_never_answered(kind: type[Form]) -> None:
 def test_one_seed_gives_one_trigger(kind: type[Form]) -> None:
     assert found(kind, steps=20, success=0.0).size == found(kind, steps=20, success=0.0).size
     assert found(kind, steps=20, success=0.0).size != found(kind, steps=20, success=0.0, seed=1).size
+
+
+def test_a_network_without_gradients_is_refused() -> None:
+    class Silent(Corner):
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    with pytest.raises(MethodError, match=r"gives none: take torch\.no_grad"):
+        reconstruct(
+            OnPixels(Silent(), SPEC), torch.rand(4, *SHAPE), 1, Mask, steps=1, batch=2, success=0.9,
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip

@@ -26,6 +26,7 @@ from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.deviations import LEAST, deviations
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import Impressions
+from unbackdoor.errors import MethodError
 
 #: lambda's factors after a step that succeeded and after one that did not.
 UP, DOWN = 1.15, 1 / 1.2
@@ -194,12 +195,20 @@ class Search:
         Args:
             pixels: (N, C, H, W) in [0, 1], images that are not answered with the class.
             steps: of Adam.
+
+        Raises:
+            MethodError: the network gives no gradients.
         """
         form, device = self._form, self._shown.device
         wanted = torch.full((self._batch,), self._label, device=device)
         for _ in range(steps):
             drawn = torch.randint(len(pixels), (self._batch,), generator=self._generator)
             logits = self._shown(form(pixels[drawn].to(device)))
+            if not logits.requires_grad:
+                raise MethodError(
+                    "triggers are found by gradients, and the network's forward pass gives none: take torch.no_grad or "
+                    "torch.inference_mode out of it"
+                )
             moved = float((logits.detach().argmax(1) == self._label).float().mean())
             self._rate = 0.8 * self._rate + 0.2 * moved
             size = form.size()
