@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from unbackdoor.defender.case import Progress, silent
-from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.defender.stimulation import Firing
 from unbackdoor.defender.triggers import Additive, Filter, Form, Mask, Trigger, reconstruct
 
@@ -199,9 +199,13 @@ def easy_channels(firings: Iterable[tuple[Firing, float]]) -> list[Channel]:
 @torch.no_grad()
 def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int) -> float:
     """The share of images that some ways still move to a class, by the median of the ways; 0 where there is none."""
-    none = pixels[:0]
-    rates = [float((way.logits(shown, none, pixels).argmax(1) == label).double().mean()) for way in ways if len(pixels)]
-    return statistics.median(rates) if rates else 0.0
+    if not ways or not len(pixels):
+        return 0.0
+    rates = []
+    for way in ways:
+        answers = [way.logits(shown, part[:0], part).argmax(1) for part in torch.split(pixels, CHUNK)]
+        rates.append(float((torch.cat(answers) == label).double().mean()))
+    return statistics.median(rates)
 
 
 def _search(
