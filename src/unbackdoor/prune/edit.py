@@ -50,7 +50,7 @@ class Editor:
         self.beta = beta
         self.edits: list[Edit] = []
         self.left_alone: list[Remark] = []
-        self._shared = _shared(graph) if graph.aliases else frozenset()
+        self._shared = shared(graph) if graph.aliases else frozenset()
 
     def layer(self, selection: Selection) -> Selection:
         """Prune and shrink the channels of one layer; where its tensors cannot carry that, say so in the selection."""
@@ -208,7 +208,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
-def _shared(graph: LayerGraph) -> frozenset[str | None]:
+def shared(graph: LayerGraph) -> frozenset[str | None]:
     """Biases and norm tensors that more than one layer or norm uses."""
     users: dict[str, set[str]] = defaultdict(set)
     owned: list[tuple[str, tuple[str | None, ...]]] = [(layer.path, (layer.bias,)) for layer in graph.layers]

@@ -50,10 +50,13 @@ from unbackdoor.defender.surrogates import impressions
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.graph.activations import watched
+from unbackdoor.prune import shared
 from unbackdoor.settings import setting
 
 #: Surrogates below this number give no covariance.
 FEWEST = 30
+#: A classifier with more features has a covariance too large to hold.
+WIDE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +121,11 @@ class Erase(InRounds):
         head, layer = scene.shown.model.get_submodule(path), scene.graph[path]
         if not isinstance(head, nn.Linear) or head.bias is None:
             raise MethodError(f"{self.name}: expected a Linear classifier with a bias, {path} is {head}")
-        if layer.parametrization is not None or layer.tied:
-            why = "shared with another layer" if layer.tied else "computed by a parametrization"
+        tied = layer.tied or layer.bias in shared(scene.graph)
+        if layer.parametrization is not None or tied:
+            why = "shared with another layer" if tied else "computed by a parametrization"
             raise MethodError(
-                f"{self.name}: the weight of the classifier {path} is {why}, so it cannot be edited alone"
+                f"{self.name}: the weight or bias of the classifier {path} is {why}, so it cannot be edited alone"
             )
         return path, head
 
@@ -146,15 +150,41 @@ def erased(
         d: (F,) float64.
         own: (M, F) float64, of x_t; M may be 0.
         overshoot, ridge: a, and l in units of the mean of S's diagonal.
+
+    Raises:
+        MethodError: there is no such direction.
     """
-    mu, spread = h.mean(0), torch.cov(h.T).reshape(len(d), len(d))
-    added = ridge * spread.diagonal().mean().clamp_min(1e-12)
-    if len(own):
-        spread = spread + (own - mu).T @ (own - mu) / len(own)
-    u = torch.linalg.solve(spread + added * torch.eye(len(d), dtype=d.dtype), d)
+    mu = h.mean(0)
+    try:
+        u = _along(h - mu, own - mu, d, ridge) if len(d) > WIDE else _solved(h, own - mu, d, ridge)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        u = d * torch.nan
     u = u / (u @ d)
+    if not bool(torch.isfinite(u).all()):
+        raise MethodError("erase: the ways into the class have no common direction that can be taken out")
     pushed = overshoot * (weight @ d)
     return weight - torch.outer(pushed, u), bias + pushed * (u @ mu)
+
+
+def _solved(h: Tensor, own: Tensor, d: Tensor, ridge: float) -> Tensor:
+    """(S' + l)^-1 d, of the features h and of x_t's, less mu."""
+    spread = torch.cov(h.T).reshape(len(d), len(d))
+    added = ridge * spread.diagonal().mean().clamp_min(1e-12)
+    if len(own):
+        spread = spread + own.T @ own / len(own)
+    u: Tensor = torch.linalg.solve(spread + added * torch.eye(len(d), dtype=d.dtype), d)
+    return u
+
+
+def _along(h: Tensor, own: Tensor, d: Tensor, ridge: float) -> Tensor:
+    """The same from fewer numbers, of h less mu: (A^T A + l)^-1 d = (d - A^T (A A^T + l)^-1 A d) / l."""
+    rows = h / (len(h) - 1) ** 0.5
+    added = ridge * (rows.square().sum() / len(d)).clamp_min(1e-12)
+    if len(own):
+        rows = torch.cat([rows, own / len(own) ** 0.5])
+    inner = rows @ rows.T + added * torch.eye(len(rows), dtype=d.dtype)
+    u: Tensor = (d - rows.T @ torch.linalg.solve(inner, rows @ d)) / added
+    return u
 
 
 @torch.no_grad()
