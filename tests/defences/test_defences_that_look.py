@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from unbackdoor.defences.data_free.best import Trial
 from unbackdoor.defences.data_free.erase import erased, inputs_of
 from unbackdoor.defences.data_free.looking import Standing
 from unbackdoor.defences.table import DEFENCES
+from unbackdoor.defender import ways_in
 from unbackdoor.defender.case import silent
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.stimulation import Firing
@@ -146,6 +147,20 @@ def test_the_repair_that_closes_the_class_is_taken(
     assert (told in story) == (None in (forgets, erases))
 
 
+def test_a_repair_that_leaves_no_numbers_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(_self: Defence, scene: Any, search: Any, _start: Any) -> Iterator[tuple[str, Standing]]:
+        yield "Looked well.", search.look(scene.shown)
+        with torch.no_grad():
+            scene.shown.model[-1].bias.fill_(torch.nan)
+
+    fake(monkeypatch, Forget, -50.0)
+    fake(monkeypatch, Pushing, None)
+    monkeypatch.setattr(Erase, "each_round", breaks)
+    story = repaired(Best(label=TARGET, **QUICK), trained()).report.story
+    assert any(line.startswith("erase was tried, and cannot work here: expected finite logits") for line in story)
+    assert "Chosen: forget" in story[-1]
+
+
 def test_a_repair_that_changes_too_much_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (Forget, Erase, Pushing):
         fake(monkeypatch, kind, 50.0)
@@ -204,7 +219,8 @@ def test_a_class_that_no_time_is_left_for_does_not_cost_the_repair_of_the_first(
 def test_a_round_is_undone_if_it_makes_worse_what_it_began_with(left: float, undone: bool) -> None:
     """It began behind another repair, with a fifth of the ways left; all of them were left at first."""
     model = nn.Linear(2, 2)
-    before = state(model)
+    model.register_state_dict_post_hook(lambda _module, state, _prefix, _more: state.pop("bias"))
+    before = model.bias.detach().clone()
 
     class Adds(Pushing):
         def begin(self, scene: Any, search: Any) -> Any:
@@ -221,7 +237,7 @@ def test_a_round_is_undone_if_it_makes_worse_what_it_began_with(left: float, und
     search: Any = SimpleNamespace(label=1, first=first, look=lambda _shown, _progress: after)
     ((said, standing),) = list(Adds(rounds=1).each_round(scene, search, start))
     assert standing is (start if undone else after)
-    assert (state(model) == before) == undone
+    assert torch.equal(model.bias, before if undone else before + 1)
     assert ("was undone" in said) == undone
 
 
@@ -333,6 +349,62 @@ def test_erasing_needs_a_classifier_that_takes_one_vector_an_image(use: str) -> 
         return
     with pytest.raises(MethodError, match="takes one vector an image, got"):
         inputs_of(shown, "fc", pixels)
+
+
+def test_a_bias_that_another_layer_adds_too_is_not_edited() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden, self.fc = nn.Linear(12, 4), nn.Linear(4, 4)
+            self.hidden.bias = self.fc.bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.relu(self.hidden(x.flatten(1))))
+
+    model = Net().eval()
+    scene: Any = SimpleNamespace(graph=layer_graph(model, torch.rand(2, 3, 2, 2)), shown=SimpleNamespace(model=model))
+    with pytest.raises(MethodError, match="weight or bias of the classifier fc is shared with another layer"):
+        Erase()._head(scene)
+
+
+@pytest.mark.parametrize(("d", "ridge"), [((0.0, 0.0, 0.0), 1.0), ((0.0, 0.0, 1.0), 1e-320)])
+def test_what_has_no_direction_is_not_erased(d: tuple[float, ...], ridge: float) -> None:
+    """No change at all; or one along a feature that never varies, and no ridge."""
+    h = torch.rand(40, 3, dtype=torch.float64) * torch.tensor([1.0, 1.0, 0.0])
+    weight, bias, along = torch.eye(3).double(), torch.zeros(3).double(), torch.tensor(d, dtype=torch.float64)
+    with pytest.raises(MethodError, match="no common direction"):
+        erased(weight, bias, h, along, h[:0], overshoot=1.0, ridge=ridge)
+
+
+@pytest.mark.parametrize("own", [0, 4])
+def test_a_wide_classifier_is_erased_by_the_system_of_its_images(own: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = torch.Generator().manual_seed(0)
+    weight, bias, h, d, x = (
+        torch.randn(size, generator=numbers, dtype=torch.float64)
+        for size in ((5, 90), (5,), (31, 90), (90,), (own, 90))
+    )
+    dense = erased(weight, bias, h, d, x, overshoot=1.25, ridge=0.02)
+    monkeypatch.setattr(sys.modules[Erase.__module__], "WIDE", 89)
+    for one, other in zip(dense, erased(weight, bias, h, d, x, overshoot=1.25, ridge=0.02), strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_ways_are_walked_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of five images are answered with class 1."""
+    monkeypatch.setattr(ways_in, "CHUNK", 2)
+    seen = []
+
+    def logits(_shown: Any, plain: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        assert not len(plain)
+        seen.append(len(pixels))
+        return pixels.flatten(1)
+
+    way: Any = SimpleNamespace(logits=logits)
+    images = torch.eye(2)[[0, 1, 0, 0, 1]].view(5, 2, 1, 1)
+    assert ways_in.success(cast(Any, None), [way], images, 1) == pytest.approx(0.4)
+    assert seen == [2, 2, 1]
+    assert ways_in.success(cast(Any, None), [way], images[:0], 1) == 0
+    assert ways_in.success(cast(Any, None), [], images, 1) == 0
 
 
 def test_what_is_erased_by_hand() -> None:

@@ -26,12 +26,13 @@ from torch import Tensor
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
-from unbackdoor.defences.data_free.looking import InRounds, Looking, OutOfTime, Scene, Standing, WaysIn, part
+from unbackdoor.defences.data_free.looking import InRounds, Looking, OutOfTime, Scene, Standing, WaysIn, part, put_back
 from unbackdoor.defences.data_free.pushing import Pushing
 from unbackdoor.defender.case import Case, Progress
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.ways_in import Channel
 from unbackdoor.errors import MethodError
+from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune import Plan, copy_model
 from unbackdoor.settings import setting
 
@@ -133,7 +134,7 @@ class Best(Looking):
             return [*story, "No repair works on this network at an acceptable cost, so nothing was changed."]
         closing = [trial for trial in trials if self._closes(trial)]
         chosen = min(closing or sound, key=lambda trial: trial.cost if closing else trial.standing.left)
-        scene.shown.model.load_state_dict(chosen.shown.model.state_dict())
+        put_back(scene.shown.model, Tensors(chosen.shown.model))
         verdict = "it closes the class at the smallest cost" if closing else "it leaves least, though not little"
         return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
 
@@ -162,11 +163,11 @@ class Best(Looking):
             start = dataclasses.replace(start, ways=search.first.ways)
         try:
             steps = list(method.each_round(copied, search, start))
+            told, standing = (*told, *(said for said, _ in steps)), steps[-1][1]
+            trial = _judged(scene, shown, name, search.label, standing, told)
         except MethodError as error:
             story.append(f"{name} was tried, and cannot work here: {error}")
             return None
-        told, standing = (*told, *(said for said, _ in steps)), steps[-1][1]
-        trial = _judged(scene, shown, name, search.label, standing, told)
         story.append(f"Tried: {trial}.")
         trials.append(trial)
         return trial

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import statistics
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor.defences.base import Defence
 from unbackdoor.defender.case import Case, Progress, silent
@@ -33,6 +32,7 @@ from unbackdoor.defender.witnessed import witnessed
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import Witness
 from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune import Plan, rewritten
 from unbackdoor.settings import setting
 
@@ -312,12 +312,12 @@ class InRounds(Looking):
         label, model, step = search.label, scene.shown.model, self.begin(scene, search)
         last, ways = start, start.ways
         for number in range(self.rounds):
-            kept = copy.deepcopy(model.state_dict())
+            kept = {name: tensor.detach().clone() for name, tensor in Tensors(model).items()}
             done = step(ways)
             told = part(scene.progress, number / self.rounds, (number + 1) / self.rounds)
             standing = search.look(scene.shown, told)
             if standing.left > last.left and (standing.regained or 0.0) <= (last.regained or 0.0):
-                model.load_state_dict(kept)
+                put_back(model, kept)
                 yield f"Round {number + 1} made it worse, and was undone.", last
                 return
             yield (
@@ -352,6 +352,13 @@ def _pool(shown: OnPixels, seen: Look, generator: torch.Generator) -> Pool:
     order = torch.randperm(len(made), generator=generator)
     images = torch.cat([made, (made + made[order]) / 2, (made + leaves) / 2])
     return Pool(images=images, logits=shown.logits(images), impressions=len(made))
+
+
+@torch.no_grad()
+def put_back(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Write tensors into a network, in place, by names of its own: a network may change what its state dict holds."""
+    for name, tensor in Tensors(model).items():
+        tensor.copy_(kept[name])
 
 
 def part(progress: Progress, start: float, end: float) -> Progress:
