@@ -153,6 +153,19 @@ def test_the_distance_of_a_norm_by_hand() -> None:
     assert [float(distance) for distance in statistics.distances] == pytest.approx([0.5])
 
 
+def test_the_distance_of_a_norm_that_is_given_more_than_its_input_or_by_name() -> None:
+    class ByDomain(nn.BatchNorm2d):
+        def forward(self, x: Tensor, domain: int = 0) -> Tensor:
+            return super().forward(x) + domain
+
+    norm = ByDomain(1).eval()
+    with _statistics(norm) as statistics:
+        statistics.draw(1.0, _generator())
+        norm(torch.zeros(1, 1, 2, 2), 3)
+        norm(x=torch.zeros(1, 1, 2, 2))
+        assert len(statistics.distances) == 2
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_a_network_on_a_cuda_device(dtype: torch.dtype) -> None:

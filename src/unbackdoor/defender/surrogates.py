@@ -215,11 +215,11 @@ class _Statistics:
         self._drawn = frozenset(self.norms[int(i)] for i in order[:count])
         self.distances = []
 
-    def see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """The hook of a norm."""
+    def see(self, module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        """The hook of a norm, which may be given more than its input, or that by name."""
         if module not in self._drawn:
             return
-        (x,) = inputs
+        x = [*inputs, *named.values()][0]
         assert isinstance(module, nn.modules.batchnorm._BatchNorm)
         assert module.running_mean is not None
         assert module.running_var is not None
@@ -239,7 +239,7 @@ def _statistics(model: nn.Module) -> Iterator[_Statistics]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     ]
     statistics = _Statistics(norms)
-    handles = [module.register_forward_pre_hook(statistics.see) for module in norms]
+    handles = [module.register_forward_pre_hook(statistics.see, with_kwargs=True) for module in norms]
     try:
         yield statistics
     finally:
