@@ -177,7 +177,8 @@ def test_a_trial_in_words() -> None:
     trial = Trial(name="a", shown=None, standing=standing, changed=0.02, sure=0.001, told=())  # type: ignore[arg-type]
     assert str(trial) == (
         "a changes 2.0% of the answers of other classes, and 0.1% of the sure ones; ways that were not shown to it "
-        "move 25% of the images by their median, and triggers are 75% of the way, in factors, to what other classes need"
+        "move 25% of the images by their median, and triggers are 75% of the way, in factors, to what other classes "
+        "need"
     )
 
 
