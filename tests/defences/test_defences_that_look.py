@@ -147,6 +147,20 @@ def test_the_repair_that_closes_the_class_is_taken(
     assert (told in story) == (None in (forgets, erases))
 
 
+def test_the_progress_of_a_repair_that_fails_is_not_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_self: Defence, scene: Any, _search: Any, _start: Any) -> Iterator[tuple[str, Standing]]:
+        scene.progress(1, 1, "nearly done")
+        raise MethodError("not on this network")
+        yield
+
+    for kind in (Forget, Pushing, Erase):
+        monkeypatch.setattr(kind, "each_round", fails)
+    told: list[int] = []
+    repaired(Best(label=TARGET, **QUICK), trained(), **LEARNT, progress=lambda done, _total, _note: told.append(done))
+    assert told == sorted(told)
+    assert len({done for done in told if done > 600}) >= 2
+
+
 def test_a_repair_that_leaves_no_numbers_does_not_end_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(_self: Defence, scene: Any, search: Any, _start: Any) -> Iterator[tuple[str, Standing]]:
         yield "Looked well.", search.look(scene.shown)
@@ -249,16 +263,12 @@ def test_too_little_time_changes_nothing() -> None:
     assert state(model) == before
 
 
-def test_the_cost_counts_each_class_alike() -> None:
-    class Shown:
-        classes = 5
-
+def test_a_trial_in_words() -> None:
     standing = Standing(triggers=(), ways=(), left=0.25, regained=0.75)
-    trial = Trial(name="a", shown=Shown(), standing=standing, changed=0.02, sure=0.0, recall=0.5, told=())  # type: ignore[arg-type]
-    assert trial.cost == pytest.approx(0.12)
+    trial = Trial(name="a", shown=None, standing=standing, changed=0.02, sure=0.001, told=())  # type: ignore[arg-type]
     assert str(trial) == (
-        "a changes 2.0% of the answers of other classes, and loses 50% of the class's own; ways that were not shown to "
-        "it move 25% of the images by their median, and triggers are 75% of the way, in factors, to what other classes "
+        "a changes 2.0% of the answers of other classes, and 0.1% of the sure ones; ways that were not shown to it "
+        "move 25% of the images by their median, and triggers are 75% of the way, in factors, to what other classes "
         "need"
     )
 

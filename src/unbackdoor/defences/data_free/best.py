@@ -5,11 +5,11 @@ It needs no data, and has no paper of its own.
     regained   how far triggers of a new search are, in factors, on the way to what other classes need
     changed    the share of the surrogates, answered with other classes, whose answer a repair changes
     sure       the same share, of those that the network was sure of
-    recall     the share of the surrogates answered with the class that no longer are
 
 A repair closes the class if `left` is at most `closed` and `regained` at least that of the settings: a network that was
-trained to resist some ways may give in to others that are nearly as easy. Among those that close it, the one with the
-smallest changed + recall / classes is taken: each class counts alike. Where none does, the one that leaves least.
+trained to resist some ways may give in to others that are nearly as easy. Among those that close it, the one that
+changes least is taken; where none does, the one that leaves least. Surrogates answered with the class itself do not
+count: many of them carry the trigger.
 Erasing, pruning what pushes (where something does) and forgetting are tried; if none closes the class, erasing is tried
 behind forgetting. A repair that changes too many sure answers of other classes is never taken.
 """
@@ -50,7 +50,7 @@ class Trial:
         name: of the repair.
         shown: the repaired copy.
         standing: how easily the class is reached in it; `left` and `regained`, see above.
-        changed, sure, recall: see above, in [0, 1].
+        changed, sure: see above, in [0, 1].
         told: what it says of itself.
     """
 
@@ -59,18 +59,12 @@ class Trial:
     standing: Standing
     changed: float
     sure: float
-    recall: float
     told: tuple[str, ...]
-
-    @property
-    def cost(self) -> float:
-        """The share of all answers that is lost, if every class counts alike."""
-        return self.changed + self.recall / self.shown.classes
 
     def __str__(self) -> str:
         return (
-            f"{self.name} changes {self.changed:.1%} of the answers of other classes, and loses {self.recall:.0%} of "
-            f"the class's own; {self.standing}"
+            f"{self.name} changes {self.changed:.1%} of the answers of other classes, and {self.sure:.1%} of the sure "
+            f"ones; {self.standing}"
         )
 
 
@@ -133,7 +127,7 @@ class Best(Looking):
         if not sound:
             return [*story, "No repair works on this network at an acceptable cost, so nothing was changed."]
         closing = [trial for trial in trials if self._closes(trial)]
-        chosen = min(closing or sound, key=lambda trial: trial.cost if closing else trial.standing.left)
+        chosen = min(closing or sound, key=lambda trial: trial.changed if closing else trial.standing.left)
         put_back(scene.shown.model, Tensors(chosen.shown.model))
         verdict = "it closes the class at the smallest cost" if closing else "it leaves least, though not little"
         return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
@@ -155,7 +149,8 @@ class Best(Looking):
         """One repair on a copy of the network, or of what another left; what it came to is added to both lists."""
         name, told = (f"{behind.name} and {method.name}", behind.told) if behind else (method.name, ())
         shown = dataclasses.replace(scene.shown, model=copy_model((behind or scene).shown.model))
-        here = part(scene.progress, len(trials) / TRIALS, (len(trials) + 1) / TRIALS)
+        before = len(story) - 1  # a sentence each, whatever came of it
+        here = part(scene.progress, before / TRIALS, (before + 1) / TRIALS)
         copied = dataclasses.replace(scene, shown=shown, progress=here)
         method = dataclasses.replace(method, closed=self.closed, regained=self.regained)
         start = behind.standing if behind else search.first
@@ -188,15 +183,14 @@ def _until(seconds: float, progress: Progress) -> Progress:
 def _judged(scene: Scene, shown: OnPixels, name: str, label: int, standing: Standing, told: tuple[str, ...]) -> Trial:
     pool = scene.pool
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
-    own = before == label
-    sure = ~own & (pool.logits.softmax(1).amax(1) >= SURE)
+    others = before != label
+    sure = others & (pool.logits.softmax(1).amax(1) >= SURE)
     return Trial(
         name=name,
         shown=shown,
         standing=standing,
-        changed=_share((after != before)[~own]),
+        changed=_share((after != before)[others]),
         sure=_share((after != before)[sure]),
-        recall=_share((after != label)[own]),
         told=told,
     )
 
