@@ -267,9 +267,8 @@ def test_a_trial_in_words() -> None:
     standing = Standing(triggers=(), ways=(), left=0.25, regained=0.75)
     trial = Trial(name="a", shown=None, standing=standing, changed=0.02, sure=0.001, told=())  # type: ignore[arg-type]
     assert str(trial) == (
-        "a changes 2.0% of the answers of other classes, and 0.1% of the sure ones; ways that were not shown to it "
-        "move 25% of the images by their median, and triggers are 75% of the way, in factors, to what other classes "
-        "need"
+        "a changes 2.0% of the answers of other classes, and 0.1% of the sure ones; easy ways of another search move "
+        "25% of the images by their median, and triggers are 75% of the way, in factors, to what other classes need"
     )
 
 

@@ -186,14 +186,15 @@ def regained(first: Sequence[Trigger], now: Sequence[Trigger], usual: Usual) -> 
     return statistics.fmean(shares) if shares else None
 
 
-def easy_channels(firings: Iterable[tuple[Firing, float]]) -> list[Channel]:
+def easy_channels(firings: Iterable[tuple[Firing, float]], most: int = CHANNELS) -> list[Channel]:
     """Those that push hardest to a class.
 
     Args:
         firings: channels, and the share of the answers that each moves to the class.
+        most: how many at most.
     """
     strong = [Channel(firing, moved) for firing, moved in firings if moved > PUSHES]
-    return sorted(strong, key=lambda way: -way.moved)[:CHANNELS]
+    return sorted(strong, key=lambda way: -way.moved)[:most]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from unbackdoor.defender.stimulation import Firing, moved, strongest
 from unbackdoor.defender.surrogates import dead_leaves
 from unbackdoor.defender.triggers import Trigger
 from unbackdoor.defender.ways_in import (
+    CHANNELS,
     Way,
     easy_channels,
     easy_triggers,
@@ -92,8 +93,8 @@ class Standing:
     Attributes:
         triggers: of a new search.
         ways: those of them that are easy, and channels, by turns; the easiest first.
-        left: the share of the impressions that the median of the unseen ways still moves to the class: a way that is
-            no part of the backdoor must not decide.
+        left: the share of the impressions that easy ways of another search still move to the class, by their median: a
+            way that is no part of the backdoor must not decide.
         regained: what triggers have regained that were easy at first (`defender.ways_in`); None where it is not known.
     """
 
@@ -103,7 +104,7 @@ class Standing:
     regained: float | None
 
     def __str__(self) -> str:
-        text = f"ways that were not shown to it move {self.left:.0%} of the images by their median"
+        text = f"easy ways of another search move {self.left:.0%} of the images by their median"
         if self.regained is None:
             return text
         return f"{text}, and triggers are {self.regained:.0%} of the way, in factors, to what other classes need"
@@ -142,9 +143,13 @@ class WaysIn:
         if seen.pushes:
             self.firings = strongest(shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
         triggers, ways = self._search(shown, part(scene.progress, 0, 0.1))
-        self._unseen = (self._search(shown, part(scene.progress, 0.1, 0.2))[1] if ways else ()) or ways
+        self._others = (
+            ways  # by a search of their own, with all channels that push: they tell how far a repair has come
+        )
+        if ways:
+            self._others = self._search(shown, part(scene.progress, 0.1, 0.2), most=WATCHED)[1] or ways
         self._images = scene.pool.others(label)
-        left = success(shown, self._unseen, self._images, label)
+        left = success(shown, self._others, self._images, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
 
     def look(self, shown: OnPixels, progress: Progress = silent) -> Standing:
@@ -158,17 +163,18 @@ class WaysIn:
         return Standing(
             triggers=triggers,
             ways=ways,
-            left=success(shown, self._unseen, self._images, self.label),
+            left=success(shown, self._others, self._images, self.label),
             regained=regained(self.first.triggers, triggers, self._usual),
         )
 
-    def _search(self, shown: OnPixels, progress: Progress) -> tuple[list[Trigger], list[Way]]:
+    def _search(self, shown: OnPixels, progress: Progress, *, most: int = CHANNELS) -> tuple[list[Trigger], list[Way]]:
+        """New triggers, and the ways that are easy: those of them, and so many channels."""
         images, label = self._seen.made.images, self.label
         pixels = images[shown.logits(images).argmax(1) != label]
         triggers = search(shown, pixels, label, self._generator, progress, steps=self._steps)
         easy = easy_triggers(triggers, self._usual)
         shares = moved(shown, self.firings, self._seen.drawn, label)
-        channels = easy_channels(zip(self.firings, shares, strict=True))
+        channels = easy_channels(zip(self.firings, shares, strict=True), most=most)
         ways: list[Way] = []
         for place in range(max(len(easy), len(channels))):
             ways += [*easy[place : place + 1], *channels[place : place + 1]]
@@ -187,7 +193,7 @@ class Looking(Defence):
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
     closed: float = setting(
         0.1,
-        "a class is closed once the median of easy ways that were not shown moves at most this share of the images",
+        "a class is closed once easy ways of another search move at most this share of the images, by their median",
         least=0,
         most=1,
         own=True,
