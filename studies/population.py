@@ -2,7 +2,9 @@
 
     python studies/population.py slice -o runs/population      # 20 classes of Tiny ImageNet, and a data.toml
     python studies/population.py grids                         # writes grids/population/*.toml
+    python studies/population.py restore --store runs/population/store   # the networks that are in zoo/population
     unbackdoor bench run grids/population/calibration.toml --store runs/population/store --threads 1
+    python studies/population.py keep --store runs/population/store      # copies finished ones to zoo/population
 
 A pair is an architecture with a recipe. SEED splits the pairs once into two halves, so no pair is in both. Thresholds
 and fits are made on the calibration half; the judgement half is read for the final tables alone. The rule for an attack
@@ -18,13 +20,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unbackdoor.data import data_root
+from unbackdoor.experiments import Store
 
 SEED = 14
+#: Where networks are kept that were trained once, so that not everybody must train them.
+KEPT = Path(__file__).parents[1] / "zoo" / "population"
 #: Of Tiny ImageNet's 200 classes, every tenth.
 STEP = 10
 #: Attacks whose trigger needs more passes to be learned.
@@ -202,15 +208,28 @@ def write_slice(folder: Path, data_dir: Path | None) -> None:
     )
 
 
+def copied(source: Path, target: Path) -> int:
+    """Copy finished networks from one folder to another; how many are there then."""
+    for record in sorted(source.glob("training/*/record.json")):
+        shutil.copytree(record.parent, target / "training" / record.parent.name, dirs_exist_ok=True)
+    return len(list(target.glob("training/*/record.json")))
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("slice", "grids"))
+    parser.add_argument("what", choices=("slice", "grids", "keep", "restore"))
+    parser.add_argument("--store", type=Path, default=Path("runs/population/store"), help="the store [%(default)s]")
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/population"), help="folder of the slice")
     parser.add_argument("--data-dir", type=Path, help="folder of the data sets ($UNBACKDOOR_DATA)")
     args = parser.parse_args()
     if args.what == "slice":
         write_slice(args.output, args.data_dir)
+        return
+    if args.what in ("keep", "restore"):
+        store = Store(args.store, make=args.what == "restore")
+        source, target = (store.root, KEPT) if args.what == "keep" else (KEPT, store.root)
+        print(f"{target}: {copied(source, target)} networks")
         return
     here = Path(__file__).parents[1] / "grids" / "population"
     here.mkdir(exist_ok=True)

@@ -1,6 +1,7 @@
 """The population: its halves, its grids, and that nobody looks at the half that judges."""
 
 import importlib.util
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -86,3 +87,24 @@ def test_nobody_reads_the_judgement_half() -> None:
         if "judgement" in path.read_text(encoding="utf-8")
     ]
     assert sorted(named) == ["studies/judgement.py", "studies/population.py"]
+
+
+def test_finished_networks_are_kept_and_restored(population: ModuleType, tmp_path: Path) -> None:
+    for name, files in (("a", ("record.json", "model.safetensors")), ("b", ("model.safetensors",))):
+        (tmp_path / "store" / "training" / name).mkdir(parents=True)
+        for file in files:
+            (tmp_path / "store" / "training" / name / file).write_text(name)
+    assert population.copied(tmp_path / "store", tmp_path / "kept") == 1
+    assert population.copied(tmp_path / "kept", tmp_path / "other") == 1
+    assert (tmp_path / "other" / "training" / "a" / "model.safetensors").read_text() == "a"
+    assert not (tmp_path / "other" / "training" / "b").exists()
+
+
+def test_what_is_kept_is_of_the_population(population: ModuleType) -> None:
+    """Every kept network is one of the grids', so that a store that has it does not train it again."""
+    cells = [cell for half in ("calibration", "judgement") for cell in read_grid(GRIDS / f"{half}.toml").cells]
+    wanted = [json.loads(json.dumps(cell.config)) for cell in cells if isinstance(cell, Training)]
+    kept = sorted(population.KEPT.glob("training/*/record.json"))
+    assert kept
+    for record in kept:
+        assert json.loads(record.read_text())["record"]["config"] in wanted
