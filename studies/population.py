@@ -77,7 +77,7 @@ PAIRS = (
     Pair("vit_small:width=96,depth=4,patch=8", _ADAM, "cifar10", 14, batch_norm=False),
     Pair("mixer_small:width=96,patch=8", _ADAM, "cifar10", 20, batch_norm=False),
     Pair("mixer_small:width=96,patch=8", "fast:optimiser=adam,lr=0.001", "gtsrb", 20, batch_norm=False),
-    Pair("resnet50:width=4,stride=2", "fast:lr=0.05", "tiny20", 18),
+    Pair("resnet50:width=4,stride=2", "fast:lr=0.05", "tiny20", 40),
     Pair("resnet18:width=10,stride=2", _ADAM, "tiny20", 20),
 )
 
