@@ -57,7 +57,18 @@ def test_a_backdoor_is_closed(name: str, left: float, kept: float) -> None:
     assert "was given" in outcome.report.story[0]
 
 
-def test_the_class_that_the_witnesses_suspect_is_closed_and_the_plan_is_the_same_again() -> None:
+def test_the_class_that_the_witnesses_suspect_is_closed_and_the_plan_is_the_same_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def suspicious(*words: Any, **more: Any) -> Any:
+        """The class with the largest z is suspected, whatever the honest networks say of so small a network."""
+        found = looked(*words, **more)
+        highest = [max(z or 0.0 for z in scores) for scores in zip(*found.verdict.standard.values(), strict=True)]
+        suspects = (highest.index(max(highest)),)
+        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=suspects))
+
+    looked = looking.look
+    monkeypatch.setattr(looking, "look", suspicious)
     model = trained()
     plans = [Erase(**QUICK).plan(model, generator=torch.Generator().manual_seed(3), **LEARNT) for _ in range(2)]
     assert plans[0].report().to_json() == plans[1].report().to_json()

@@ -102,9 +102,25 @@ def test_finished_networks_are_kept_and_restored(population: ModuleType, tmp_pat
 
 def test_what_is_kept_is_of_the_population(population: ModuleType) -> None:
     """Every kept network is one of the grids', so that a store that has it does not train it again."""
-    cells = [cell for half in ("calibration", "judgement") for cell in read_grid(GRIDS / f"{half}.toml").cells]
-    wanted = [json.loads(json.dumps(cell.config)) for cell in cells if isinstance(cell, Training)]
+    wanted = {
+        (
+            one.pair.data,
+            one.pair.arch,
+            one.pair.recipe,
+            one.pair.epochs,
+            one.seed,
+            one.attack.partition(":")[0],
+            one.rate,
+        )
+        for pairs in population.halves().values()
+        for one in population.networks(pairs)
+    }
     kept = sorted(population.KEPT.glob("training/*/record.json"))
     assert kept
     for record in kept:
-        assert json.loads(record.read_text())["record"]["config"] in wanted
+        config = json.loads(record.read_text())["record"]["config"]
+        recipe, attack = config["recipe"], config["attack"] or {"name": "none"}
+        arch = config["arch"].rpartition(",num_classes=")[0]
+        found = (config["data"], arch, recipe["name"], recipe["epochs"], config["seed"], attack["name"])
+        assert (*found, config["rate"] or 0.0) in wanted
+        assert config["dtype"] == "bfloat16"
