@@ -86,9 +86,8 @@ class Parts:
         self._layers = layers
         self._doubts = doubts
         self._roles: list[tuple[tuple[int, Role], ...]] = []
-        self._sources: list[
-            frozenset[str]
-        ] = []  # of an op's result: layers and inputs it is computed from past no layer
+        #: of an op's result: layers and inputs it is computed from past no layer
+        self._sources: list[frozenset[str]] = []
         for number, op in enumerate(self._ops):
             made = (
                 [self._sources[i] for i in op.inputs] if op.kind not in ("layer", "weights", "opaque", "input") else []

@@ -29,6 +29,15 @@ def silent(_done: int, _total: int, _note: str) -> None:
     """Shows no progress."""
 
 
+def part(progress: Progress, start: float, end: float) -> Progress:
+    """The progress of a part of the work, which goes from one share of it to another."""
+
+    def told(done: int, total: int, note: str) -> None:
+        progress(round(1000 * (start + (end - start) * done / max(1, total))), 1000, note)
+
+    return told
+
+
 class Beside(TypedDict, total=False):
     """What a call may name beside the network, the images and the labels; the fields of a `Case`."""
 

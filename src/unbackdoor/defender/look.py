@@ -11,13 +11,13 @@ by chance (`defender.clean_networks`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defender.case import Progress, silent
+from unbackdoor.defender.case import Progress, part, silent
 from unbackdoor.defender.clean_networks import CleanNetworks, Verdict, judge
 from unbackdoor.defender.head import ways
 from unbackdoor.defender.on_pixels import OnPixels
@@ -93,8 +93,8 @@ def look(
     Raises:
         MethodError: the network does not answer such images.
     """
-    part = _Parts(progress)
-    made = class_images(shown, count, generator, progress=part(0.3))
+    parts = _Parts(progress)
+    made = class_images(shown, count, generator, progress=parts(0.3))
     drawn = made.images[torch.randperm(len(made.images), generator=generator)[:stimulated]]
     scores: dict[str, _Scores] = {}
     values: dict[str, _Scores] = {}
@@ -102,7 +102,7 @@ def look(
     pushes: list[Pushes] = []
     triggers: dict[type[Form], Smallest] = {}
     try:
-        found = ways(shown, graph, generator, progress=part(0.05))
+        found = ways(shown, graph, generator, progress=parts(0.05))
         scores["head"] = tuple(None if finite(score) is None else abs(score or 0.0) for score in found.scores)
         values["head"] = found.norms
     except MethodError as error:
@@ -112,7 +112,7 @@ def look(
             f"the network answers class {int(made.answers[0])} to every generated image"
         )
     else:
-        told = part(0.15)
+        told = parts(0.15)
         pushes = stimulate(shown, graph, drawn, progress=lambda done, total: told(done, total, "channels"))
         if pushes:
             scores["stimulation"] = tuple(push_leads(pushes))
@@ -128,7 +128,7 @@ def look(
                 batch=batch,
                 success=success,
                 generator=generator,
-                progress=part(0.5 / len(FORMS)),
+                progress=parts(0.5 / len(FORMS)),
             )
             sizes = triggers[form].sizes
             values[form.name] = tuple(finite(size) for size in sizes)
@@ -164,12 +164,8 @@ class _Parts:
         self._progress = progress
         self._start = 0.0
 
-    def __call__(self, share: float) -> Callable[[int, int, str], None]:
+    def __call__(self, share: float) -> Progress:
         """Of the next part, which is such a share of the whole."""
         start = self._start
         self._start += share
-
-        def told(done: int, total: int, note: str) -> None:
-            self._progress(round(1000 * (start + share * done / max(1, total))), 1000, note)
-
-        return told
+        return part(self._progress, start, self._start)

@@ -22,7 +22,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -270,18 +270,13 @@ def _places(shown: OnPixels, graph: LayerGraph, pixels: Tensor) -> list[_Place]:
     return places
 
 
-def _affine(module: nn.Module) -> TypeGuard[nn.modules.batchnorm._BatchNorm]:
-    """Whether it is a BatchNorm with running statistics, gamma and beta."""
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and module.affine
-
-
 def _levels(shown: OnPixels, places: Sequence[_Place], pixels: Tensor) -> dict[str, Tensor]:
     """Path -> (channels,) the level that a channel is raised to."""
     levels: dict[str, Tensor] = {}
     measured: dict[str, int] = {}
     for place in places:
         module = shown.model.get_submodule(place.path)
-        if _affine(module):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and module.affine:
             levels[place.path] = (module.bias + LEVEL * module.weight.abs()).detach().float().cpu()
         else:
             measured[place.path] = place.axis

@@ -27,8 +27,7 @@ from unbackdoor.attacks import Attack, load_attack
 from unbackdoor.data import DATASETS, LabelledImages, normalise
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free import CLP, LPP, Best
-from unbackdoor.defences.data_free.looking import part
-from unbackdoor.defender.case import Progress, silent
+from unbackdoor.defender.case import Progress, part, silent
 from unbackdoor.findings import Evaluation, Rate, Report, effectiveness
 from unbackdoor.metrics import measure, predict
 from unbackdoor.report import figures, summary
@@ -284,8 +283,8 @@ def _words(one: Contender, demo: Demo) -> str:
         named = " and ".join(f"class {label} (“{classes[label]}”)" for label in report.suspects) or "no class"
         text = (
             f"{one.name} made images from the network itself and looked for a class that is reached too easily. It "
-            "tried repairs on copies of the network and judged them by easy ways into that class which it had not "
-            f"shown them, {took} It suspected {named}."
+            "tried repairs on copies of the network and judged them by easy ways into that class which another search "
+            f"had found, {took} It suspected {named}."
         )
     else:
         shrunk = f" and shrank {report.scaled}" if report.scaled else ""

@@ -26,9 +26,9 @@ from torch import Tensor
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
-from unbackdoor.defences.data_free.looking import InRounds, Looking, OutOfTime, Scene, Standing, WaysIn, part, put_back
+from unbackdoor.defences.data_free.looking import InRounds, Looking, OutOfTime, Scene, Standing, WaysIn, put_back
 from unbackdoor.defences.data_free.pushing import Pushing
-from unbackdoor.defender.case import Case, Progress
+from unbackdoor.defender.case import Case, Progress, part
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.ways_in import Channel
 from unbackdoor.errors import MethodError

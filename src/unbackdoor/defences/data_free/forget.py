@@ -15,8 +15,8 @@ on
 
     a KL(p(x) || q(x)) + KL(p(x') || q(w(x')))
 
-one way at a time, with the gradient's norm clipped to `clip`. It ends when the class is closed, when no way
-is easy, or after `rounds` rounds.
+one way at a time, with the gradient's norm clipped to `clip`. It ends when the class is closed, when no
+way is easy, or after `rounds` rounds.
 
 Why SGD with a clipped gradient: where a backdoor is, the gradient is large in the few weights that carry it, and they
 move. Adam moves all weights alike: on three networks it cost 2 to 4 points more accuracy for the same success rate.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.base import Defence
-from unbackdoor.defender.case import Case, Progress, silent
+from unbackdoor.defender.case import Case, Progress, part, silent
 from unbackdoor.defender.look import Look, look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.stimulation import Firing, moved, strongest
@@ -143,9 +143,8 @@ class WaysIn:
         if seen.pushes:
             self.firings = strongest(shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
         triggers, ways = self._search(shown, part(scene.progress, 0, 0.1))
-        self._others = (
-            ways  # by a search of their own, with all channels that push: they tell how far a repair has come
-        )
+        # By a search of their own, with all channels that push: they tell how far a repair has come.
+        self._others = ways
         if ways:
             self._others = self._search(shown, part(scene.progress, 0.1, 0.2), most=WATCHED)[1] or ways
         self._images = scene.pool.others(label)
@@ -267,6 +266,7 @@ class Looking(Defence):
                         story.append(f"The time ran out, so nothing was changed for class {label}.")
                         break
             edits = rewritten(original, model, method=self.name) if suspects else ()
+        needless = self.label >= 0 and witness.p is None  # where a class is given, no witness has to tell
         return Plan(
             method=self.name,
             settings=self.settings(),
@@ -274,9 +274,7 @@ class Looking(Defence):
             selections=(),
             classifier=None,
             edits=edits,
-            witness=None
-            if self.label >= 0 and witness.p is None
-            else witness,  # where a class is given, none is needed
+            witness=None if needless else witness,
             story=tuple(story),
         )
 
@@ -365,12 +363,3 @@ def put_back(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
     """Write tensors into a network, in place, by names of its own: a network may change what its state dict holds."""
     for name, tensor in Tensors(model).items():
         tensor.copy_(kept[name])
-
-
-def part(progress: Progress, start: float, end: float) -> Progress:
-    """The progress of a part of the work, which goes from one share of it to another."""
-
-    def told(done: int, total: int, note: str) -> None:
-        progress(round(1000 * (start + (end - start) * done / max(1, total))), 1000, note)
-
-    return told
