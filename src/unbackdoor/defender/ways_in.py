@@ -17,7 +17,7 @@ import math
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class Channel(Way):
     """A channel that fires over its whole map."""
 
     firing: Firing
-    moved: float
+    moved: float = field(compare=False)
 
     def logits(self, shown: OnPixels, plain: Tensor, pixels: Tensor) -> Tensor:
         both = torch.cat([plain, pixels])

@@ -5,22 +5,30 @@ It needs no data, and has no paper of its own.
     regained   how far triggers of a new search are, in factors, on the way to what other classes need
     changed    the share of the surrogates, answered with other classes, whose answer a repair changes
     sure       the same share, of those that the network was sure of
+    agreed     of the impressions of the class that are made on the repaired network, the share that the network before
+               and another repair take for the class, too; the median over the other repairs
 
 A repair closes the class if `left` is at most `closed` and `regained` at least that of the settings: a network that was
-trained to resist some ways may give in to others that are nearly as easy. Among those that close it, the one that
-changes least is taken; where none does, the one that leaves least. Surrogates answered with the class itself do not
-count: many of them carry the trigger.
+trained to resist some ways may give in to others that are nearly as easy.
+Surrogates answered with the class itself do not count as changed: many of them carry the trigger. So a repair that
+takes the class away with the trigger seems cheap. But what it takes for the class afterwards is then something else
+than before, and than what other repairs take for it: `agreed` tells.
 Erasing, pruning what pushes (where something does) and forgetting are tried; if none closes the class, erasing is tried
-behind forgetting. A repair that changes too many sure answers of other classes is never taken.
+behind forgetting. A repair that changes too many sure answers of other classes, or agrees on too few images of the
+class, is never taken. Among the others that close the class, the one that changes least is taken; where none does, the
+one that leaves least.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
@@ -30,6 +38,7 @@ from unbackdoor.defences.data_free.looking import InRounds, Looking, OutOfTime, 
 from unbackdoor.defences.data_free.pushing import Pushing
 from unbackdoor.defender.case import Case, Progress, part
 from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.surrogates import impressions
 from unbackdoor.defender.ways_in import Channel
 from unbackdoor.errors import MethodError
 from unbackdoor.graph.tensors import Tensors
@@ -38,11 +47,13 @@ from unbackdoor.settings import setting
 
 #: Repairs that are tried at most.
 TRIALS = 4
+#: Images of the class that are made on a repaired network.
+OWN = 40
 #: The probability from which on the network is sure of an answer.
 SURE = 0.7
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Trial:
     """What a repair came to.
 
@@ -51,6 +62,8 @@ class Trial:
         shown: the repaired copy.
         standing: how easily the class is reached in it; `left` and `regained`, see above.
         changed, sure: see above, in [0, 1].
+        own: impressions of the class made on the copy, which it takes for the class, and so did the network before.
+        lost: the share of those that the network before took for something else.
         told: what it says of itself.
     """
 
@@ -59,7 +72,15 @@ class Trial:
     standing: Standing
     changed: float
     sure: float
+    own: Tensor
+    lost: float
     told: tuple[str, ...]
+
+    def agreed(self, trials: Sequence[Trial], label: int) -> float:
+        """See above, in [0, 1]; without another repair, with the network before alone."""
+        others = [trial for trial in trials if trial is not self]
+        shares = [_share(trial.shown.logits(self.own).argmax(1) == label) if len(self.own) else 0.0 for trial in others]
+        return (1 - self.lost) * (statistics.median(shares) if shares else 1.0)
 
     def __str__(self) -> str:
         return (
@@ -79,6 +100,14 @@ class Best(Looking):
     most: float = setting(
         0.1,
         "a repair that changes a larger share of the sure answers of other classes is not taken",
+        least=0,
+        most=1,
+        own=True,
+    )
+
+    agreed: float = setting(
+        0.35,
+        "... nor one whose images of the class were others before, and are to other repairs; a share",
         least=0,
         most=1,
         own=True,
@@ -117,24 +146,32 @@ class Best(Looking):
             if any(isinstance(way, Channel) for way in ways):
                 self._try(scene, Pushing(), search, trials, story)
             forgotten = self._try(scene, Forget(), search, trials, story)
-            if forgotten and not any(self._closes(trial) for trial in trials):
+            sound = [trial for trial in trials if not self._objection(trial, trials, label)]
+            if forgotten and not any(self.is_closed(trial.standing) for trial in sound):
                 self._try(scene, Erase(rounds=1), search, trials, story, behind=forgotten)
         except OutOfTime:
             if not trials:
                 raise
             story.append(f"The time limit of {self.time_limit:g} s ran out, so no more was tried.")
-        sound = [trial for trial in trials if trial.sure <= self.most]
+        objections = {trial.name: self._objection(trial, trials, label) for trial in trials}
+        story += [f"{name} is not taken: {why}" for name, why in objections.items() if why]
+        sound = [trial for trial in trials if not objections[trial.name]]
         if not sound:
             return [*story, "No repair works on this network at an acceptable cost, so nothing was changed."]
-        closing = [trial for trial in trials if self._closes(trial)]
+        closing = [trial for trial in sound if self.is_closed(trial.standing)]
         chosen = min(closing or sound, key=lambda trial: trial.changed if closing else trial.standing.left)
         put_back(scene.shown.model, Tensors(chosen.shown.model))
         verdict = "it closes the class at the smallest cost" if closing else "it leaves least, though not little"
         return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
 
-    def _closes(self, trial: Trial) -> bool:
-        """Whether a trial closes the class at an acceptable cost."""
-        return self.is_closed(trial.standing) and trial.sure <= self.most
+    def _objection(self, trial: Trial, trials: Sequence[Trial], label: int) -> str:
+        """Why a trial is not taken, whatever it closes; empty if it may be."""
+        if trial.sure > self.most:
+            return f"it changes {trial.sure:.0%} of the sure answers."
+        agreed = trial.agreed(trials, label)
+        if agreed < self.agreed:
+            return f"only {agreed:.0%} of its images of class {label} are of that class to the others."
+        return ""
 
     def _try(
         self,
@@ -185,12 +222,17 @@ def _judged(scene: Scene, shown: OnPixels, name: str, label: int, standing: Stan
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
     others = before != label
     sure = others & (pool.logits.softmax(1).amax(1) >= SURE)
+    own = impressions(shown.model, shown.spec, [label], per_class=OWN, generator=scene.generator).images
+    own = own[shown.logits(own).argmax(1) == label]
+    same = scene.shown.logits(own).argmax(1) == label if len(own) else torch.zeros(0, dtype=torch.bool)
     return Trial(
         name=name,
         shown=shown,
         standing=standing,
         changed=_share((after != before)[others]),
         sure=_share((after != before)[sure]),
+        own=own[same],
+        lost=1 - _share(same),
         told=told,
     )
 

@@ -34,8 +34,8 @@ classifier.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,7 +43,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
+from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn, held, put_back
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.defender.surrogates import impressions
@@ -100,20 +100,17 @@ class Erase(InRounds):
             if own is None:
                 own = others[:0]
                 if self.protected:
-                    before = copy.deepcopy(head.state_dict())
-                    take_out(found, own)
-                    own = self._own(scene, search.label)
-                    head.load_state_dict(before)
-                    own = own[scene.shown.logits(own).argmax(1) == search.label]
+                    with erased_roughly(scene, search, found) as shown:
+                        own = self._own(shown, search.label, scene.generator)
+                    own = own[shown.logits(own).argmax(1) == search.label]
             take_out(found, own)
             return f"Their common direction was taken out of {path}."
 
         return step
 
-    def _own(self, scene: Scene, label: int) -> Tensor:
+    def _own(self, shown: OnPixels, label: int, generator: torch.Generator) -> Tensor:
         """Impressions of the class on the network as it is."""
-        model, spec, count = scene.shown.model, scene.shown.spec, self.protected
-        return impressions(model, spec, [label], per_class=count, generator=scene.generator).images
+        return impressions(shown.model, shown.spec, [label], per_class=self.protected, generator=generator).images
 
     def _head(self, scene: Scene) -> tuple[str, nn.Linear]:
         """The classifier and its path."""
@@ -128,6 +125,27 @@ class Erase(InRounds):
                 f"{self.name}: the weight or bias of the classifier {path} is {why}, so it cannot be edited alone"
             )
         return path, head
+
+
+@contextlib.contextmanager
+def erased_roughly(scene: Scene, search: WaysIn, ways: Sequence[Way]) -> Iterator[OnPixels]:
+    """Within, the ways are erased and the class is not spared; then the network is as it was.
+
+    Impressions of the class that are made within look like it in another way than by the ways: x_t.
+
+    Args:
+        scene, search: as in `close`.
+        ways: easy ones into the class.
+
+    Raises:
+        MethodError: as `Erase`.
+    """
+    kept = held(scene.shown.model)
+    Erase(protected=0).begin(scene, search)(ways)
+    try:
+        yield scene.shown
+    finally:
+        put_back(scene.shown.model, kept)
 
 
 def direction(shown: OnPixels, path: str, ways: Sequence[Way], pixels: Tensor, h: Tensor) -> Tensor:

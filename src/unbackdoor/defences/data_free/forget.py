@@ -3,20 +3,26 @@ has no paper of its own.
 
 Symbols:
     t        the suspected class, or one that was given
-    x        a surrogate: a class impression, the average of two, or of one and dead leaves
+    x        a surrogate that is not answered with t: a class impression, the average of two, or of one and dead leaves
     p(x)     what the network answered before it was changed
     q(x)     what it answers now
     W        ways into t that are easier than ways into other classes (`defender.ways_in`): triggers found on the
              impressions, and channels that push answers to t
-    w(x')    a surrogate on such a way, not answered with t before
+    w(x)     a surrogate on such a way
+    x_t, r   images of t that do not need the ways, and what is to be answered to them, see below
 
 Each round looks for W in the network as it is, adds them to those of the rounds before, and takes `steps` steps of SGD
 on
 
-    a KL(p(x) || q(x)) + KL(p(x') || q(w(x')))
+    a KL(p(x) || q(x)) + a KL(r(x_t) || q(x_t)) + KL(p(x') || q(w(x')))
 
 one way at a time, with the gradient's norm clipped to `clip`. It ends when the class is closed, when no
 way is easy, or after `rounds` rounds.
+
+Surrogates answered with t may carry the trigger. To keep the answers to them is to keep the backdoor, so they are left
+out. But t must be answered still: as in `erase`, the ways are erased from the classifier, roughly, and impressions x_t
+of t are made on what is left. r is what that network answers to them, and to their averages with other impressions and
+with dead leaves. Where the classifier cannot be edited in this way, there is no x_t.
 
 Why SGD with a clipped gradient: where a backdoor is, the gradient is large in the few weights that carry it, and they
 move. Adam moves all weights alike: on three networks it cost 2 to 4 points more accuracy for the same success rate.
@@ -37,10 +43,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
+from unbackdoor.defences.data_free.erase import erased_roughly
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
+from unbackdoor.defender.surrogates import dead_leaves, impressions
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.settings import setting
+
+#: The share of x_t among the images without a trigger.
+OWN = 1 / 6
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Images, and what is to be answered to them.
+
+    Attributes:
+        images: (N, C, H, W) in [0, 1].
+        logits: (N, classes).
+    """
+
+    images: Tensor
+    logits: Tensor
+
+    def drawn(self, count: int, generator: torch.Generator) -> Lesson:
+        """So many, with replacement."""
+        places = torch.randint(max(1, len(self.images)), (count,), generator=generator)
+        return Lesson(self.images[places], self.logits[places])
+
+    def beside(self, other: Lesson) -> Lesson:
+        """Both."""
+        return Lesson(torch.cat([self.images, other.images]), torch.cat([self.logits, other.logits]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,36 +91,60 @@ class Forget(InRounds):
     clip: float = setting(1.0, "the largest norm of the gradient", above=0, own=True)
     batch_size: int = setting(64, "images of each kind a step", least=1, own=True)
     keep: float = setting(2.0, "weight a of the images without a trigger", least=0, most=1e6, own=True)
+    protected: int = setting(40, "impressions of the class that do not need the ways", least=0, own=True)
 
     def begin(self, scene: Scene, search: WaysIn) -> Callable[[Sequence[Way]], str]:
-        """Each round trains against the ways of all rounds so far."""
+        """Each round trains against the ways of all rounds so far; the first makes x_t."""
+        pool, label = scene.pool, search.label
+        others = pool.answers != label
+        if not bool(others.any()):
+            raise MethodError(f"{self.name}: every generated image is answered with class {label}")
         known = list[Way]()
+        images = Lesson(pool.images[others], pool.logits[others])
+        own: Lesson | None = None
 
         def step(found: Sequence[Way]) -> str:
-            known.extend(found)
-            kept, forgotten = self._distil(scene, known, search.label)
+            nonlocal own
+            if own is None:
+                own = self._own(scene, search, found)
+            known.extend(way for way in found if way not in known)
+            kept, forgotten = self._distil(scene, known, images, own)
             return f"Trained to forget {len(known)}: KL {kept:.2g} without them, {forgotten:.2g} on them."
 
         return step
 
-    def _distil(self, scene: Scene, ways: Sequence[Way], label: int) -> tuple[float, float]:
+    def _own(self, scene: Scene, search: WaysIn, found: Sequence[Way]) -> Lesson:
+        """x_t and r."""
+        pool, rng = scene.pool, scene.generator
+        others = pool.others(search.label)
+        if not self.protected or not len(others):
+            return Lesson(pool.images[:0], pool.logits[:0])
+        mixed = others[torch.randint(len(others), (self.protected,), generator=rng)]
+        leaves = dead_leaves(self.protected, scene.shown.spec, rng)
+        try:
+            with erased_roughly(scene, search, found) as shown:
+                made = impressions(shown.model, shown.spec, [search.label], per_class=self.protected, generator=rng)
+                images = torch.cat([made.images, (made.images + mixed) / 2, (made.images + leaves) / 2])
+                return Lesson(images, shown.logits(images))
+        except MethodError:
+            return Lesson(pool.images[:0], pool.logits[:0])
+
+    def _distil(self, scene: Scene, ways: Sequence[Way], others: Lesson, own: Lesson) -> tuple[float, float]:
         """One round's training; the last losses of both kinds."""
-        pool, shown, rng = scene.pool, scene.shown, scene.generator
-        others = (pool.answers != label).nonzero()[:, 0]
-        if not len(others):
-            raise MethodError(f"{self.name}: every generated image is answered with class {label}")
+        shown, rng = scene.shown, scene.generator
         free = [p for p in shown.model.parameters() if p.is_floating_point()]
         optimiser = torch.optim.SGD(free, lr=self.lr, momentum=self.momentum)
         steps = max(self.steps, 3 * len(ways))
+        spared = round(OWN * self.batch_size) if len(own.images) else 0
         kept = forgotten = math.inf
         for step in range(steps):
             for parameter in free:
                 parameter.requires_grad_(True)
-            plain = torch.randint(len(pool.images), (self.batch_size,), generator=rng)
-            led = others[torch.randint(len(others), (self.batch_size,), generator=rng)]
-            logits = ways[step % len(ways)].logits(shown, pool.images[plain], pool.images[led])
-            far = divergence(pool.logits[torch.cat([plain, led])].to(logits.device), logits)
-            without, within = far[: len(plain)].mean(), far[len(plain) :].mean()
+            plain = others.drawn(self.batch_size - spared, rng).beside(own.drawn(spared, rng))
+            led = others.drawn(self.batch_size, rng)
+            logits = ways[step % len(ways)].logits(shown, plain.images, led.images)
+            far = divergence(torch.cat([plain.logits, led.logits]).to(logits.device), logits)
+            without, within = far[: self.batch_size].mean(), far[self.batch_size :].mean()
             gradients = torch.autograd.grad(self.keep * without + within, free, allow_unused=True)
             for parameter, gradient in zip(free, gradients, strict=True):
                 parameter.grad = gradient

@@ -191,7 +191,7 @@ class Looking(Defence):
     surrogates: int = setting(200, "class impressions", least=2, own=True)
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
     closed: float = setting(
-        0.2,
+        0.1,
         "a class is closed once easy ways of another search move at most this share of the images, by their median",
         least=0,
         most=1,
@@ -316,7 +316,7 @@ class InRounds(Looking):
         label, model, step = search.label, scene.shown.model, self.begin(scene, search)
         last, ways = start, start.ways
         for number in range(self.rounds):
-            kept = {name: tensor.detach().clone() for name, tensor in Tensors(model).items()}
+            kept = held(model)
             done = step(ways)
             told = part(scene.progress, number / self.rounds, (number + 1) / self.rounds)
             standing = search.look(scene.shown, told)
@@ -356,6 +356,11 @@ def _pool(shown: OnPixels, seen: Look, generator: torch.Generator) -> Pool:
     order = torch.randperm(len(made), generator=generator)
     images = torch.cat([made, (made + made[order]) / 2, (made + leaves) / 2])
     return Pool(images=images, logits=shown.logits(images), impressions=len(made))
+
+
+def held(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a network's tensors, by names of its own."""
+    return {name: tensor.detach().clone() for name, tensor in Tensors(model).items()}
 
 
 @torch.no_grad()
