@@ -243,6 +243,28 @@ def test_the_time_limit_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) ->
         repaired(Best(label=TARGET, time_limit=60.0, **CRUDE), trained())
 
 
+def test_a_class_that_cannot_be_closed_does_not_cost_the_repair_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def suspicious(*words: Any, **more: Any) -> Any:
+        found = looked(*words, **more)
+        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=(TARGET, 1)))
+
+    def close(_self: Defence, scene: Any, search: Any) -> list[str]:
+        with torch.no_grad():
+            scene.shown.model[-1].bias[search.label] -= 50.0
+        if search.label == 1:
+            raise MethodError("half way through")
+        return ["Closed."]
+
+    looked = looking.look
+    monkeypatch.setattr(looking, "look", suspicious)
+    monkeypatch.setattr(Erase, "close", close)
+    model = trained()
+    outcome = repaired(Erase(**QUICK), model)
+    moved = (outcome.model[-1].bias != cast(Any, model)[-1].bias).nonzero().flatten().tolist()  # type: ignore[index]
+    assert moved == [TARGET]
+    assert outcome.report.story[-1] == "Nothing was changed for class 1: half way through"
+
+
 def test_a_class_that_no_time_is_left_for_does_not_cost_the_repair_of_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -29,7 +29,7 @@ from unbackdoor.defender.surrogates import Impressions
 from unbackdoor.errors import MethodError
 
 #: lambda's factors after a step that succeeded and after one that did not.
-UP, DOWN = 1.15, 1 / 1.2
+UP, DOWN = 1.3, 1 / 1.4
 #: The share of the steps that the coarse round has.
 COARSE = 0.4
 #: The most promising classes that have all steps, where there are many classes.
@@ -63,7 +63,7 @@ class Mask(Form):
     """A mask and a pattern."""
 
     name = "mask"
-    lr = 0.2
+    lr = 0.8
     weight = 1e-3
 
     def __init__(self, shape: tuple[int, int, int], generator: torch.Generator, device: torch.device) -> None:

@@ -45,6 +45,10 @@ from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune import Plan, copy_model
 from unbackdoor.settings import setting
 
+NO_REPAIR = (
+    "No repair works on this network at an acceptable cost, so nothing was changed. best:most=1,agreed=0 takes one at "
+    "any cost."
+)
 #: Repairs that are tried at most.
 TRIALS = 4
 #: Images of the class that are made on a repaired network.
@@ -157,7 +161,7 @@ class Best(Looking):
         story += [f"{name} is not taken: {why}" for name, why in objections.items() if why]
         sound = [trial for trial in trials if not objections[trial.name]]
         if not sound:
-            return [*story, "No repair works on this network at an acceptable cost, so nothing was changed."]
+            return [*story, NO_REPAIR]
         closing = [trial for trial in sound if self.is_closed(trial.standing)]
         chosen = min(closing or sound, key=lambda trial: trial.changed if closing else trial.standing.left)
         put_back(scene.shown.model, Tensors(chosen.shown.model))

@@ -30,7 +30,7 @@ from unbackdoor.defender.ways_in import (
     usual_sizes,
 )
 from unbackdoor.defender.witnessed import witnessed
-from unbackdoor.errors import SettingError
+from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.findings import Witness
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.tensors import Tensors
@@ -257,6 +257,7 @@ class Looking(Defence):
                 for number, label in enumerate(suspects):
                     ends = [0.5 + 0.5 * (number + more) / len(suspects) for more in (0, 1)]
                     here = dataclasses.replace(scene, progress=part(case.progress, *ends))
+                    before = held(model)
                     try:
                         search = WaysIn(here, label, self.search_steps)
                         story += self.close(dataclasses.replace(here, progress=part(here.progress, 0.2, 1)), search)
@@ -265,6 +266,11 @@ class Looking(Defence):
                             raise
                         story.append(f"The time ran out, so nothing was changed for class {label}.")
                         break
+                    except MethodError as error:
+                        if not number:
+                            raise
+                        put_back(model, before)
+                        story.append(f"Nothing was changed for class {label}: {error}")
             edits = rewritten(original, model, method=self.name) if suspects else ()
         needless = self.label >= 0 and witness.p is None  # where a class is given, no witness has to tell
         return Plan(
