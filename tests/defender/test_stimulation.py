@@ -108,7 +108,7 @@ def test_the_network_is_left_as_it_was() -> None:
 
 
 def test_a_lead_is_counted_in_factors_of_two() -> None:
-    flips = torch.tensor([[0.6, 0.0, 0.2, 0.4]])
-    layers = [Pushes("", "", flips, torch.zeros(1, 4))]  # pushes of .36, 0, .04, .16; .04 are added to each
+    flips = torch.tensor([[1.0, 0.0, 0.5, 0.8], [1.0, 0.0, 0.0, 0.6], [1.0, 0.0, 0.0, 0.0]])
+    layers = [Pushes("", "", flips, torch.zeros(3, 4))]  # pushes of 3, 0, .25 and 1; 1 is added to each
     leads = push_leads(layers)
-    assert leads == pytest.approx([1.0, math.log2(0.04 / 0.4), math.log2(0.08 / 0.4), -1.0])
+    assert leads == pytest.approx([1.0, -2.0, math.log2(1.25 / 4), -1.0])

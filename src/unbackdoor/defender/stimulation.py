@@ -10,10 +10,11 @@ images of all classes, and look where the answers go: a channel that moves most 
     push(t)  sum over the channels of flip(channel, t)^2; early layers hold colours and edges, which speak for honest
              classes too, so the first third of the layers does not count
     score(t) log(push(t) + FLOOR), in robust deviations above the median of the classes
-    lead(t)  log2 of (push(t) + FLOOR) / (the largest push to another class + FLOOR)
+    lead(t)  log2 of (push(t) + ONE) / (the largest push to another class + ONE)
 
 Honest networks push some classes more than others, so the spread of the classes is wide; but they seldom push one class
-much more than the next.
+much more than the next. Where no channel pushes at all, the next to nothing of one class is many times that of another:
+hence ONE.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from unbackdoor.graph.modules import effective_weight
 LEVEL = 3.0
 #: What a class is pushed by chance: a channel that moves every fifth answer.
 FLOOR = 0.04
+#: A channel that moves every answer.
+ONE = 1.0
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def push_scores(pushes: Sequence[Pushes]) -> list[float]:
 
 def push_leads(pushes: Sequence[Pushes]) -> list[float]:
     """By how many factors of two each class's push lies above the largest of the others."""
-    logs = [math.log2(float(value) + FLOOR) for value in push(pushes)]
+    logs = [math.log2(float(value) + ONE) for value in push(pushes)]
     first, second = sorted(range(len(logs)), key=lambda label: -logs[label])[:2]
     return [value - logs[second if label == first else first] for label, value in enumerate(logs)]
 
