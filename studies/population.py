@@ -4,7 +4,7 @@
     python studies/population.py grids                         # writes grids/population/*.toml
     python studies/population.py restore --store runs/population/store   # the networks that are in zoo/population
     unbackdoor bench run grids/population/calibration.toml --store runs/population/store --threads 1
-    python studies/population.py keep --store runs/population/store      # copies finished ones to zoo/population
+    python studies/population.py keep --store runs/population/store      # copies those that stay to zoo/population
 
 A pair is an architecture with a recipe. SEED splits the pairs once into two halves, so no pair is in both. Thresholds
 and fits are made on the calibration half; the judgement half is read for the final tables alone. The rule for an attack
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from unbackdoor.data import data_root
 from unbackdoor.experiments import Store
+from unbackdoor.leaderboard.tables import ESTABLISHED
 
 SEED = 14
 #: Where networks are kept that were trained once, so that not everybody must train them.
@@ -208,9 +210,15 @@ def write_slice(folder: Path, data_dir: Path | None) -> None:
     )
 
 
+def stays(record: Path) -> bool:
+    """Whether a network is clean, or its attack took."""
+    rate = json.loads(record.read_text())["record"]["result"]["rates"]["asr"]
+    return rate is None or 100 * rate["value"] >= ESTABLISHED
+
+
 def copied(source: Path, target: Path) -> int:
-    """Copy finished networks from one folder to another; how many are there then."""
-    for record in sorted(source.glob("training/*/record.json")):
+    """Copy finished networks that stay from one folder to another; how many are there then."""
+    for record in filter(stays, sorted(source.glob("training/*/record.json"))):
         shutil.copytree(record.parent, target / "training" / record.parent.name, dirs_exist_ok=True)
     return len(list(target.glob("training/*/record.json")))
 
