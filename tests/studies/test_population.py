@@ -89,15 +89,20 @@ def test_nobody_reads_the_judgement_half() -> None:
     assert sorted(named) == ["studies/judgement.py", "studies/population.py"]
 
 
-def test_finished_networks_are_kept_and_restored(population: ModuleType, tmp_path: Path) -> None:
-    for name, files in (("a", ("record.json", "model.safetensors")), ("b", ("model.safetensors",))):
-        (tmp_path / "store" / "training" / name).mkdir(parents=True)
-        for file in files:
-            (tmp_path / "store" / "training" / name / file).write_text(name)
-    assert population.copied(tmp_path / "store", tmp_path / "kept") == 1
-    assert population.copied(tmp_path / "kept", tmp_path / "other") == 1
-    assert (tmp_path / "other" / "training" / "a" / "model.safetensors").read_text() == "a"
-    assert not (tmp_path / "other" / "training" / "b").exists()
+def test_finished_networks_that_stay_are_kept_and_restored(population: ModuleType, tmp_path: Path) -> None:
+    """A clean one and one whose attack took; not one whose attack did not take, and not one that is not finished."""
+    asr = {"clean": None, "took": {"value": 0.8}, "failed": {"value": 0.79}}
+    for name in (*asr, "unfinished"):
+        folder = tmp_path / "store" / "training" / name
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text(name)
+        if name in asr:
+            (folder / "record.json").write_text(json.dumps({"record": {"result": {"rates": {"asr": asr[name]}}}}))
+    assert population.copied(tmp_path / "store", tmp_path / "kept") == 2
+    assert population.copied(tmp_path / "kept", tmp_path / "other") == 2
+    restored = tmp_path / "other" / "training"
+    assert {path.name for path in restored.iterdir()} == {"clean", "took"}
+    assert (restored / "took" / "model.safetensors").read_text() == "took"
 
 
 def test_what_is_kept_is_of_the_population(population: ModuleType) -> None:
@@ -121,6 +126,13 @@ def test_what_is_kept_is_of_the_population(population: ModuleType) -> None:
         config = json.loads(record.read_text())["record"]["config"]
         recipe, attack = config["recipe"], config["attack"] or {"name": "none"}
         arch = config["arch"].rpartition(",num_classes=")[0]
-        found = (config["data"], arch, recipe["name"], recipe["epochs"], config["seed"], attack["name"])
+        found = (
+            config["data"].rpartition(":")[2],
+            arch,
+            recipe["name"],
+            recipe["epochs"],
+            config["seed"],
+            attack["name"],
+        )
         assert (*found, config["rate"] or 0.0) in wanted
         assert config["dtype"] == "bfloat16"
