@@ -14,9 +14,10 @@ Surrogates answered with the class itself do not count as changed: many of them 
 takes the class away with the trigger seems cheap. But what it takes for the class afterwards is then something else
 than before, and than what other repairs take for it: `agreed` tells.
 Erasing, pruning what pushes (where something does) and forgetting are tried; if none closes the class, erasing is tried
-behind forgetting. A repair that changes too many sure answers of other classes, or agrees on too few images of the
-class, is never taken. Among the others that close the class, the one that changes least is taken; where none does, the
-one that leaves least.
+behind forgetting. A repair that changes too many sure answers of other classes is never taken. One that agrees on too
+few images of the class is taken only where all are so: where the class was answered for its trigger alone (SIG, which
+poisons all its images), nothing of it is left. Among the others that close the class, the one that changes least is
+taken; where none does, the one that leaves least.
 """
 
 from __future__ import annotations
@@ -46,8 +47,7 @@ from unbackdoor.prune import Plan, copy_model
 from unbackdoor.settings import setting
 
 NO_REPAIR = (
-    "No repair works on this network at an acceptable cost, so nothing was changed. best:most=1,agreed=0 takes one at "
-    "any cost."
+    "No repair works on this network at an acceptable cost, so nothing was changed. best:most=1 takes one at any cost."
 )
 #: Repairs that are tried at most.
 TRIALS = 4
@@ -81,8 +81,8 @@ class Trial:
     told: tuple[str, ...]
 
     def agreed(self, trials: Sequence[Trial], label: int) -> float:
-        """See above, in [0, 1]; without another repair, with the network before alone."""
-        others = [trial for trial in trials if trial is not self]
+        """See above, in [0, 1]; without another repair that has such images, with the network before alone."""
+        others = [trial for trial in trials if trial is not self and len(trial.own)]
         shares = [_share(trial.shown.logits(self.own).argmax(1) == label) if len(self.own) else 0.0 for trial in others]
         return (1 - self.lost) * (statistics.median(shares) if shares else 1.0)
 
@@ -111,7 +111,7 @@ class Best(Looking):
 
     agreed: float = setting(
         0.35,
-        "... nor one whose images of the class were others before, and are to other repairs; a share",
+        "a repair of whose images of the class a smaller share is of that class to others is taken only if all are so",
         least=0,
         most=1,
         own=True,
@@ -150,32 +150,41 @@ class Best(Looking):
             if any(isinstance(way, Channel) for way in ways):
                 self._try(scene, Pushing(), search, trials, story)
             forgotten = self._try(scene, Forget(), search, trials, story)
-            sound = [trial for trial in trials if not self._objection(trial, trials, label)]
-            if forgotten and not any(self.is_closed(trial.standing) for trial in sound):
+            closing = [trial for trial in trials if trial.sure <= self.most and self.is_closed(trial.standing)]
+            if forgotten and not any(trial.agreed(trials, label) >= self.agreed for trial in closing):
                 self._try(scene, Erase(rounds=1), search, trials, story, behind=forgotten)
         except OutOfTime:
             if not trials:
                 raise
             story.append(f"The time limit of {self.time_limit:g} s ran out, so no more was tried.")
-        objections = {trial.name: self._objection(trial, trials, label) for trial in trials}
-        story += [f"{name} is not taken: {why}" for name, why in objections.items() if why]
-        sound = [trial for trial in trials if not objections[trial.name]]
-        if not sound:
+        cheap = [trial for trial in trials if trial.sure <= self.most]
+        story += [
+            f"{trial.name} is not taken: it changes {trial.sure:.0%} of the sure answers."
+            for trial in trials
+            if trial not in cheap
+        ]
+        if not cheap:
             return [*story, NO_REPAIR]
+        agreed = {trial.name: trial.agreed(trials, label) for trial in cheap}
+        sound = [trial for trial in cheap if agreed[trial.name] >= self.agreed]
+        if sound:
+            story += [
+                f"{trial.name} is not taken: only {agreed[trial.name]:.0%} of its images of class {label} are of that "
+                "class to the others."
+                for trial in cheap
+                if trial not in sound
+            ]
+        else:
+            story.append(
+                f"After each repair, class {label} is another than before. Either it was answered for its trigger "
+                "alone, or it may hardly be answered any more."
+            )
+            sound = cheap
         closing = [trial for trial in sound if self.is_closed(trial.standing)]
         chosen = min(closing or sound, key=lambda trial: trial.changed if closing else trial.standing.left)
         put_back(scene.shown.model, Tensors(chosen.shown.model))
         verdict = "it closes the class at the smallest cost" if closing else "it leaves least, though not little"
         return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
-
-    def _objection(self, trial: Trial, trials: Sequence[Trial], label: int) -> str:
-        """Why a trial is not taken, whatever it closes; empty if it may be."""
-        if trial.sure > self.most:
-            return f"it changes {trial.sure:.0%} of the sure answers."
-        agreed = trial.agreed(trials, label)
-        if agreed < self.agreed:
-            return f"only {agreed:.0%} of its images of class {label} are of that class to the others."
-        return ""
 
     def _try(
         self,
