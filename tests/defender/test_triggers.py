@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.triggers import FORMS, Additive, Form, Mask, Trigger, reconstruct
+from unbackdoor.defender.triggers import FORMS, Additive, Form, Mask, PatientMask, Trigger, reconstruct
 from unbackdoor.errors import MethodError
 from unbackdoor.inputs import InputSpec
 
@@ -31,13 +31,19 @@ def found(kind: type[Form], label: int = 1, seed: int = 0, **more: float) -> Tri
     )
 
 
-def test_a_patch_is_found_where_it_is() -> None:
-    trigger = found(Mask)
+@pytest.mark.parametrize("kind", [Mask, PatientMask])
+def test_a_patch_is_found_where_it_is(kind: type[Form]) -> None:
+    trigger = found(kind)
     assert isinstance(trigger.form, Mask)
     assert trigger.size < 8  # 4 pixels and what is left of the other 60
     stamped = trigger.form(torch.zeros(1, *SHAPE))[0]
     assert float(stamped[:, -2:, -2:].mean()) > 0.7
     assert float(stamped[:, :-2].mean()) < 0.15
+
+
+def test_the_hasty_mask_is_smaller_after_few_steps() -> None:
+    hasty, patient = (found(kind, steps=40).size for kind in (Mask, PatientMask))
+    assert hasty < patient
 
 
 def test_a_pattern_is_about_as_small_as_can_be() -> None:

@@ -6,6 +6,9 @@
     filter      clip(x + r(x)), with two 3x3 convolutions r; its size is the mean L2 norm of what they add. It stands
                 for triggers that depend on the image: warped, quantised, drawn by a network
 
+A mask is searched hastily where all classes are compared: it is small after few steps from nearly every start. Where a
+class is hard to reach, the patient one succeeds more often.
+
 Adam minimises cross-entropy + lambda * size. lambda rises while the trigger succeeds on enough of a batch, and falls
 while it does not. The smallest trigger that succeeded is kept.
 """
@@ -28,8 +31,6 @@ from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import Impressions
 from unbackdoor.errors import MethodError
 
-#: lambda's factors after a step that succeeded and after one that did not.
-UP, DOWN = 1.3, 1 / 1.4
 #: The share of the steps that the coarse round has.
 COARSE = 0.4
 #: The most promising classes that have all steps, where there are many classes.
@@ -43,6 +44,9 @@ class Form(ABC):
     lr: ClassVar[float]
     #: lambda at the start, for images of 1,024 pixels; it falls with their number.
     weight: ClassVar[float]
+    #: lambda's factors after a step that succeeded and after one that did not.
+    up: ClassVar[float] = 1.3
+    down: ClassVar[float] = 1 / 1.4
 
     free: list[Tensor]
 
@@ -78,6 +82,13 @@ class Mask(Form):
 
     def size(self) -> Tensor:
         return self._mask.sigmoid().sum()
+
+
+class PatientMask(Mask):
+    """The same in smaller steps: it succeeds where a hasty one finds nothing, and needs more steps to be small."""
+
+    lr = 0.2
+    up, down = 1.15, 1 / 1.2
 
 
 class Additive(Form):
@@ -219,7 +230,7 @@ class Search:
             for free, gradient in zip(form.free, torch.autograd.grad(loss, form.free), strict=True):
                 free.grad = gradient
             self._optimiser.step()
-            self._weight *= UP if moved >= self._success else DOWN
+            self._weight *= form.up if moved >= self._success else form.down
         if self._kept is None:
             return Trigger(self._label, None, math.inf, self._rate)
         best = copy.deepcopy(form)
