@@ -191,7 +191,7 @@ class Looking(Defence):
     surrogates: int = setting(200, "class impressions", least=2, own=True)
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
     closed: float = setting(
-        0.1,
+        0.05,
         "a class is closed once easy ways of another search move at most this share of the images, by their median",
         least=0,
         most=1,
