@@ -67,7 +67,7 @@ class Trial:
         standing: how easily the class is reached in it; `left` and `regained`, see above.
         changed, sure: see above, in [0, 1].
         own: impressions of the class made on the copy, which it takes for the class, and so did the network before.
-        lost: the share of those that the network before took for something else.
+        lost: of those that the copy takes for the class, the share that the network before took for something else.
         told: what it says of itself.
     """
 

@@ -101,16 +101,14 @@ class Erase(InRounds):
                 own = others[:0]
                 if self.protected:
                     with erased_roughly(scene, search, found) as shown:
-                        own = self._own(shown, search.label, scene.generator)
+                        own = impressions(
+                            shown.model, shown.spec, [search.label], per_class=self.protected, generator=scene.generator
+                        ).images
                     own = own[shown.logits(own).argmax(1) == search.label]
             take_out(found, own)
             return f"Their common direction was taken out of {path}."
 
         return step
-
-    def _own(self, shown: OnPixels, label: int, generator: torch.Generator) -> Tensor:
-        """Impressions of the class on the network as it is."""
-        return impressions(shown.model, shown.spec, [label], per_class=self.protected, generator=generator).images
 
     def _head(self, scene: Scene) -> tuple[str, nn.Linear]:
         """The classifier and its path."""

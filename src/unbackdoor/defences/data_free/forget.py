@@ -116,9 +116,9 @@ class Forget(InRounds):
     def _own(self, scene: Scene, search: WaysIn, found: Sequence[Way]) -> Lesson:
         """x_t and r."""
         pool, rng = scene.pool, scene.generator
-        others = pool.others(search.label)
+        others, nothing = pool.others(search.label), Lesson(pool.images[:0], pool.logits[:0])
         if not self.protected or not len(others):
-            return Lesson(pool.images[:0], pool.logits[:0])
+            return nothing
         mixed = others[torch.randint(len(others), (self.protected,), generator=rng)]
         leaves = dead_leaves(self.protected, scene.shown.spec, rng)
         try:
@@ -127,7 +127,7 @@ class Forget(InRounds):
                 images = torch.cat([made.images, (made.images + mixed) / 2, (made.images + leaves) / 2])
                 return Lesson(images, shown.logits(images))
         except MethodError:
-            return Lesson(pool.images[:0], pool.logits[:0])
+            return nothing
 
     def _distil(self, scene: Scene, ways: Sequence[Way], others: Lesson, own: Lesson) -> tuple[float, float]:
         """One round's training; the last losses of both kinds."""
