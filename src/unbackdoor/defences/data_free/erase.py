@@ -34,8 +34,7 @@ classifier.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn, held, put_back
+from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.defender.surrogates import impressions
@@ -100,7 +99,7 @@ class Erase(InRounds):
             if own is None:
                 own = others[:0]
                 if self.protected:
-                    with erased_roughly(scene, search, found) as shown:
+                    with Erase(protected=0).for_once(scene, search, found) as shown:
                         own = impressions(
                             shown.model, shown.spec, [search.label], per_class=self.protected, generator=scene.generator
                         ).images
@@ -123,27 +122,6 @@ class Erase(InRounds):
                 f"{self.name}: the weight or bias of the classifier {path} is {why}, so it cannot be edited alone"
             )
         return path, head
-
-
-@contextlib.contextmanager
-def erased_roughly(scene: Scene, search: WaysIn, ways: Sequence[Way]) -> Iterator[OnPixels]:
-    """Within, the ways are erased and the class is not spared; then the network is as it was.
-
-    Impressions of the class that are made within look like it in another way than by the ways: x_t.
-
-    Args:
-        scene, search: as in `close`.
-        ways: easy ones into the class.
-
-    Raises:
-        MethodError: as `Erase`.
-    """
-    kept = held(scene.shown.model)
-    Erase(protected=0).begin(scene, search)(ways)
-    try:
-        yield scene.shown
-    finally:
-        put_back(scene.shown.model, kept)
 
 
 def direction(shown: OnPixels, path: str, ways: Sequence[Way], pixels: Tensor, h: Tensor) -> Tensor:

@@ -36,14 +36,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.erase import erased_roughly
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
 from unbackdoor.defender.surrogates import dead_leaves, impressions
 from unbackdoor.defender.ways_in import Way
@@ -121,8 +120,9 @@ class Forget(InRounds):
             return nothing
         mixed = others[torch.randint(len(others), (self.protected,), generator=rng)]
         leaves = dead_leaves(self.protected, scene.shown.spec, rng)
+        roughly = cast("type[Any]", DEFENCES["erase"])(protected=0)
         try:
-            with erased_roughly(scene, search, found) as shown:
+            with roughly.for_once(scene, search, found) as shown:
                 made = impressions(shown.model, shown.spec, [search.label], per_class=self.protected, generator=rng)
                 images = torch.cat([made.images, (made.images + mixed) / 2, (made.images + leaves) / 2])
                 return Lesson(images, shown.logits(images))

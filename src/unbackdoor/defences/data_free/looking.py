@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 from abc import abstractmethod
@@ -308,6 +309,16 @@ class InRounds(Looking):
         if not search.first.ways:
             return [f"No easy way into class {search.label} was found."]
         return [said for said, _ in self.each_round(scene, search, search.first)]
+
+    @contextlib.contextmanager
+    def for_once(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> Iterator[OnPixels]:
+        """Within, the ways were closed by one round; then the network is as it was. Raises as `begin`."""
+        kept = held(scene.shown.model)
+        self.begin(scene, search)(ways)
+        try:
+            yield scene.shown
+        finally:
+            put_back(scene.shown.model, kept)
 
     def each_round(self, scene: Scene, search: WaysIn, start: Standing) -> Iterator[tuple[str, Standing]]:
         """Close the ways, and look again, until the class is closed, no way is easy, or it gets worse.
