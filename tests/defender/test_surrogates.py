@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defender.surrogates import _statistics, dead_leaves, impressions, random_spectra, total_variation
+from trained_toys import CLASSES, SIDE, TARGET, trained
+from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.surrogates import (
+    _statistics,
+    dead_leaves,
+    images_of,
+    impressions,
+    random_spectra,
+    total_variation,
+)
 from unbackdoor.inputs import InputSpec
 
 CIFAR = InputSpec(shape=(3, 32, 32), mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
@@ -126,6 +135,16 @@ def test_a_seed_gives_the_same_impressions_and_another_others() -> None:
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_images_of_one_class_are_of_that_class() -> None:
+    model, spec = trained(), InputSpec(shape=(3, SIDE, SIDE), mean=(0.5,) * 3, std=(0.5,) * 3)
+    for label in (0, TARGET, CLASSES - 1):
+        made = images_of(model, spec, label, 12, _generator())
+        assert made.shape == (12, 3, SIDE, SIDE)
+        answers = OnPixels(model, spec).logits(made).argmax(1)
+        assert float((answers == label).float().mean()) > 0.8
+    assert torch.equal(made, images_of(model, spec, CLASSES - 1, 12, _generator()))
 
 
 def test_each_step_matches_a_share_of_the_norms_and_all_have_their_turn() -> None:

@@ -7,7 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.triggers import FORMS, Additive, Form, Mask, PatientMask, Trigger, reconstruct
+from unbackdoor.defender.triggers import (
+    FORMS,
+    Additive,
+    Form,
+    Mask,
+    PatientAdditive,
+    PatientMask,
+    Trigger,
+    reconstruct,
+)
 from unbackdoor.errors import MethodError
 from unbackdoor.inputs import InputSpec
 
@@ -46,14 +55,15 @@ def test_the_hasty_mask_is_smaller_after_few_steps() -> None:
     assert hasty < patient
 
 
-def test_a_pattern_is_about_as_small_as_can_be() -> None:
+@pytest.mark.parametrize("kind", [Additive, PatientAdditive])
+def test_a_pattern_is_about_as_small_as_can_be(kind: type[Form]) -> None:
     """The four pixels in three colours are .25 in the mean and must be .8: about .55 each, so an L2 norm of 1.9."""
-    trigger = found(Additive)
+    trigger = found(kind)
     assert isinstance(trigger.form, Additive)
     assert 1.5 < trigger.size < 3
 
 
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", [*FORMS, PatientMask, PatientAdditive])
 def test_what_is_returned_succeeds_and_has_the_size_that_it_says(kind: type[Form]) -> None:
     trigger = found(kind)
     assert trigger.form is not None

@@ -29,6 +29,8 @@ from unbackdoor.inputs import InputSpec
 LARGEST = 96
 #: Images optimised at a time.
 BATCH = 250
+#: Steps of Adam: enough to compare classes, and until the network is sure of nearly every impression.
+SHORT, LONG = 50, 100
 
 
 def dead_leaves(count: int, spec: InputSpec, generator: torch.Generator) -> Tensor:
@@ -108,7 +110,7 @@ class Impressions:
 
 
 def class_images(
-    shown: OnPixels, count: int, generator: torch.Generator, *, progress: Progress = silent
+    shown: OnPixels, count: int, generator: torch.Generator, *, steps: int = SHORT, progress: Progress = silent
 ) -> Impressions:
     """About `count` impressions: as many of each class, or one each of as many classes as that, drawn at random.
 
@@ -116,6 +118,7 @@ def class_images(
         shown: the network.
         count: of images.
         generator: of everything.
+        steps: of Adam.
         progress: called with (steps done, steps in all, a note).
     """
     classes = shown.classes
@@ -123,7 +126,25 @@ def class_images(
         chosen, per_class = list(range(classes)), round(count / classes)
     else:
         chosen, per_class = torch.randperm(classes, generator=generator)[:count].tolist(), 1
-    return impressions(shown.model, shown.spec, chosen, per_class=per_class, generator=generator, progress=progress)
+    return impressions(
+        shown.model, shown.spec, chosen, per_class=per_class, steps=steps, generator=generator, progress=progress
+    )
+
+
+def images_of(model: nn.Module, spec: InputSpec, label: int, count: int, generator: torch.Generator) -> Tensor:
+    """(count, C, H, W) impressions of one class; the network may take some for another.
+
+    They are made among as many of other classes, drawn at random: the statistics of the normalisations are those of all
+    classes together. They have more steps than where all classes are compared.
+
+    Args:
+        model, spec, generator: as in `impressions`.
+        label: the class.
+        count: of images.
+    """
+    others = torch.randint(max(1, OnPixels(model, spec).classes - 1), (count,), generator=generator)
+    wanted = [label] * count + (others + (others >= label).long()).tolist()
+    return impressions(model, spec, wanted, per_class=1, steps=LONG, generator=generator).images[:count]
 
 
 def impressions(
@@ -132,7 +153,7 @@ def impressions(
     classes: Sequence[int],
     *,
     per_class: int = 20,
-    steps: int = 50,
+    steps: int = SHORT,
     lr: float = 0.1,
     match: float = 1.0,
     matched: float = 1 / 3,

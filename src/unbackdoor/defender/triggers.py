@@ -6,8 +6,8 @@
     filter      clip(x + r(x)), with two 3x3 convolutions r; its size is the mean L2 norm of what they add. It stands
                 for triggers that depend on the image: warped, quantised, drawn by a network
 
-A mask is searched hastily where all classes are compared: it is small after few steps from nearly every start. Where a
-class is hard to reach, the patient one succeeds more often.
+All classes are compared by hasty searches: a trigger is small after few steps from nearly every start. Where a class is
+hard to reach, as after a repair, a patient one succeeds more often.
 
 Adam minimises cross-entropy + lambda * size. lambda rises while the trigger succeeds on enough of a batch, and falls
 while it does not. The smallest trigger that succeeded is kept.
@@ -84,13 +84,6 @@ class Mask(Form):
         return self._mask.sigmoid().sum()
 
 
-class PatientMask(Mask):
-    """The same in smaller steps: it succeeds where a hasty one finds nothing, and needs more steps to be small."""
-
-    lr = 0.2
-    up, down = 1.15, 1 / 1.2
-
-
 class Additive(Form):
     """A pattern that is added."""
 
@@ -143,6 +136,26 @@ class Filter(Form):
         twin = copy.copy(self)
         twin.free, twin._added = [free.detach().clone().requires_grad_() for free in self.free], None
         return twin
+
+
+class Patient(Form):
+    """In smaller steps: it succeeds where a hasty search finds nothing, and needs more steps to be small."""
+
+    up, down = 1.15, 1 / 1.2
+
+
+class PatientMask(Patient, Mask):
+    """A mask and a pattern, in smaller steps."""
+
+    lr = 0.2
+
+
+class PatientAdditive(Patient, Additive):
+    """A pattern that is added, in smaller steps."""
+
+
+class PatientFilter(Patient, Filter):
+    """Two convolutions, in smaller steps."""
 
 
 #: The forms that are compared over all classes. A filter costs as much again, and few triggers need it.

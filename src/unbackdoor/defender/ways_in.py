@@ -25,7 +25,7 @@ from torch import Tensor
 from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.defender.stimulation import Firing
-from unbackdoor.defender.triggers import Additive, Filter, Form, PatientMask, Trigger, reconstruct
+from unbackdoor.defender.triggers import Form, PatientAdditive, PatientFilter, PatientMask, Trigger, reconstruct
 
 #: Of the size that other classes need.
 EASY = 0.6
@@ -33,9 +33,9 @@ EASY = 0.6
 PUSHES = 0.3
 #: Channels at a time: the strongest.
 CHANNELS = 6
-#: The forms that are searched, and how often: one search may end in a poor corner. The mask is a patient one: after a
+#: The forms that are searched, and how often: one search may end in a poor corner. They are patient ones: after a
 #: repair, that none is found must mean that there is none.
-SEARCHES: tuple[type[Form], ...] = (PatientMask, PatientMask, Additive, Filter)
+SEARCHES: tuple[type[Form], ...] = (PatientMask, PatientMask, PatientAdditive, PatientFilter)
 #: Images a step of a search, and the share of them that must be moved.
 BATCH, SUCCESS = 32, 0.9
 #: Other classes that say what a size is worth.
@@ -49,13 +49,14 @@ class Way(ABC):
     """A way into a class."""
 
     @abstractmethod
-    def logits(self, shown: OnPixels, plain: Tensor, pixels: Tensor) -> Tensor:
+    def logits(self, shown: OnPixels, plain: Tensor, pixels: Tensor, strength: Tensor | None = None) -> Tensor:
         """(N + M, classes): of N plain images, and of M on this way; gradients go through.
 
         Args:
             shown: the network, edited or not.
             plain: (N, C, H, W) in [0, 1].
             pixels: (M, C, H, W) in [0, 1].
+            strength: (M,) by how much what a trigger adds is multiplied; 1 is as it was found. A channel fires alike.
         """
 
     @abstractmethod
@@ -71,9 +72,13 @@ class Stamp(Way):
     size: float
     usual: float
 
-    def logits(self, shown: OnPixels, plain: Tensor, pixels: Tensor) -> Tensor:
+    def logits(self, shown: OnPixels, plain: Tensor, pixels: Tensor, strength: Tensor | None = None) -> Tensor:
         with torch.no_grad():
-            stamped = self.form(pixels.to(shown.device))
+            pixels = pixels.to(shown.device)
+            stamped = self.form(pixels)
+            if strength is not None:
+                added = strength.to(shown.device)[:, None, None, None] * (stamped - pixels)
+                stamped = (pixels + added).clamp(0, 1)
         return shown(torch.cat([plain.to(shown.device), stamped]))
 
     def __str__(self) -> str:
@@ -90,7 +95,8 @@ class Channel(Way):
     firing: Firing
     moved: float = field(compare=False)
 
-    def logits(self, shown: OnPixels, plain: Tensor, pixels: Tensor) -> Tensor:
+    def logits(self, shown: OnPixels, plain: Tensor, pixels: Tensor, strength: Tensor | None = None) -> Tensor:
+        del strength
         both = torch.cat([plain, pixels])
         with self.firing.only_from(shown.model, len(plain)):
             return shown(both)
@@ -104,26 +110,24 @@ def usual_sizes(
     pixels: Tensor,
     answers: Tensor,
     label: int,
-    known: Usual,
     generator: torch.Generator,
     *,
     steps: int,
 ) -> Usual:
-    """What is known, and for the other forms measured on a few other classes, drawn at random.
+    """Measured on a few other classes, drawn at random.
 
     Args:
         shown: the network.
         pixels: (N, C, H, W) in [0, 1].
         answers: (N,) what it answers.
         label: the class that is not asked.
-        known: sizes that are known already.
         generator: of the draw and the searches.
         steps: of a search.
     """
     order = torch.randperm(shown.classes, generator=generator).tolist()
     others = [one for one in order if one != label and bool((answers != one).any())][:OTHERS]
-    sizes = dict(known)
-    for form in dict.fromkeys(form for form in SEARCHES if form not in known):
+    sizes: Usual = {}
+    for form in dict.fromkeys(SEARCHES):
         found = [_search(shown, pixels[answers != one], one, form, generator, steps).size for one in others]
         sizes[form] = statistics.median(found) if found else float("inf")
     return sizes

@@ -7,6 +7,8 @@ It needs no data, and has no paper of its own.
     sure       the same share, of those that the network was sure of
     agreed     of the impressions of the class that are made on the repaired network, the share that the network before
                and another repair take for the class, too; the median over the other repairs
+    lost       of the same impressions of the other repairs that close the class, the share that a repair does not take
+               for the class; the mean over those repairs
 
 A repair closes the class if `left` is at most `closed` and `regained` at least that of the settings: a network that was
 trained to resist some ways may give in to others that are nearly as easy.
@@ -16,8 +18,8 @@ than before, and than what other repairs take for it: `agreed` tells.
 Erasing, pruning what pushes (where something does) and forgetting are tried; if none closes the class, erasing is tried
 behind forgetting. A repair that changes too many sure answers of other classes is never taken. One that agrees on too
 few images of the class is taken only where all are so: where the class was answered for its trigger alone (SIG, which
-poisons all its images), nothing of it is left. Among the others that close the class, the one that changes least is
-taken; where none does, the one that leaves least.
+poisons all its images), nothing of it is left. Among the others that close the class, the one with the smallest sum of
+`changed` and a quarter of `lost` is taken; where none does, the one that leaves least.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from unbackdoor.defences.data_free.looking import InRounds, Looking, OutOfTime, 
 from unbackdoor.defences.data_free.pushing import Pushing
 from unbackdoor.defender.case import Case, Progress, part
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.surrogates import impressions
+from unbackdoor.defender.surrogates import images_of
 from unbackdoor.defender.ways_in import Channel
 from unbackdoor.errors import MethodError
 from unbackdoor.graph.tensors import Tensors
@@ -51,8 +53,10 @@ NO_REPAIR = (
 )
 #: Repairs that are tried at most.
 TRIALS = 4
+#: What `lost` weighs beside `changed`.
+LOST = 0.25
 #: Images of the class that are made on a repaired network.
-OWN = 40
+OWN = 24
 #: The probability from which on the network is sure of an answer.
 SURE = 0.7
 
@@ -67,7 +71,7 @@ class Trial:
         standing: how easily the class is reached in it; `left` and `regained`, see above.
         changed, sure: see above, in [0, 1].
         own: impressions of the class made on the copy, which it takes for the class, and so did the network before.
-        lost: of those that the copy takes for the class, the share that the network before took for something else.
+        strange: of those that the copy takes for the class, the share that the network before took for something else.
         told: what it says of itself.
     """
 
@@ -77,14 +81,24 @@ class Trial:
     changed: float
     sure: float
     own: Tensor
-    lost: float
+    strange: float
     told: tuple[str, ...]
 
     def agreed(self, trials: Sequence[Trial], label: int) -> float:
         """See above, in [0, 1]; without another repair that has such images, with the network before alone."""
         others = [trial for trial in trials if trial is not self and len(trial.own)]
-        shares = [_share(trial.shown.logits(self.own).argmax(1) == label) if len(self.own) else 0.0 for trial in others]
-        return (1 - self.lost) * (statistics.median(shares) if shares else 1.0)
+        shares = [trial.takes(self.own, label) if len(self.own) else 0.0 for trial in others]
+        return (1 - self.strange) * (statistics.median(shares) if shares else 1.0)
+
+    def cost(self, closing: Sequence[Trial], label: int) -> float:
+        """`changed` and its share of `lost`, see above."""
+        others = [trial.own for trial in closing if trial is not self and len(trial.own)]
+        kept = statistics.fmean(self.takes(own, label) for own in others) if others else 1.0
+        return self.changed + LOST * (1 - kept)
+
+    def takes(self, images: Tensor, label: int) -> float:
+        """The share of images that it takes for a class."""
+        return _share(self.shown.logits(images).argmax(1) == label)
 
     def __str__(self) -> str:
         return (
@@ -181,7 +195,7 @@ class Best(Looking):
             )
             sound = cheap
         closing = [trial for trial in sound if self.is_closed(trial.standing)]
-        chosen = min(closing or sound, key=lambda trial: trial.changed if closing else trial.standing.left)
+        chosen = min(closing or sound, key=lambda trial: trial.cost(closing, label) if closing else trial.standing.left)
         put_back(scene.shown.model, Tensors(chosen.shown.model))
         verdict = "it closes the class at the smallest cost" if closing else "it leaves least, though not little"
         return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
@@ -235,7 +249,7 @@ def _judged(scene: Scene, shown: OnPixels, name: str, label: int, standing: Stan
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
     others = before != label
     sure = others & (pool.logits.softmax(1).amax(1) >= SURE)
-    own = impressions(shown.model, shown.spec, [label], per_class=OWN, generator=scene.generator).images
+    own = images_of(shown.model, shown.spec, label, OWN, scene.generator)
     own = own[shown.logits(own).argmax(1) == label]
     same = scene.shown.logits(own).argmax(1) == label if len(own) else torch.zeros(0, dtype=torch.bool)
     return Trial(
@@ -245,7 +259,7 @@ def _judged(scene: Scene, shown: OnPixels, name: str, label: int, standing: Stan
         changed=_share((after != before)[others]),
         sure=_share((after != before)[sure]),
         own=own[same],
-        lost=1 - _share(same),
+        strange=1 - _share(same),
         told=told,
     )
 

@@ -45,7 +45,6 @@ from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
-from unbackdoor.defender.surrogates import impressions
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.graph.activations import watched
@@ -100,9 +99,7 @@ class Erase(InRounds):
                 own = others[:0]
                 if self.protected:
                     with Erase(protected=0).for_once(scene, search, found) as shown:
-                        own = impressions(
-                            shown.model, shown.spec, [search.label], per_class=self.protected, generator=scene.generator
-                        ).images
+                        own = search.images_after(shown, self.protected)
                     own = own[shown.logits(own).argmax(1) == search.label]
             take_out(found, own)
             return f"Their common direction was taken out of {path}."

@@ -44,13 +44,15 @@ from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
-from unbackdoor.defender.surrogates import dead_leaves, impressions
+from unbackdoor.defender.surrogates import dead_leaves
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.settings import setting
 
 #: The share of x_t among the images without a trigger.
 OWN = 1 / 6
+#: Steps for each way, at least.
+PER_WAY = 9
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,16 @@ class Forget(InRounds):
     passes: ClassVar[str] = "about 120,000 passes of one generated image, for ten classes"
 
     rounds: int = setting(6, "searches for easy ways, each followed by training", least=1, own=True)
-    steps: int = setting(36, "of SGD a round, and at least 3 for each way", least=1, own=True)
+    steps: int = setting(36, "of SGD a round, and at least 9 for each way", least=1, own=True)
     lr: float = setting(0.01, "learning rate of SGD, falling to 0 in each round", least=1e-9, most=1e3, own=True)
     momentum: float = setting(0.9, "momentum of SGD", least=0, below=1, own=True)
     clip: float = setting(1.0, "the largest norm of the gradient", above=0, own=True)
     batch_size: int = setting(64, "images of each kind a step", least=1, own=True)
     keep: float = setting(2.0, "weight a of the images without a trigger", least=0, most=1e6, own=True)
     protected: int = setting(40, "impressions of the class that do not need the ways", least=0, own=True)
+    beyond: float = setting(
+        0.5, "a trigger is shown up to this share stronger than it was found", least=0, most=10, own=True
+    )
 
     def begin(self, scene: Scene, search: WaysIn) -> Callable[[Sequence[Way]], str]:
         """Each round trains against the ways of all rounds so far; the first makes x_t."""
@@ -123,8 +128,8 @@ class Forget(InRounds):
         roughly = cast("type[Any]", DEFENCES["erase"])(protected=0)
         try:
             with roughly.for_once(scene, search, found) as shown:
-                made = impressions(shown.model, shown.spec, [search.label], per_class=self.protected, generator=rng)
-                images = torch.cat([made.images, (made.images + mixed) / 2, (made.images + leaves) / 2])
+                made = search.images_after(shown, self.protected)
+                images = torch.cat([made, (made + mixed) / 2, (made + leaves) / 2])
                 return Lesson(images, shown.logits(images))
         except MethodError:
             return nothing
@@ -134,7 +139,7 @@ class Forget(InRounds):
         shown, rng = scene.shown, scene.generator
         free = [p for p in shown.model.parameters() if p.is_floating_point()]
         optimiser = torch.optim.SGD(free, lr=self.lr, momentum=self.momentum)
-        steps = max(self.steps, 3 * len(ways))
+        steps = max(self.steps, PER_WAY * len(ways))
         spared = round(OWN * self.batch_size) if len(own.images) else 0
         kept = forgotten = math.inf
         for step in range(steps):
@@ -142,7 +147,8 @@ class Forget(InRounds):
                 parameter.requires_grad_(True)
             plain = others.drawn(self.batch_size - spared, rng).beside(own.drawn(spared, rng))
             led = others.drawn(self.batch_size, rng)
-            logits = ways[step % len(ways)].logits(shown, plain.images, led.images)
+            stronger = 1 + self.beyond * torch.rand(len(led.images), generator=rng)
+            logits = ways[step % len(ways)].logits(shown, plain.images, led.images, stronger)
             far = divergence(torch.cat([plain.logits, led.logits]).to(logits.device), logits)
             without, within = far[: self.batch_size].mean(), far[self.batch_size :].mean()
             gradients = torch.autograd.grad(self.keep * without + within, free, allow_unused=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import statistics
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from unbackdoor.defender.case import Case, Progress, part, silent
 from unbackdoor.defender.look import Look, look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.stimulation import Firing, moved, strongest
-from unbackdoor.defender.surrogates import dead_leaves
+from unbackdoor.defender.surrogates import LONG, class_images, dead_leaves, images_of
 from unbackdoor.defender.triggers import Trigger
 from unbackdoor.defender.ways_in import (
     CHANNELS,
@@ -133,13 +132,8 @@ class WaysIn:
         self.label = label
         self._seen, self._generator, self._steps = scene.seen, scene.generator, steps
         shown, seen = scene.shown, scene.seen
-        known = {
-            form: statistics.median([*found.sizes[:label], *found.sizes[label + 1 :]])
-            for form, found in seen.triggers.items()
-        }
-        self._usual = usual_sizes(
-            shown, seen.made.images, seen.made.answers, label, known, scene.generator, steps=steps
-        )
+        self._usual = usual_sizes(shown, seen.made.images, seen.made.answers, label, scene.generator, steps=steps)
+        self._made = seen.made.images[:0]
         self.firings: list[Firing] = []
         if seen.pushes:
             self.firings = strongest(shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
@@ -151,6 +145,17 @@ class WaysIn:
         self._images = scene.pool.others(label)
         left = success(shown, self._others, self._images, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
+
+    def images_after(self, shown: OnPixels, count: int) -> Tensor:
+        """(count, C, H, W) impressions of the class; made once, and then again only for another count.
+
+        Args:
+            shown: the network after a first, rough edit, so that they do not need the ways.
+            count: of images.
+        """
+        if len(self._made) != count:
+            self._made = images_of(shown.model, shown.spec, self.label, count, self._generator)
+        return self._made
 
     def look(self, shown: OnPixels, progress: Progress = silent) -> Standing:
         """How easily the class is reached.
@@ -192,7 +197,7 @@ class Looking(Defence):
     surrogates: int = setting(200, "class impressions", least=2, own=True)
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
     closed: float = setting(
-        0.05,
+        0.03,
         "a class is closed once easy ways of another search move at most this share of the images, by their median",
         least=0,
         most=1,
@@ -368,7 +373,8 @@ def _suspicion(witness: Witness, *, given: int) -> str:
 
 
 def _pool(shown: OnPixels, seen: Look, generator: torch.Generator) -> Pool:
-    made = seen.made.images
+    more = class_images(shown, len(seen.made.images) // 2, generator, steps=LONG).images
+    made = torch.cat([seen.made.images, more])
     leaves = dead_leaves(len(made), shown.spec, generator)
     order = torch.randperm(len(made), generator=generator)
     images = torch.cat([made, (made + made[order]) / 2, (made + leaves) / 2])
