@@ -222,19 +222,19 @@ def test_how_far_others_agree_on_what_a_repair_takes_for_the_class(answers: list
     assert first.agreed([first, *(trial(kind) for kind in answers)], 1) == agreed
 
 
-@pytest.mark.parametrize(("kind", "cost"), [(2, 0.125), (1, 0.25), (0, 0.375)])
-def test_what_a_repair_costs_counts_the_class_a_quarter_as_much_as_all_others(kind: int, cost: float) -> None:
-    """It changes an eighth of the answers of other classes, and takes all, half or none of the images for class 1."""
-    one, other = trial(kind, changed=0.125), trial(2)
+@pytest.mark.parametrize(("kind", "cost"), [(2, 0.375), (1, 0.5), (0, 0.625)])
+def test_what_a_repair_costs_counts_the_class_as_any_other(kind: int, cost: float) -> None:
+    """Of four, it changes half of the answers of the others, and takes all, half or none of the images for class 1."""
+    one, other = trial(kind, changed=0.5), trial(2)
     assert one.cost([one, other], 1) == cost
-    assert one.cost([one], 1) == 0.125
+    assert one.cost([one], 1) == 0.375
 
 
 def trial(kind: int, changed: float = 0.0) -> Trial:
     """It takes none, half or all of four images for class 1; a quarter of its own were others before."""
     answers = [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]][kind]
     logits = torch.nn.functional.one_hot(torch.tensor(answers), 2).float()
-    shown: Any = SimpleNamespace(logits=lambda _images: logits)
+    shown: Any = SimpleNamespace(logits=lambda _images: logits, classes=4)
     standing = Standing(triggers=(), ways=(), left=0.0, regained=1.0)
     more: dict[str, Any] = {"own": torch.zeros(4, 1), "strange": 0.25, "told": ()}
     return Trial(name=str(kind), shown=shown, standing=standing, changed=changed, sure=0.0, **more)

@@ -18,8 +18,9 @@ than before, and than what other repairs take for it: `agreed` tells.
 Erasing, pruning what pushes (where something does) and forgetting are tried; if none closes the class, erasing is tried
 behind forgetting. A repair that changes too many sure answers of other classes is never taken. One that agrees on too
 few images of the class is taken only where all are so: where the class was answered for its trigger alone (SIG, which
-poisons all its images), nothing of it is left. Among the others that close the class, the one with the smallest sum of
-`changed` and a quarter of `lost` is taken; where none does, the one that leaves least.
+poisons all its images), nothing of it is left. Among the others that close the class, the one is taken for which the
+mean over all classes of `changed`, and of `lost` for the class itself, is least; where none does, the one that leaves
+least.
 """
 
 from __future__ import annotations
@@ -53,8 +54,6 @@ NO_REPAIR = (
 )
 #: Repairs that are tried at most.
 TRIALS = 4
-#: What `lost` weighs beside `changed`.
-LOST = 0.25
 #: Images of the class that are made on a repaired network.
 OWN = 24
 #: The probability from which on the network is sure of an answer.
@@ -91,10 +90,11 @@ class Trial:
         return (1 - self.strange) * (statistics.median(shares) if shares else 1.0)
 
     def cost(self, closing: Sequence[Trial], label: int) -> float:
-        """`changed` and its share of `lost`, see above."""
+        """The mean over all classes of `changed`, and of `lost` for the class itself, in [0, 1]."""
         others = [trial.own for trial in closing if trial is not self and len(trial.own)]
         kept = statistics.fmean(self.takes(own, label) for own in others) if others else 1.0
-        return self.changed + LOST * (1 - kept)
+        classes = self.shown.classes
+        return ((classes - 1) * self.changed + (1 - kept)) / classes
 
     def takes(self, images: Tensor, label: int) -> float:
         """The share of images that it takes for a class."""
