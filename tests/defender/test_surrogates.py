@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trained_toys import CLASSES, SIDE, TARGET, trained
+from unbackdoor.defender import surrogates
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import (
     _statistics,
@@ -139,12 +140,29 @@ def test_a_seed_gives_the_same_impressions_and_another_others() -> None:
 
 def test_images_of_one_class_are_of_that_class() -> None:
     model, spec = trained(), InputSpec(shape=(3, SIDE, SIDE), mean=(0.5,) * 3, std=(0.5,) * 3)
+    shown = OnPixels(model, spec)
     for label in (0, TARGET, CLASSES - 1):
-        made = images_of(model, spec, label, 12, _generator())
+        made = images_of(shown, label, 12, _generator())
         assert made.shape == (12, 3, SIDE, SIDE)
-        answers = OnPixels(model, spec).logits(made).argmax(1)
-        assert float((answers == label).float().mean()) > 0.8
-    assert torch.equal(made, images_of(model, spec, CLASSES - 1, 12, _generator()))
+        assert float((shown.logits(made).argmax(1) == label).float().mean()) > 0.8
+    assert torch.equal(made, images_of(shown, CLASSES - 1, 12, _generator()))
+
+
+def test_images_of_one_class_are_made_among_as_many_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By turns, so that each part that is optimised at a time has both."""
+    asked: list[list[int]] = []
+
+    def listed(_model: object, _spec: object, classes: list[int], **_more: object) -> surrogates.Impressions:
+        asked.append(classes)
+        labels = torch.tensor(classes)
+        return surrogates.Impressions(images=labels[:, None, None, None].float(), labels=labels, answers=labels)
+
+    monkeypatch.setattr(surrogates, "impressions", listed)
+    spec = InputSpec(shape=(3, SIDE, SIDE), mean=(0.5,) * 3, std=(0.5,) * 3)
+    made = images_of(OnPixels(trained(), spec), TARGET, 300, _generator())
+    ((classes),) = asked
+    assert made.flatten().tolist() == classes[::2] == [TARGET] * 300
+    assert set(classes[1::2]) == set(range(CLASSES)) - {TARGET}
 
 
 def test_each_step_matches_a_share_of_the_norms_and_all_have_their_turn() -> None:

@@ -29,7 +29,7 @@ from unbackdoor.inputs import InputSpec
 LARGEST = 96
 #: Images optimised at a time.
 BATCH = 250
-#: Steps of Adam: enough to compare classes, and until the network is sure of nearly every impression.
+#: Steps of Adam. SHORT is enough to compare classes; after LONG the network is sure of nearly every impression.
 SHORT, LONG = 50, 100
 
 
@@ -131,20 +131,26 @@ def class_images(
     )
 
 
-def images_of(model: nn.Module, spec: InputSpec, label: int, count: int, generator: torch.Generator) -> Tensor:
+def images_of(
+    shown: OnPixels, label: int, count: int, generator: torch.Generator, progress: Progress = silent
+) -> Tensor:
     """(count, C, H, W) impressions of one class; the network may take some for another.
 
     They are made among as many of other classes, drawn at random: the statistics of the normalisations are those of all
     classes together. They have more steps than where all classes are compared.
 
     Args:
-        model, spec, generator: as in `impressions`.
+        shown: the network.
         label: the class.
         count: of images.
+        generator: of everything.
+        progress: called with (steps done, steps in all, a note).
     """
-    others = torch.randint(max(1, OnPixels(model, spec).classes - 1), (count,), generator=generator)
-    wanted = [label] * count + (others + (others >= label).long()).tolist()
-    return impressions(model, spec, wanted, per_class=1, steps=LONG, generator=generator).images[:count]
+    others = torch.randint(shown.classes - 1, (count,), generator=generator)
+    others += others >= label
+    wanted = torch.stack([torch.full_like(others, label), others], 1).flatten().tolist()  # by turns: both in each part
+    made = impressions(shown.model, shown.spec, wanted, per_class=1, steps=LONG, generator=generator, progress=progress)
+    return made.images[::2]
 
 
 def impressions(

@@ -63,6 +63,12 @@ class Form(ABC):
         """A scalar with gradients."""
 
 
+class Patient(Form):
+    """lambda changes more slowly: it succeeds where a hasty search finds nothing, and needs more steps to be small."""
+
+    up, down = 1.15, 1 / 1.2
+
+
 class Mask(Form):
     """A mask and a pattern."""
 
@@ -84,6 +90,12 @@ class Mask(Form):
         return self._mask.sigmoid().sum()
 
 
+class PatientMask(Patient, Mask):
+    """A mask and a pattern, in smaller steps too."""
+
+    lr = 0.2
+
+
 class Additive(Form):
     """A pattern that is added."""
 
@@ -102,7 +114,11 @@ class Additive(Form):
         return (self._pattern.square().sum() + 1e-8).sqrt()
 
 
-class Filter(Form):
+class PatientAdditive(Patient, Additive):
+    """A pattern that is added."""
+
+
+class Filter(Patient):
     """What two small convolutions make of the image is added to it."""
 
     name = "filter"
@@ -136,26 +152,6 @@ class Filter(Form):
         twin = copy.copy(self)
         twin.free, twin._added = [free.detach().clone().requires_grad_() for free in self.free], None
         return twin
-
-
-class Patient(Form):
-    """In smaller steps: it succeeds where a hasty search finds nothing, and needs more steps to be small."""
-
-    up, down = 1.15, 1 / 1.2
-
-
-class PatientMask(Patient, Mask):
-    """A mask and a pattern, in smaller steps."""
-
-    lr = 0.2
-
-
-class PatientAdditive(Patient, Additive):
-    """A pattern that is added, in smaller steps."""
-
-
-class PatientFilter(Patient, Filter):
-    """Two convolutions, in smaller steps."""
 
 
 #: The forms that are compared over all classes. A filter costs as much again, and few triggers need it.

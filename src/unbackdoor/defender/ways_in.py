@@ -25,7 +25,7 @@ from torch import Tensor
 from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.defender.stimulation import Firing
-from unbackdoor.defender.triggers import Form, PatientAdditive, PatientFilter, PatientMask, Trigger, reconstruct
+from unbackdoor.defender.triggers import Filter, Form, PatientAdditive, PatientMask, Trigger, reconstruct
 
 #: Of the size that other classes need.
 EASY = 0.6
@@ -35,7 +35,7 @@ PUSHES = 0.3
 CHANNELS = 6
 #: The forms that are searched, and how often: one search may end in a poor corner. They are patient ones: after a
 #: repair, that none is found must mean that there is none.
-SEARCHES: tuple[type[Form], ...] = (PatientMask, PatientMask, PatientAdditive, PatientFilter)
+SEARCHES: tuple[type[Form], ...] = (PatientMask, PatientMask, PatientAdditive, Filter)
 #: Images a step of a search, and the share of them that must be moved.
 BATCH, SUCCESS = 32, 0.9
 #: Other classes that say what a size is worth.
@@ -56,7 +56,7 @@ class Way(ABC):
             shown: the network, edited or not.
             plain: (N, C, H, W) in [0, 1].
             pixels: (M, C, H, W) in [0, 1].
-            strength: (M,) by how much what a trigger adds is multiplied; 1 is as it was found. A channel fires alike.
+            strength: (M,) by how much what a trigger adds is multiplied; 1 is as it was found. A channel ignores it.
         """
 
     @abstractmethod
@@ -114,7 +114,7 @@ def usual_sizes(
     *,
     steps: int,
 ) -> Usual:
-    """Measured on a few other classes, drawn at random.
+    """Measured on a few other classes, drawn at random; infinity where no trigger is found for half of them.
 
     Args:
         shown: the network.

@@ -1,5 +1,5 @@
-"""Best: several repairs are tried on copies, and the one that leaves least of the suspected class's easy ways is taken.
-It needs no data, and has no paper of its own.
+"""Best: several repairs are tried on copies; of those that close the suspected class, the cheapest is taken. It needs
+no data, and has no paper of its own.
 
     left       the share of the impressions that easy ways of another search still move to the class, by their median
     regained   how far triggers of a new search are, in factors, on the way to what other classes need
@@ -7,8 +7,8 @@ It needs no data, and has no paper of its own.
     sure       the same share, of those that the network was sure of
     agreed     of the impressions of the class that are made on the repaired network, the share that the network before
                and another repair take for the class, too; the median over the other repairs
-    lost       of the same impressions of the other repairs that close the class, the share that a repair does not take
-               for the class; the mean over those repairs
+    lost       of the same impressions made on the other repairs that close the class, the share that this repair does
+               not take for the class
 
 A repair closes the class if `left` is at most `closed` and `regained` at least that of the settings: a network that was
 trained to resist some ways may give in to others that are nearly as easy.
@@ -18,9 +18,9 @@ than before, and than what other repairs take for it: `agreed` tells.
 Erasing, pruning what pushes (where something does) and forgetting are tried; if none closes the class, erasing is tried
 behind forgetting. A repair that changes too many sure answers of other classes is never taken. One that agrees on too
 few images of the class is taken only where all are so: where the class was answered for its trigger alone (SIG, which
-poisons all its images), nothing of it is left. Among the others that close the class, the one is taken for which the
-mean over all classes of `changed`, and of `lost` for the class itself, is least; where none does, the one that leaves
-least.
+poisons all its images), nothing of it is left. Among the others that close the class, the one is taken that
+costs least: `changed` counts for each of the other classes, and `lost` for the class itself. Where none does, the one
+that leaves least.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ NO_REPAIR = (
 TRIALS = 4
 #: Images of the class that are made on a repaired network.
 OWN = 24
+#: With fewer that are of the class to both networks, a repair has none.
+FEWEST = 3
 #: The probability from which on the network is sure of an answer.
 SURE = 0.7
 
@@ -85,16 +87,17 @@ class Trial:
 
     def agreed(self, trials: Sequence[Trial], label: int) -> float:
         """See above, in [0, 1]; without another repair that has such images, with the network before alone."""
-        others = [trial for trial in trials if trial is not self and len(trial.own)]
-        shares = [trial.takes(self.own, label) if len(self.own) else 0.0 for trial in others]
+        if len(self.own) < FEWEST:
+            return 0.0
+        shares = [trial.takes(self.own, label) for trial in trials if trial is not self and len(trial.own)]
         return (1 - self.strange) * (statistics.median(shares) if shares else 1.0)
 
     def cost(self, closing: Sequence[Trial], label: int) -> float:
-        """The mean over all classes of `changed`, and of `lost` for the class itself, in [0, 1]."""
-        others = [trial.own for trial in closing if trial is not self and len(trial.own)]
-        kept = statistics.fmean(self.takes(own, label) for own in others) if others else 1.0
+        """((K - 1) `changed` + `lost`) / K for K classes, in [0, 1]; without another repair, nothing is lost."""
+        others = torch.cat([self.own[:0], *(trial.own for trial in closing if trial is not self)])
+        lost = 1 - self.takes(others, label) if len(others) else 0.0
         classes = self.shown.classes
-        return ((classes - 1) * self.changed + (1 - kept)) / classes
+        return ((classes - 1) * self.changed + lost) / classes
 
     def takes(self, images: Tensor, label: int) -> float:
         """The share of images that it takes for a class."""
@@ -197,7 +200,11 @@ class Best(Looking):
         closing = [trial for trial in sound if self.is_closed(trial.standing)]
         chosen = min(closing or sound, key=lambda trial: trial.cost(closing, label) if closing else trial.standing.left)
         put_back(scene.shown.model, Tensors(chosen.shown.model))
-        verdict = "it closes the class at the smallest cost" if closing else "it leaves least, though not little"
+        verdict = (
+            "it closes the class at the smallest cost, the class itself included"
+            if closing
+            else "it leaves least, though not little"
+        )
         return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
 
     def _try(
@@ -249,7 +256,7 @@ def _judged(scene: Scene, shown: OnPixels, name: str, label: int, standing: Stan
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
     others = before != label
     sure = others & (pool.logits.softmax(1).amax(1) >= SURE)
-    own = images_of(shown.model, shown.spec, label, OWN, scene.generator)
+    own = images_of(shown, label, OWN, scene.generator)
     own = own[shown.logits(own).argmax(1) == label]
     same = scene.shown.logits(own).argmax(1) == label if len(own) else torch.zeros(0, dtype=torch.bool)
     return Trial(

@@ -34,6 +34,7 @@ classifier.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,6 +46,7 @@ from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
+from unbackdoor.defender.surrogates import images_of
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.graph.activations import watched
@@ -98,8 +100,8 @@ class Erase(InRounds):
             if own is None:
                 own = others[:0]
                 if self.protected:
-                    with Erase(protected=0).for_once(scene, search, found) as shown:
-                        own = search.images_after(shown, self.protected)
+                    with dataclasses.replace(self, protected=0).for_once(scene, search, found) as shown:
+                        own = images_of(shown, search.label, self.protected, scene.generator)
                     own = own[shown.logits(own).argmax(1) == search.label]
             take_out(found, own)
             return f"Their common direction was taken out of {path}."

@@ -8,11 +8,11 @@ Symbols:
     q(x)     what it answers now
     W        ways into t that are easier than ways into other classes (`defender.ways_in`): triggers found on the
              impressions, and channels that push answers to t
-    w(x)     a surrogate on such a way
+    w(x)     a surrogate on such a way; what a trigger adds is multiplied by a number drawn from 1 to 1 + `beyond`
     x_t, r   images of t that do not need the ways, and what is to be answered to them, see below
 
-Each round looks for W in the network as it is, adds them to those of the rounds before, and takes `steps` steps of SGD
-on
+Each round looks for W in the network as it is, adds them to those of the rounds before, and takes `steps` steps of SGD,
+or `PER_WAY` for each way if that is more, on
 
     a KL(p(x) || q(x)) + a KL(r(x_t) || q(x_t)) + KL(p(x') || q(w(x')))
 
@@ -44,7 +44,7 @@ from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
-from unbackdoor.defender.surrogates import dead_leaves
+from unbackdoor.defender.surrogates import dead_leaves, images_of
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.settings import setting
@@ -86,7 +86,7 @@ class Forget(InRounds):
     passes: ClassVar[str] = "about 120,000 passes of one generated image, for ten classes"
 
     rounds: int = setting(6, "searches for easy ways, each followed by training", least=1, own=True)
-    steps: int = setting(36, "of SGD a round, and at least 9 for each way", least=1, own=True)
+    steps: int = setting(36, f"of SGD a round, and at least {PER_WAY} for each way", least=1, own=True)
     lr: float = setting(0.01, "learning rate of SGD, falling to 0 in each round", least=1e-9, most=1e3, own=True)
     momentum: float = setting(0.9, "momentum of SGD", least=0, below=1, own=True)
     clip: float = setting(1.0, "the largest norm of the gradient", above=0, own=True)
@@ -128,7 +128,7 @@ class Forget(InRounds):
         roughly = cast("type[Any]", DEFENCES["erase"])(protected=0)
         try:
             with roughly.for_once(scene, search, found) as shown:
-                made = search.images_after(shown, self.protected)
+                made = images_of(shown, search.label, self.protected, rng)
                 images = torch.cat([made, (made + mixed) / 2, (made + leaves) / 2])
                 return Lesson(images, shown.logits(images))
         except MethodError:

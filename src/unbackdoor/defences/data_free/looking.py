@@ -17,7 +17,7 @@ from unbackdoor.defender.case import Case, Progress, part, silent
 from unbackdoor.defender.look import Look, look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.stimulation import Firing, moved, strongest
-from unbackdoor.defender.surrogates import LONG, class_images, dead_leaves, images_of
+from unbackdoor.defender.surrogates import LONG, class_images, dead_leaves
 from unbackdoor.defender.triggers import Trigger
 from unbackdoor.defender.ways_in import (
     CHANNELS,
@@ -59,6 +59,10 @@ class Pool:
     def answers(self) -> Tensor:
         """(N,) the network's before it was edited."""
         return self.logits.argmax(1)
+
+    def answered_by(self, shown: OnPixels) -> Pool:
+        """The same surrogates, with what a network answers now: one that was repaired for another class."""
+        return dataclasses.replace(self, logits=shown.logits(self.images))
 
     def others(self, label: int) -> Tensor:
         """(K, C, H, W) the impressions that were not answered with a class."""
@@ -132,8 +136,9 @@ class WaysIn:
         self.label = label
         self._seen, self._generator, self._steps = scene.seen, scene.generator, steps
         shown, seen = scene.shown, scene.seen
-        self._usual = usual_sizes(shown, seen.made.images, seen.made.answers, label, scene.generator, steps=steps)
-        self._made = seen.made.images[:0]
+        made = seen.made.images
+        answers = shown.logits(made).argmax(1)
+        self._usual = usual_sizes(shown, made, answers, label, scene.generator, steps=steps)
         self.firings: list[Firing] = []
         if seen.pushes:
             self.firings = strongest(shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
@@ -145,17 +150,6 @@ class WaysIn:
         self._images = scene.pool.others(label)
         left = success(shown, self._others, self._images, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
-
-    def images_after(self, shown: OnPixels, count: int) -> Tensor:
-        """(count, C, H, W) impressions of the class; made once, and then again only for another count.
-
-        Args:
-            shown: the network after a first, rough edit, so that they do not need the ways.
-            count: of images.
-        """
-        if len(self._made) != count:
-            self._made = images_of(shown.model, shown.spec, self.label, count, self._generator)
-        return self._made
 
     def look(self, shown: OnPixels, progress: Progress = silent) -> Standing:
         """How easily the class is reached.
@@ -190,11 +184,12 @@ class WaysIn:
 class Looking(Defence):
     """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
 
+    version: ClassVar[int] = 2
     needs_gradients: ClassVar[bool] = True
     paper: ClassVar[None] = None
 
     label: int = setting(-1, "the class to close; -1 asks the witnesses", least=-1, own=True)
-    surrogates: int = setting(200, "class impressions", least=2, own=True)
+    surrogates: int = setting(200, "class impressions; half as many again are made for a repair", least=2, own=True)
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
     closed: float = setting(
         0.03,
@@ -262,7 +257,8 @@ class Looking(Defence):
                 )
                 for number, label in enumerate(suspects):
                     ends = [0.5 + 0.5 * (number + more) / len(suspects) for more in (0, 1)]
-                    here = dataclasses.replace(scene, progress=part(case.progress, *ends))
+                    pool = scene.pool.answered_by(shown)
+                    here = dataclasses.replace(scene, pool=pool, progress=part(case.progress, *ends))
                     before = held(model)
                     try:
                         search = WaysIn(here, label, self.search_steps)
