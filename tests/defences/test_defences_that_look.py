@@ -236,7 +236,7 @@ def trial(kind: int, changed: float = 0.0) -> Trial:
     logits = torch.nn.functional.one_hot(torch.tensor(answers), 2).float()
     shown: Any = SimpleNamespace(logits=lambda _images: logits, classes=4)
     standing = Standing(triggers=(), ways=(), left=0.0, regained=1.0)
-    more: dict[str, Any] = {"own": torch.zeros(4, 1), "strange": 0.25, "told": ()}
+    more: dict[str, Any] = {"own": torch.zeros(4, 1), "strange": 0.25, "told": (), "damage": 0.0}
     return Trial(name=str(kind), shown=shown, standing=standing, changed=changed, sure=0.0, **more)
 
 
@@ -362,12 +362,37 @@ def test_too_little_time_changes_nothing() -> None:
 def test_a_trial_in_words() -> None:
     standing = Standing(triggers=(), ways=(), left=0.25, regained=0.75)
     trial = Trial(
-        name="a", shown=None, standing=standing, changed=0.02, sure=0.001, own=torch.zeros(0), strange=0.0, told=()
+        name="a",
+        shown=None,
+        standing=standing,
+        changed=0.02,
+        sure=0.001,
+        damage=1.25,
+        own=torch.zeros(0),
+        strange=0.0,
+        told=(),
     )  # type: ignore[arg-type]
     assert str(trial) == (
-        "a changes 2.0% of the answers of other classes, and 0.1% of the sure ones; easy ways of another search move "
-        "25% of the images by their median, and triggers are 75% of the way, in factors, to what other classes need"
+        "a changes 2.0% of the answers of other classes, and 0.1% of the sure ones, and is predicted to lose 1.2 "
+        "points of accuracy; easy ways of another search move 25% of the images by their median, and triggers are 75% of the way, "
+        "in factors, to what other classes need"
     )
+
+
+@pytest.mark.parametrize(("damage", "taken"), [(2.9, True), (3.1, False)])
+def test_a_repair_that_is_predicted_to_lose_too_much_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, damage: float, taken: bool
+) -> None:
+    fake(monkeypatch, Erase, -50.0)
+    fake(monkeypatch, Forget, None)
+    fake(monkeypatch, Pushing, None)
+    best = sys.modules[Best.__module__]
+    monkeypatch.setattr(best.meter, "predict", lambda *_: SimpleNamespace(loss=damage))
+    model = trained()
+    outcome = repaired(Best(label=TARGET, **CRUDE), model)
+    assert (state(outcome.model) != state(model)) == taken
+    refused = [line for line in outcome.report.story if "not taken: it is predicted to lose 3.1 points" in line]
+    assert len(refused) == (not taken)
 
 
 def test_both_limits_close_a_class() -> None:

@@ -5,6 +5,7 @@ no data, and has no paper of its own.
     regained   how far triggers of a new search are, in factors, on the way to what other classes need
     changed    the share of the surrogates, answered with other classes, whose answer a repair changes
     sure       the same share, of those that the network was sure of
+    damage     the points of accuracy that the damage meter predicts to be lost
     agreed     of the impressions of the class that are made on the repaired network, the share that the network before
                and another repair take for the class, too; the median over the other repairs
     lost       of the same impressions made on the other repairs that close the class, the share that this repair does
@@ -16,7 +17,8 @@ Surrogates answered with the class itself do not count as changed: many of them 
 takes the class away with the trigger seems cheap. But what it takes for the class afterwards is then something else
 than before, and than what other repairs take for it: `agreed` tells.
 Erasing, pruning what pushes (where something does) and forgetting are tried; if none closes the class, erasing is tried
-behind forgetting. A repair that changes too many sure answers of other classes is never taken. One that agrees on too
+behind forgetting. A repair that changes too many sure answers of other classes, or is predicted to
+do too much damage, is never taken. One that agrees on too
 few images of the class is taken only where all are so: where the class was answered for its trigger alone (SIG, which
 poisons all its images), nothing of it is left. Among the others that close the class, the one is taken that
 costs least: `changed` counts for each of the other classes, and `lost` for the class itself. Where none does, the one
@@ -40,6 +42,7 @@ from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
 from unbackdoor.defences.data_free.looking import InRounds, Looking, OutOfTime, Scene, Standing, WaysIn, put_back
 from unbackdoor.defences.data_free.pushing import Pushing
+from unbackdoor.defender import meter
 from unbackdoor.defender.case import Case, Progress, part
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import images_of
@@ -50,7 +53,8 @@ from unbackdoor.prune import Plan, copy_model
 from unbackdoor.settings import setting
 
 NO_REPAIR = (
-    "No repair works on this network at an acceptable cost, so nothing was changed. best:most=1 takes one at any cost."
+    "No repair works on this network at an acceptable cost, so nothing was changed. "
+    "best:most=1,damage=100 takes one at any cost."
 )
 #: Repairs that are tried at most.
 TRIALS = 4
@@ -71,6 +75,7 @@ class Trial:
         shown: the repaired copy.
         standing: how easily the class is reached in it; `left` and `regained`, see above.
         changed, sure: see above, in [0, 1].
+        damage: see above, in points.
         own: impressions of the class made on the copy, which it takes for the class, and so did the network before.
         strange: of those that the copy takes for the class, the share that the network before took for something else.
         told: what it says of itself.
@@ -81,6 +86,7 @@ class Trial:
     standing: Standing
     changed: float
     sure: float
+    damage: float
     own: Tensor
     strange: float
     told: tuple[str, ...]
@@ -106,7 +112,7 @@ class Trial:
     def __str__(self) -> str:
         return (
             f"{self.name} changes {self.changed:.1%} of the answers of other classes, and {self.sure:.1%} of the sure "
-            f"ones; {self.standing}"
+            f"ones, and is predicted to lose {self.damage:.1f} points of accuracy; {self.standing}"
         )
 
 
@@ -123,6 +129,14 @@ class Best(Looking):
         "a repair that changes a larger share of the sure answers of other classes is not taken",
         least=0,
         most=1,
+        own=True,
+    )
+
+    damage: float = setting(
+        3.0,
+        "a repair that is predicted to lose more points of accuracy is not taken",
+        least=0,
+        most=100,
         own=True,
     )
 
@@ -162,24 +176,27 @@ class Best(Looking):
         more = f", and {len(ways) - 1} more" if len(ways) > 1 else ""
         story = [f"Class {label} is reached too easily: {ways[0]}{more}."]
         trials: list[Trial] = []
+        network = dataclasses.replace(scene.shown, exact=True)
+        seen = meter.meter_images(network, scene.generator, count=meter.count_for(meter.effort(network)))
+
+        def tried(method: InRounds, behind: Trial | None = None) -> Trial | None:
+            return self._try(scene, method, search, seen, trials, story, behind)
+
         try:
-            self._try(scene, Erase(), search, trials, story)
+            tried(Erase())
             if any(isinstance(way, Channel) for way in ways):
-                self._try(scene, Pushing(), search, trials, story)
-            forgotten = self._try(scene, Forget(), search, trials, story)
-            closing = [trial for trial in trials if trial.sure <= self.most and self.is_closed(trial.standing)]
+                tried(Pushing())
+            forgotten = tried(Forget())
+            closing = [trial for trial in trials if not self._too_dear(trial) and self.is_closed(trial.standing)]
             if forgotten and not any(trial.agreed(trials, label) >= self.agreed for trial in closing):
-                self._try(scene, Erase(rounds=1), search, trials, story, behind=forgotten)
+                tried(Erase(rounds=1), behind=forgotten)
         except OutOfTime:
             if not trials:
                 raise
             story.append(f"The time limit of {self.time_limit:g} s ran out, so no more was tried.")
-        cheap = [trial for trial in trials if trial.sure <= self.most]
-        story += [
-            f"{trial.name} is not taken: it changes {trial.sure:.0%} of the sure answers."
-            for trial in trials
-            if trial not in cheap
-        ]
+        dear = {trial.name: why for trial in trials if (why := self._too_dear(trial))}
+        story += [f"{name} is not taken: {why}." for name, why in dear.items()]
+        cheap = [trial for trial in trials if trial.name not in dear]
         if not cheap:
             return [*story, NO_REPAIR]
         agreed = {trial.name: trial.agreed(trials, label) for trial in cheap}
@@ -200,22 +217,27 @@ class Best(Looking):
         closing = [trial for trial in sound if self.is_closed(trial.standing)]
         chosen = min(closing or sound, key=lambda trial: trial.cost(closing, label) if closing else trial.standing.left)
         put_back(scene.shown.model, Tensors(chosen.shown.model))
-        verdict = (
-            "it closes the class at the smallest cost, the class itself included"
-            if closing
-            else "it leaves least, though not little"
-        )
+        cheapest = "it closes the class at the smallest cost, the class itself included"
+        verdict = cheapest if closing else "it leaves least, though not little"
         return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
+
+    def _too_dear(self, trial: Trial) -> str:
+        """Why a repair costs more than is allowed; empty if it does not."""
+        if trial.sure > self.most:
+            return f"it changes {trial.sure:.0%} of the sure answers"
+        if trial.damage > self.damage:
+            return f"it is predicted to lose {trial.damage:.1f} points of accuracy"
+        return ""
 
     def _try(
         self,
         scene: Scene,
         method: InRounds,
         search: WaysIn,
+        seen: meter.Shown,
         trials: list[Trial],
         story: list[str],
-        *,
-        behind: Trial | None = None,
+        behind: Trial | None,
     ) -> Trial | None:
         """One repair on a copy of the network, or of what another left; what it came to is added to both lists."""
         name, told = (f"{behind.name} and {method.name}", behind.told) if behind else (method.name, ())
@@ -230,7 +252,7 @@ class Best(Looking):
         try:
             steps = list(method.each_round(copied, search, start))
             told, standing = (*told, *(said for said, _ in steps)), steps[-1][1]
-            trial = _judged(scene, shown, name, search.label, standing, told)
+            trial = _judged(scene, seen, shown, name, search.label, standing, told)
         except MethodError as error:
             story.append(f"{name} was tried, and cannot work here: {error}")
             return None
@@ -251,7 +273,15 @@ def _until(seconds: float, progress: Progress) -> Progress:
     return told
 
 
-def _judged(scene: Scene, shown: OnPixels, name: str, label: int, standing: Standing, told: tuple[str, ...]) -> Trial:
+def _judged(
+    scene: Scene,
+    seen: meter.Shown,
+    shown: OnPixels,
+    name: str,
+    label: int,
+    standing: Standing,
+    told: tuple[str, ...],
+) -> Trial:
     pool = scene.pool
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
     others = before != label
@@ -265,6 +295,7 @@ def _judged(scene: Scene, shown: OnPixels, name: str, label: int, standing: Stan
         standing=standing,
         changed=_share((after != before)[others]),
         sure=_share((after != before)[sure]),
+        damage=meter.predict(seen, dataclasses.replace(shown, exact=True)).loss,
         own=own[same],
         strange=1 - _share(same),
         told=told,
