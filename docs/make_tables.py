@@ -6,6 +6,7 @@ SECTIONS returns. With --check nothing is written, and the exit status is 1 if a
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import sys
@@ -273,13 +274,16 @@ def rewritten(page: str, text: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Returns 0 if all pages are up to date; without --check it brings them up to date first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args(arguments).check
     stale = 0
     for page in SECTIONS:
         path = HERE / page
         old = path.read_text(encoding="utf-8")
         new = rewritten(page, old)
         if new != old:
-            if "--check" in arguments:
+            if check:
                 stale += 1
                 print(f"{path.name}: out of date; run python docs/make_tables.py", file=sys.stderr)
             else:
