@@ -2,7 +2,8 @@
 
     python studies/judgement.py measure STORE/training         # appends rows of the witnesses and of the damage meter
     unbackdoor bench run grids/population/repairs.toml --store STORE --only established --threads 1
-    python studies/judgement.py show --store STORE -o FOLDER   # writes tables.md and the ROC curves
+    python studies/judgement.py keep --store STORE             # writes what the repairs did to judgement_repairs.json
+    python studies/judgement.py show -o FOLDER                 # writes tables.md and the ROC curves
 
 This is the only study that reads the judgement half. `measure` takes no network of the other half, passes over what is
 there already, and looks at no network whose attack did not take: it is only counted. Witnesses are judged by the clean
@@ -114,11 +115,11 @@ def tables(repaired: tuple[list[Row], str] | None, witness: list[Row], edits: li
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("measure", "show"))
+    parser.add_argument("what", choices=("measure", "keep", "show"))
     parser.add_argument("paths", nargs="*", type=Path, metavar="FOLDER", help="networks, or a store's training/")
-    parser.add_argument("--store", type=Path, help="the store with the repairs")
+    parser.add_argument("--store", type=Path, help="for keep: the store with the repairs")
     parser.add_argument("--grid", type=Path, default=GRID, help="the grid of repairs [%(default)s]")
-    parser.add_argument("--rows", type=Path, default=HERE, help="folder of judgement_*.jsonl [%(default)s]")
+    parser.add_argument("--rows", type=Path, default=HERE, help="folder of judgement_* [%(default)s]")
     parser.add_argument("-o", "--output", type=Path, default=Path("judgement"))
     args = parser.parse_args()
     witness, edits = (args.rows / f"judgement_{name}.jsonl" for name in ("witnesses", "damage"))
@@ -127,9 +128,19 @@ def main() -> None:
         measure(args.paths, witness, witnessed)
         measure(args.paths, edits, damaged)
         return
+    kept = args.rows / "judgement_repairs.json"
+    if args.what == "keep":
+        if args.store is None:
+            parser.error("keep: expected --store")
+        rows, which = repairs.stored(read_grid(args.grid), Store(args.store, make=False))
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        kept.write_text(f'{{"which": {json.dumps(which)}, "rows": [\n{lines}\n]}}\n')
+        print(which)
+        return
     repaired = None
-    if args.store is not None:
-        repaired = repairs.stored(read_grid(args.grid), Store(args.store, make=False))
+    if kept.exists():
+        found = json.loads(kept.read_text())
+        repaired = found["rows"], found["which"]
     args.output.mkdir(parents=True, exist_ok=True)
     text = tables(repaired, trained.rows(witness), trained.rows(edits), args.output)
     (args.output / "tables.md").write_text(text)

@@ -187,3 +187,27 @@ def test_tables_of_nothing_say_so(study: ModuleType, tmp_path: Path) -> None:
         1,
         2,
     )
+
+
+def test_what_repairs_did_is_kept_and_shown_without_the_store(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [a_repair("best", "training/a", asr=0.05), a_repair("best", "training/b", asr=None)]
+    store = tmp_path / "store"
+    _ = Store(store)
+    monkeypatch.setattr(study.repairs, "stored", lambda *_: (rows, "two networks"))
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["judgement.py", *words, "--rows", str(tmp_path)])
+        study.main()
+        return capsys.readouterr().out
+
+    output = str(tmp_path / "tables")
+    assert "None was run." in run("show", "-o", output)
+    assert run("keep", "--store", str(store)) == "two networks\n"
+    text = run("show", "-o", output)
+    assert "two networks" in text
+    assert cells(text, "best")[3].startswith("1 of 1")
+    assert (tmp_path / "tables" / "tables.md").read_text() in text
+    with pytest.raises(SystemExit, match="2"):
+        run("keep")
