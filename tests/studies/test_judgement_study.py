@@ -195,6 +195,7 @@ def test_what_repairs_did_is_kept_and_shown_without_the_store(
     rows = [a_repair("best", "training/a", asr=0.05), a_repair("best", "training/b", asr=None)]
     store = tmp_path / "store"
     _ = Store(store)
+    monkeypatch.setattr(study, "read_grid", lambda _path: None)
     monkeypatch.setattr(study.repairs, "stored", lambda *_: (rows, "two networks"))
 
     def run(*words: str) -> str:
