@@ -122,7 +122,7 @@ class Best(Looking):
 
     name: ClassVar[str] = "best"
     title: ClassVar[str] = "Best of the data-free repairs"
-    passes: ClassVar[str] = "about 170,000 passes of one generated image, for ten classes"
+    passes: ClassVar[str] = "about 240,000 passes of one generated image, for ten classes"
 
     most: float = setting(
         0.1,

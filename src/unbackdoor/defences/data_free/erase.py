@@ -65,7 +65,7 @@ class Erase(InRounds):
 
     name: ClassVar[str] = "erase"
     title: ClassVar[str] = "Reconstruct and erase obliquely"
-    passes: ClassVar[str] = "about 110,000 passes of one generated image, for ten classes"
+    passes: ClassVar[str] = "about 130,000 passes of one generated image, for ten classes"
 
     rounds: int = setting(2, "searches for easy ways, each followed by an erasure", least=1, own=True)
     overshoot: float = setting(1.25, "how far along the direction is gone back; 1 is to the mean", above=0, own=True)

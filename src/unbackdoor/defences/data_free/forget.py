@@ -83,7 +83,7 @@ class Forget(InRounds):
 
     name: ClassVar[str] = "forget"
     title: ClassVar[str] = "Reconstruct and forget"
-    passes: ClassVar[str] = "about 120,000 passes of one generated image, for ten classes"
+    passes: ClassVar[str] = "about 190,000 passes of one generated image, for ten classes"
 
     rounds: int = setting(6, "searches for easy ways, each followed by training", least=1, own=True)
     steps: int = setting(36, f"of SGD a round, and at least {PER_WAY} for each way", least=1, own=True)

@@ -43,7 +43,7 @@ class Pushing(InRounds):
 
     name: ClassVar[str] = "pushing"
     title: ClassVar[str] = "Prune what pushes"
-    passes: ClassVar[str] = "about 110,000 passes of one generated image, for ten classes"
+    passes: ClassVar[str] = "about 130,000 passes of one generated image, for ten classes"
 
     rounds: int = setting(2, "searches for easy ways, each followed by pruning", least=1, own=True)
     channels: int = setting(6, "channels that are pruned at most in a round", least=1, own=True)
