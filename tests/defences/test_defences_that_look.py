@@ -230,6 +230,16 @@ def test_what_a_repair_costs_counts_the_class_as_any_other(kind: int, cost: floa
     assert one.cost([one], 1) == 0.375
 
 
+@pytest.mark.parametrize(
+    ("left", "near"), [((0.04, 0.06, 0.08), [0, 1]), ((0.04, 0.03, 0.0), [1, 2]), ((0.5, 0.9, 0.2), [2])]
+)
+def test_repairs_that_close_the_class_or_leave_about_the_least(left: tuple[float, ...], near: list[int]) -> None:
+    standing = Standing(triggers=(), ways=(), left=0.0, regained=1.0)
+    trials = [dataclasses.replace(trial(2), standing=dataclasses.replace(standing, left=share)) for share in left]
+    found = Best(closed=0.03).nearest(trials)
+    assert [trials.index(one) for one in found] == near
+
+
 def trial(kind: int, changed: float = 0.0) -> Trial:
     """It takes none, half or all of four images for class 1; a quarter of its own were others before."""
     answers = [[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]][kind]

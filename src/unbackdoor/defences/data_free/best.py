@@ -8,8 +8,8 @@ no data, and has no paper of its own.
     damage     the points of accuracy that the damage meter predicts to be lost
     agreed     of the impressions of the class that are made on the repaired network, the share that the network before
                and another repair take for the class, too; the median over the other repairs
-    lost       of the same impressions made on the other repairs that close the class, the share that this repair does
-               not take for the class
+    lost       of the same impressions made on the other repairs that may be taken, the share that this repair does not
+               take for the class
 
 A repair closes the class if `left` is at most `closed` and `regained` at least that of the settings: a network that was
 trained to resist some ways may give in to others that are nearly as easy.
@@ -21,8 +21,8 @@ behind forgetting. A repair that changes too many sure answers of other classes,
 do too much damage, is never taken. One that agrees on too
 few images of the class is taken only where all are so: where the class was answered for its trigger alone (SIG, which
 poisons all its images), nothing of it is left. Among the others that close the class, the one is taken that
-costs least: `changed` counts for each of the other classes, and `lost` for the class itself. Where none does, the one
-that leaves least.
+costs least: `changed` counts for each of the other classes, and `lost` for the class itself. Where none closes it, it
+is taken from those that leave least, give or take `closed`: so few images tell no smaller difference.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ class Trial:
         shares = [trial.takes(self.own, label) for trial in trials if trial is not self and len(trial.own)]
         return (1 - self.strange) * (statistics.median(shares) if shares else 1.0)
 
-    def cost(self, closing: Sequence[Trial], label: int) -> float:
+    def cost(self, rivals: Sequence[Trial], label: int) -> float:
         """((K - 1) `changed` + `lost`) / K for K classes, in [0, 1]; without another repair, nothing is lost."""
-        others = torch.cat([self.own[:0], *(trial.own for trial in closing if trial is not self)])
+        others = torch.cat([self.own[:0], *(trial.own for trial in rivals if trial is not self)])
         lost = 1 - self.takes(others, label) if len(others) else 0.0
         classes = self.shown.classes
         return ((classes - 1) * self.changed + lost) / classes
@@ -214,12 +214,18 @@ class Best(Looking):
                 "alone, or it may hardly be answered any more."
             )
             sound = cheap
-        closing = [trial for trial in sound if self.is_closed(trial.standing)]
-        chosen = min(closing or sound, key=lambda trial: trial.cost(closing, label) if closing else trial.standing.left)
+        near = self.nearest(sound)
+        chosen = min(near, key=lambda trial: trial.cost(near, label))
         put_back(scene.shown.model, Tensors(chosen.shown.model))
         cheapest = "it closes the class at the smallest cost, the class itself included"
-        verdict = cheapest if closing else "it leaves least, though not little"
+        verdict = cheapest if self.is_closed(chosen.standing) else "it leaves least, though not little"
         return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
+
+    def nearest(self, trials: Sequence[Trial]) -> list[Trial]:
+        """The repairs that close the class; where none does, those that leave least, give or take `closed`."""
+        least = min(trial.standing.left for trial in trials)
+        closing = [trial for trial in trials if self.is_closed(trial.standing)]
+        return closing or [trial for trial in trials if trial.standing.left <= least + self.closed]
 
     def _too_dear(self, trial: Trial) -> str:
         """Why a repair costs more than is allowed; empty if it does not."""
