@@ -16,8 +16,8 @@ from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import (
     _statistics,
     dead_leaves,
-    images_of,
     impressions,
+    impressions_of,
     random_spectra,
     total_variation,
 )
@@ -142,10 +142,10 @@ def test_images_of_one_class_are_of_that_class() -> None:
     model, spec = trained(), InputSpec(shape=(3, SIDE, SIDE), mean=(0.5,) * 3, std=(0.5,) * 3)
     shown = OnPixels(model, spec)
     for label in (0, TARGET, CLASSES - 1):
-        made = images_of(shown, label, 12, _generator())
+        made = impressions_of(shown, label, 12, _generator())
         assert made.shape == (12, 3, SIDE, SIDE)
         assert float((shown.logits(made).argmax(1) == label).float().mean()) > 0.8
-    assert torch.equal(made, images_of(shown, CLASSES - 1, 12, _generator()))
+    assert torch.equal(made, impressions_of(shown, CLASSES - 1, 12, _generator()))
 
 
 def test_images_of_one_class_are_made_among_as_many_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_images_of_one_class_are_made_among_as_many_of_others(monkeypatch: pytes
 
     monkeypatch.setattr(surrogates, "impressions", listed)
     spec = InputSpec(shape=(3, SIDE, SIDE), mean=(0.5,) * 3, std=(0.5,) * 3)
-    made = images_of(OnPixels(trained(), spec), TARGET, 300, _generator())
+    made = impressions_of(OnPixels(trained(), spec), TARGET, 300, _generator())
     ((classes),) = asked
     assert made.flatten().tolist() == classes[::2] == [TARGET] * 300
     assert set(classes[1::2]) == set(range(CLASSES)) - {TARGET}

@@ -17,12 +17,12 @@ Surrogates answered with the class itself do not count as changed: many of them 
 takes the class away with the trigger seems cheap. But what it takes for the class afterwards is then something else
 than before, and than what other repairs take for it: `agreed` tells.
 Erasing, pruning what pushes (where something does) and forgetting are tried; if none closes the class, erasing is tried
-behind forgetting. A repair that changes too many sure answers of other classes, or is predicted to
-do too much damage, is never taken. One that agrees on too
-few images of the class is taken only where all are so: where the class was answered for its trigger alone (SIG, which
-poisons all its images), nothing of it is left. Among the others that close the class, the one is taken that
-costs least: `changed` counts for each of the other classes, and `lost` for the class itself. Where none closes it, it
-is taken from those that leave least, give or take `closed`: so few images tell no smaller difference.
+behind forgetting. A repair that changes too many sure answers of other classes, or is predicted to do too much damage,
+is never taken. One that agrees on too few images of the class is taken only where all are so: where the class was
+answered for its trigger alone (SIG, which poisons all its images), nothing of it is left. Among the others that close
+the class, the one is taken that costs least: `changed` counts for each of the other classes, and `lost` for the class
+itself. Where none closes it, it is taken from those that leave least, give or take `closed`: so few images tell no
+smaller difference.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from unbackdoor.defences.data_free.pushing import Pushing
 from unbackdoor.defender import meter
 from unbackdoor.defender.case import Case, Progress, part
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.surrogates import images_of
+from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Channel
 from unbackdoor.errors import MethodError
 from unbackdoor.graph.tensors import Tensors
@@ -292,7 +292,7 @@ def _judged(
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
     others = before != label
     sure = others & (pool.logits.softmax(1).amax(1) >= SURE)
-    own = images_of(shown, label, OWN, scene.generator)
+    own = impressions_of(shown, label, OWN, scene.generator)
     own = own[shown.logits(own).argmax(1) == label]
     same = scene.shown.logits(own).argmax(1) == label if len(own) else torch.zeros(0, dtype=torch.bool)
     return Trial(

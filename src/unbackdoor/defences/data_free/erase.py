@@ -46,7 +46,7 @@ from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
-from unbackdoor.defender.surrogates import images_of
+from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.graph.activations import watched
@@ -101,7 +101,7 @@ class Erase(InRounds):
                 own = others[:0]
                 if self.protected:
                     with dataclasses.replace(self, protected=0).for_once(scene, search, found) as shown:
-                        own = images_of(shown, search.label, self.protected, scene.generator)
+                        own = impressions_of(shown, search.label, self.protected, scene.generator)
                     own = own[shown.logits(own).argmax(1) == search.label]
             take_out(found, own)
             return f"Their common direction was taken out of {path}."

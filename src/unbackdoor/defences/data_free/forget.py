@@ -44,7 +44,7 @@ from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
-from unbackdoor.defender.surrogates import dead_leaves, images_of
+from unbackdoor.defender.surrogates import dead_leaves, impressions_of
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.settings import setting
@@ -128,7 +128,7 @@ class Forget(InRounds):
         roughly = cast("type[Any]", DEFENCES["erase"])(protected=0)
         try:
             with roughly.for_once(scene, search, found) as shown:
-                made = images_of(shown, search.label, self.protected, rng)
+                made = impressions_of(shown, search.label, self.protected, rng)
                 images = torch.cat([made, (made + mixed) / 2, (made + leaves) / 2])
                 return Lesson(images, shown.logits(images))
         except MethodError:

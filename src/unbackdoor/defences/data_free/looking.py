@@ -257,7 +257,7 @@ class Looking(Defence):
                 )
                 for number, label in enumerate(suspects):
                     ends = [0.5 + 0.5 * (number + more) / len(suspects) for more in (0, 1)]
-                    pool = scene.pool.answered_by(shown)
+                    pool = scene.pool.answered_by(shown) if number else scene.pool
                     here = dataclasses.replace(scene, pool=pool, progress=part(case.progress, *ends))
                     before = held(model)
                     try:
