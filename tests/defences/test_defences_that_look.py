@@ -16,11 +16,12 @@ from trained_toys import SIDE, TARGET, accuracy, attack_success, trained
 from unbackdoor.defences.base import Defence, Outcome
 from unbackdoor.defences.data_free import Best, Erase, Forget, Pushing, looking
 from unbackdoor.defences.data_free.best import Trial
-from unbackdoor.defences.data_free.erase import erased, inputs_of
+from unbackdoor.defences.data_free.erase import erased
 from unbackdoor.defences.data_free.looking import Standing
 from unbackdoor.defences.table import DEFENCES
-from unbackdoor.defender import ways_in
+from unbackdoor.defender import directions, ways_in
 from unbackdoor.defender.case import silent
+from unbackdoor.defender.directions import classifier_inputs
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.stimulation import Firing
 from unbackdoor.defender.triggers import Mask
@@ -487,10 +488,10 @@ def test_erasing_needs_a_classifier_that_takes_one_vector_an_image(use: str) -> 
     pixels = torch.rand(5, 3, 2, 2)
     shown = OnPixels(Net().eval(), InputSpec(shape=(3, 2, 2), mean=(0.0,) * 3, std=(1.0,) * 3), exact=True)
     if use == "once":
-        assert torch.allclose(inputs_of(shown, "fc", pixels), pixels.mean((2, 3)).double())
+        assert torch.allclose(classifier_inputs(shown, "fc", pixels), pixels.mean((2, 3)).double())
         return
     with pytest.raises(MethodError, match="takes one vector an image, got"):
-        inputs_of(shown, "fc", pixels)
+        classifier_inputs(shown, "fc", pixels)
 
 
 def test_a_bias_that_another_layer_adds_too_is_not_edited() -> None:
@@ -526,7 +527,7 @@ def test_a_wide_classifier_is_erased_by_the_system_of_its_images(own: int, monke
         for size in ((5, 90), (5,), (31, 90), (90,), (own, 90))
     )
     dense = erased(weight, bias, h, d, x, overshoot=1.25, ridge=0.02)
-    monkeypatch.setattr(sys.modules[Erase.__module__], "WIDE", 89)
+    monkeypatch.setattr(directions, "WIDE", 89)
     for one, other in zip(dense, erased(weight, bias, h, d, x, overshoot=1.25, ridge=0.02), strict=True):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
 

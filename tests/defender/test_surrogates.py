@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trained_toys import CLASSES, SIDE, TARGET, trained
 from unbackdoor.defender import surrogates
 from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.photographs import photographs
 from unbackdoor.defender.surrogates import (
     _statistics,
     dead_leaves,
@@ -24,7 +25,7 @@ from unbackdoor.defender.surrogates import (
 from unbackdoor.inputs import InputSpec
 
 CIFAR = InputSpec(shape=(3, 32, 32), mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
-FAMILIES = pytest.mark.parametrize("family", [dead_leaves, random_spectra], ids=lambda f: f.__name__)
+FAMILIES = pytest.mark.parametrize("family", [dead_leaves, random_spectra, photographs], ids=lambda f: f.__name__)
 Family = Callable[[int, InputSpec, torch.Generator], Tensor]
 
 

@@ -44,19 +44,16 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
+from unbackdoor.defender.directions import RIDGE, across, classifier_inputs, direction
 from unbackdoor.defender.head import classifier
-from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
-from unbackdoor.graph.activations import watched
 from unbackdoor.prune import shared
 from unbackdoor.settings import setting
 
 #: Surrogates below this number give no covariance.
 FEWEST = 30
-#: A classifier with more features has a covariance too large to hold.
-WIDE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +68,7 @@ class Erase(InRounds):
     overshoot: float = setting(1.25, "how far along the direction is gone back; 1 is to the mean", above=0, own=True)
     protected: int = setting(40, "images x_t of the class, which are answered as before", least=0, own=True)
     ridge: float = setting(
-        0.02, "added to the covariance's diagonal, in units of its mean", above=0, most=1e6, own=True
+        RIDGE, "added to the covariance's diagonal, in units of its mean", above=0, most=1e6, own=True
     )
 
     def begin(self, scene: Scene, search: WaysIn) -> Callable[[Sequence[Way]], str]:
@@ -80,16 +77,16 @@ class Erase(InRounds):
         others = scene.pool.others(search.label)
         if len(others) < FEWEST:
             raise MethodError(
-                f"{self.name}: expected {FEWEST} or more impressions that are not answered with class {search.label}, "
+                f"{self.name}: expected {FEWEST} or more surrogates that are not answered with class {search.label}, "
                 f"got {len(others)}; make more with --surrogates (surrogates=...)"
             )
         own: Tensor | None = None
 
         @torch.no_grad()
         def take_out(found: Sequence[Way], own: Tensor) -> None:
-            h = inputs_of(scene.shown, path, others)
+            h = classifier_inputs(scene.shown, path, others)
             d = direction(scene.shown, path, found, others, h)
-            kept = inputs_of(scene.shown, path, own) if len(own) else h[:0]
+            kept = classifier_inputs(scene.shown, path, own) if len(own) else h[:0]
             weight, bias = head.weight.double().cpu(), head.bias.double().cpu()
             weight, bias = erased(weight, bias, h, d, kept, overshoot=self.overshoot, ridge=self.ridge)
             head.weight.copy_(weight)
@@ -123,15 +120,6 @@ class Erase(InRounds):
         return path, head
 
 
-def direction(shown: OnPixels, path: str, ways: Sequence[Way], pixels: Tensor, h: Tensor) -> Tensor:
-    """(F,) the sum of the mean changes that the ways make to the classifier's input, each of length 1."""
-    total = torch.zeros_like(h[0])
-    for way in ways:
-        change = (inputs_of(shown, path, pixels, way) - h).mean(0)
-        total += change / change.norm().clamp_min(1e-12)
-    return total
-
-
 def erased(
     weight: Tensor, bias: Tensor, h: Tensor, d: Tensor, own: Tensor, *, overshoot: float, ridge: float
 ) -> tuple[Tensor, Tensor]:
@@ -147,61 +135,9 @@ def erased(
     Raises:
         MethodError: there is no such direction.
     """
-    mu = h.mean(0)
-    try:
-        u = _along(h - mu, own - mu, d, ridge) if len(d) > WIDE else _solved(h, own - mu, d, ridge)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        u = d * torch.nan
-    u = u / (u @ d)
-    if not bool(torch.isfinite(u).all()):
-        raise MethodError("erase: the ways into the class have no common direction that can be taken out")
+    u = across(h, own, d, ridge)
     pushed = overshoot * (weight @ d)
-    return weight - torch.outer(pushed, u), bias + pushed * (u @ mu)
-
-
-def _solved(h: Tensor, own: Tensor, d: Tensor, ridge: float) -> Tensor:
-    """(S' + l)^-1 d, of the features h and of x_t's, less mu."""
-    spread = torch.cov(h.T).reshape(len(d), len(d))
-    added = ridge * spread.diagonal().mean().clamp_min(1e-12)
-    if len(own):
-        spread = spread + own.T @ own / len(own)
-    u: Tensor = torch.linalg.solve(spread + added * torch.eye(len(d), dtype=d.dtype), d)
-    return u
-
-
-def _along(h: Tensor, own: Tensor, d: Tensor, ridge: float) -> Tensor:
-    """The same from fewer numbers, of h less mu: (A^T A + l)^-1 d = (d - A^T (A A^T + l)^-1 A d) / l."""
-    rows = h / (len(h) - 1) ** 0.5
-    added = ridge * (rows.square().sum() / len(d)).clamp_min(1e-12)
-    if len(own):
-        rows = torch.cat([rows, own / len(own) ** 0.5])
-    inner = rows @ rows.T + added * torch.eye(len(rows), dtype=d.dtype)
-    u: Tensor = (d - rows.T @ torch.linalg.solve(inner, rows @ d)) / added
-    return u
-
-
-@torch.no_grad()
-def inputs_of(shown: OnPixels, path: str, pixels: Tensor, way: Way | None = None) -> Tensor:
-    """(N, F) float64: what a layer takes, on the images as they are or on a way.
-
-    Raises:
-        MethodError: it does not take one vector an image.
-    """
-    seen: list[Tensor] = []
-
-    def see(_path: str, _call: int, value: object) -> None:
-        if isinstance(value, Tensor):
-            seen.append(value.double().cpu())
-
-    with watched(shown.model, (path,), see, side="input"):
-        for part in torch.split(pixels, CHUNK):
-            _ = shown(part) if way is None else way.logits(shown, part[:0], part)
-    if any(given.ndim != 2 for given in seen) or sum(map(len, seen)) != len(pixels):
-        shapes = ", ".join(str(tuple(given.shape)) for given in seen[:2]) or "nothing"
-        raise MethodError(
-            f"erase: expected a classifier {path} that takes one vector an image, got {shapes} for {len(pixels)} images"
-        )
-    return torch.cat(seen)
+    return weight - torch.outer(pushed, u), bias + pushed * (u @ h.mean(0))
 
 
 DEFENCES.add(Erase.name, Erase)

@@ -3,11 +3,11 @@ has no paper of its own.
 
 Symbols:
     t        the suspected class, or one that was given
-    x        a surrogate that is not answered with t: a class impression, the average of two, or of one and dead leaves
+    x        a surrogate that is not answered with t: a crop of a photograph, a class impression, or the average of both
     p(x)     what the network answered before it was changed
     q(x)     what it answers now
     W        ways into t that are easier than ways into other classes (`defender.ways_in`): triggers found on the
-             impressions, and channels that push answers to t
+             surrogates, and channels that push answers to t
     w(x)     a surrogate on such a way; what a trigger adds is multiplied by a number drawn from 1 to 1 + `beyond`
     x_t, r   images of t that do not need the ways, and what is to be answered to them, see below
 
@@ -19,10 +19,12 @@ or `PER_WAY` for each way if that is more, on
 one way at a time, with the gradient's norm clipped to `clip`. It ends when the class is closed, when no
 way is easy, or after `rounds` rounds.
 
-Surrogates answered with t may carry the trigger. To keep the answers to them is to keep the backdoor, so they are left
-out. But t must be answered still: as in `erase`, the ways are erased from the classifier, roughly, and impressions x_t
-of t are made on what is left. r is what that network answers to them, and to their averages with other impressions and
-with dead leaves. Where the classifier cannot be edited in this way, there is no x_t.
+Surrogates answered with t may carry the trigger, or something like it. To keep the answers to them is to keep the
+backdoor, so they are left out. But t must be answered still. Of many crops that are answered with t, those are x_t that
+lie least on the ways at the classifier's input (`defender.directions`), and r is what the network answered to them.
+Where too few photographs show t, the ways are erased from the classifier, roughly, as in `erase`; impressions x_t of t
+are made on what is left, and r is what that network answers to them, and to their averages with other surrogates. Where
+the classifier cannot be edited in this way either, there is no x_t.
 
 Why SGD with a clipped gradient: where a backdoor is, the gradient is large in the few weights that carry it, and they
 move. Adam moves all weights alike: on three networks it cost 2 to 4 points more accuracy for the same success rate.
@@ -44,13 +46,17 @@ from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
-from unbackdoor.defender.surrogates import dead_leaves, impressions_of
+from unbackdoor.defender.directions import genuine
+from unbackdoor.defender.head import classifier
+from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.settings import setting
 
 #: The share of x_t among the images without a trigger.
 OWN = 1 / 6
+#: With fewer crops of photographs that show the class, impressions are x_t.
+FEWEST = 8
 #: Steps for each way, at least.
 PER_WAY = 9
 
@@ -86,13 +92,15 @@ class Forget(InRounds):
     passes: ClassVar[str] = "about 190,000 passes of one generated image, for ten classes"
 
     rounds: int = setting(6, "searches for easy ways, each followed by training", least=1, own=True)
-    steps: int = setting(36, f"of SGD a round, and at least {PER_WAY} for each way", least=1, own=True)
+    steps: int = setting(120, f"of SGD a round, and at least {PER_WAY} for each way", least=1, own=True)
     lr: float = setting(0.01, "learning rate of SGD, falling to 0 in each round", least=1e-9, most=1e3, own=True)
     momentum: float = setting(0.9, "momentum of SGD", least=0, below=1, own=True)
     clip: float = setting(1.0, "the largest norm of the gradient", above=0, own=True)
     batch_size: int = setting(64, "images of each kind a step", least=1, own=True)
-    keep: float = setting(2.0, "weight a of the images without a trigger", least=0, most=1e6, own=True)
-    protected: int = setting(40, "impressions of the class that do not need the ways", least=0, own=True)
+    keep: float = setting(4.0, "weight a of the images without a trigger", least=0, most=1e6, own=True)
+    protected: int = setting(
+        40, "impressions x_t of the class, where too few photographs show it; 0: no x_t", least=0, own=True
+    )
     beyond: float = setting(
         0.5, "a trigger is shown up to this share stronger than it was found", least=0, most=10, own=True
     )
@@ -119,17 +127,20 @@ class Forget(InRounds):
 
     def _own(self, scene: Scene, search: WaysIn, found: Sequence[Way]) -> Lesson:
         """x_t and r."""
-        pool, rng = scene.pool, scene.generator
+        pool, shown, rng = scene.pool, scene.shown, scene.generator
         others, nothing = pool.others(search.label), Lesson(pool.images[:0], pool.logits[:0])
         if not self.protected or not len(others):
             return nothing
-        mixed = others[torch.randint(len(others), (self.protected,), generator=rng)]
-        leaves = dead_leaves(self.protected, scene.shown.spec, rng)
-        roughly = cast("type[Any]", DEFENCES["erase"])(protected=0)
         try:
-            with roughly.for_once(scene, search, found) as shown:
+            _, _, path = classifier(scene.graph, shown.model)
+            crops = genuine(shown, path, search.label, found, others, rng)
+            if len(crops) >= FEWEST:
+                return Lesson(crops, shown.logits(crops))
+            mixed = others[torch.randint(len(others), (self.protected,), generator=rng)]
+            roughly = cast("type[Any]", DEFENCES["erase"])(protected=0)
+            with roughly.for_once(scene, search, found):
                 made = impressions_of(shown, search.label, self.protected, rng)
-                images = torch.cat([made, (made + mixed) / 2, (made + leaves) / 2])
+                images = torch.cat([made, (made + mixed) / 2])
                 return Lesson(images, shown.logits(images))
         except MethodError:
             return nothing

@@ -16,8 +16,9 @@ from unbackdoor.defences.base import Defence
 from unbackdoor.defender.case import Case, Progress, part, silent
 from unbackdoor.defender.look import Look, look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
+from unbackdoor.defender.photographs import photographs
 from unbackdoor.defender.stimulation import Firing, moved, strongest
-from unbackdoor.defender.surrogates import LONG, class_images, dead_leaves
+from unbackdoor.defender.surrogates import LONG, class_images
 from unbackdoor.defender.triggers import Trigger
 from unbackdoor.defender.ways_in import (
     CHANNELS,
@@ -39,6 +40,8 @@ from unbackdoor.settings import setting
 
 #: Channels that are looked at again after an edit.
 WATCHED = 60
+#: Crops of photographs for each class impression of the look.
+CROPS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +49,14 @@ class Pool:
     """Surrogates, and what the network answered to them before it was edited.
 
     Attributes:
-        images: (N, C, H, W) in [0, 1]: class impressions, averages of two, and averages of one and dead leaves.
+        images: (N, C, H, W) in [0, 1]: crops of photographs, class impressions, and averages of one of either.
         logits: (N, classes).
-        impressions: how many of the first images are impressions.
+        whole: how many of the first images are no averages.
     """
 
     images: Tensor
     logits: Tensor
-    impressions: int
+    whole: int
 
     @property
     def answers(self) -> Tensor:
@@ -65,8 +68,8 @@ class Pool:
         return dataclasses.replace(self, logits=shown.logits(self.images))
 
     def others(self, label: int) -> Tensor:
-        """(K, C, H, W) the impressions that were not answered with a class."""
-        return self.images[: self.impressions][self.answers[: self.impressions] != label]
+        """(K, C, H, W) those that are no averages and were not answered with a class."""
+        return self.images[: self.whole][self.answers[: self.whole] != label]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ class Standing:
     Attributes:
         triggers: of a new search.
         ways: those of them that are easy, and channels, by turns; the easiest first.
-        left: the share of the impressions that easy ways of another search still move to the class, by their median: a
+        left: the share of the surrogates that easy ways of another search still move to the class, by their median: a
             way that is no part of the backdoor must not decide.
         regained: what triggers have regained that were easy at first (`defender.ways_in`); None where it is not known.
     """
@@ -136,9 +139,9 @@ class WaysIn:
         self.label = label
         self._seen, self._generator, self._steps = scene.seen, scene.generator, steps
         shown, seen = scene.shown, scene.seen
-        made = seen.made.images
-        answers = shown.logits(made).argmax(1)
-        self._usual = usual_sizes(shown, made, answers, label, scene.generator, steps=steps)
+        pool = scene.pool
+        self._pixels = pool.images[: pool.whole]
+        self._usual = usual_sizes(shown, self._pixels, pool.answers[: pool.whole], label, scene.generator, steps=steps)
         self.firings: list[Firing] = []
         if seen.pushes:
             self.firings = strongest(shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
@@ -147,7 +150,7 @@ class WaysIn:
         self._others = ways
         if ways:
             self._others = self._search(shown, part(scene.progress, 0.1, 0.2), most=WATCHED)[1] or ways
-        self._images = scene.pool.others(label)
+        self._images = pool.others(label)
         left = success(shown, self._others, self._images, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
 
@@ -168,8 +171,8 @@ class WaysIn:
 
     def _search(self, shown: OnPixels, progress: Progress, *, most: int = CHANNELS) -> tuple[list[Trigger], list[Way]]:
         """New triggers, and the ways that are easy: those of them, and so many channels."""
-        images, label = self._seen.made.images, self.label
-        pixels = images[shown.logits(images).argmax(1) != label]
+        label = self.label
+        pixels = self._pixels[shown.logits(self._pixels).argmax(1) != label]
         triggers = search(shown, pixels, label, self._generator, progress, steps=self._steps)
         easy = easy_triggers(triggers, self._usual)
         shares = moved(shown, self.firings, self._seen.drawn, label)
@@ -184,12 +187,17 @@ class WaysIn:
 class Looking(Defence):
     """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_gradients: ClassVar[bool] = True
     paper: ClassVar[None] = None
 
     label: int = setting(-1, "the class to close; -1 asks the witnesses", least=-1, own=True)
-    surrogates: int = setting(200, "class impressions; half as many again are made for a repair", least=2, own=True)
+    surrogates: int = setting(
+        200,
+        "class impressions; a repair has half as many again, and twice as many crops of photographs",
+        least=2,
+        own=True,
+    )
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
     closed: float = setting(
         0.03,
@@ -369,12 +377,12 @@ def _suspicion(witness: Witness, *, given: int) -> str:
 
 
 def _pool(shown: OnPixels, seen: Look, generator: torch.Generator) -> Pool:
-    more = class_images(shown, len(seen.made.images) // 2, generator, steps=LONG).images
-    made = torch.cat([seen.made.images, more])
-    leaves = dead_leaves(len(made), shown.spec, generator)
-    order = torch.randperm(len(made), generator=generator)
-    images = torch.cat([made, (made + made[order]) / 2, (made + leaves) / 2])
-    return Pool(images=images, logits=shown.logits(images), impressions=len(made))
+    count = len(seen.made.images)
+    made = torch.cat([seen.made.images, class_images(shown, count // 2, generator, steps=LONG).images])
+    crops = photographs(CROPS * count, shown.spec, generator)
+    mixed = (made + photographs(len(made), shown.spec, generator)) / 2
+    images = torch.cat([crops, made, mixed])
+    return Pool(images=images, logits=shown.logits(images), whole=len(crops) + len(made))
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:
