@@ -31,7 +31,7 @@ format: $(DEV)  ## format, and mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: | $(BIN)/unbackdoor  ## a real backdoored network and real images, before and after: a minute or two, and a report page
+demo: | $(BIN)/unbackdoor  ## a real backdoored network and real images, before and after: some minutes, and a report page
 	$(BIN)/unbackdoor demo
 
 clean:  ## remove what tools left behind; $(VENV) stays
