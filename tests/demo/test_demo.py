@@ -309,7 +309,7 @@ def test_from_end_to_end_and_the_same_twice(
 
 @pytest.mark.slow
 def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> None:
-    """LPP leaves the backdoor. best removes it: ASR below 5 %, at most 2 points of ACC and 12 of recall lost."""
+    """LPP leaves the backdoor. best removes it: ASR below 5 %, at most 2 points of ACC and 6 of recall lost."""
     kept: list[demo.Demo] = []
     steps: list[int] = []
     run = demo.run
@@ -331,7 +331,7 @@ def test_the_whole_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
     assert _value(lpp.asr) > 0.2
     assert _value(best.asr) < 0.05
     assert _value(best.acc) >= _value(original.acc) - 0.02
-    assert _value(best.recall) >= _value(original.recall) - 0.12
+    assert _value(best.recall) >= _value(original.recall) - 0.06
     assert steps == sorted(steps)
     assert len(set(steps)) > 100
     report = kept[0].contenders[3].report

@@ -86,8 +86,11 @@ def genuine(
     Raises:
         MethodError: as `classifier_inputs` and `across`.
     """
-    crops = photographs(CROPS, shown.spec, generator)
-    crops = crops[shown.logits(crops).argmax(1) == label]
+    found = []
+    for done in range(0, CROPS, CHUNK):  # all at once would fill the memory where images are large
+        part = photographs(min(CHUNK, CROPS - done), shown.spec, generator)
+        found.append(part[shown.logits(part).argmax(1) == label])
+    crops = torch.cat(found)
     if not len(crops):
         return crops
     h = classifier_inputs(shown, path, others)
