@@ -142,10 +142,17 @@ def fake(monkeypatch: pytest.MonkeyPatch, kind: type[Defence], bias: float | Non
     monkeypatch.setattr(kind, "each_round", each_round)
 
 
+@pytest.fixture
+def all_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No repair is cheap enough to end the trials."""
+    monkeypatch.setattr(sys.modules[Best.__module__], "ENOUGH", (-1.0, -1.0, -1.0))
+
+
 @pytest.mark.parametrize(
     ("forgets", "erases", "chosen"),
     [(None, -50.0, "erase, since it closes"), (-50.0, None, "forget, since it closes"), (0.1, 0.0, "leaves least")],
 )
+@pytest.mark.usefixtures("all_tried")
 def test_the_repair_that_closes_the_class_is_taken(
     monkeypatch: pytest.MonkeyPatch, forgets: float | None, erases: float | None, chosen: str
 ) -> None:
@@ -159,6 +166,27 @@ def test_the_repair_that_closes_the_class_is_taken(
     cannot = "forget" if forgets is None else "erase"
     told = f"{cannot} was tried, and cannot work here: not on this network"
     assert (told in story) == (None in (forgets, erases))
+
+
+@pytest.mark.parametrize(
+    ("costs", "more"), [((0.05, 0.01, 0.5), False), ((0.051, 0, 0), True), ((0, 0.011, 0), True), ((0, 0, 0.51), True)]
+)
+def test_no_more_is_tried_where_erasing_is_cheap_enough(
+    monkeypatch: pytest.MonkeyPatch, costs: tuple[float, float, float], more: bool
+) -> None:
+    judged = sys.modules[Best.__module__]._judged
+
+    def costing(*words: Any) -> Trial:
+        changed, sure, damage = costs
+        return dataclasses.replace(judged(*words), changed=changed, sure=sure, damage=damage)
+
+    monkeypatch.setattr(sys.modules[Best.__module__], "_judged", costing)
+    fake(monkeypatch, Erase, -50.0)
+    fake(monkeypatch, Forget, None)
+    fake(monkeypatch, Pushing, None)
+    story = repaired(Best(label=TARGET, **CRUDE), trained()).report.story
+    assert ("forget was tried, and cannot work here: not on this network" in story) == more
+    assert "Chosen: erase" in story[-1]
 
 
 def test_the_progress_of_a_repair_that_fails_is_not_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +225,7 @@ def test_a_repair_that_changes_too_much_is_not_taken(monkeypatch: pytest.MonkeyP
     assert "at an acceptable cost" in outcome.report.story[-1]
 
 
+@pytest.mark.usefixtures("all_tried")
 def test_a_repair_that_takes_the_class_away_is_not_taken_if_another_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (Erase, Forget):
         fake(monkeypatch, kind, -50.0)
@@ -251,6 +280,7 @@ def trial(kind: int, changed: float = 0.0) -> Trial:
     return Trial(name=str(kind), shown=shown, standing=standing, changed=changed, sure=0.0, **more)
 
 
+@pytest.mark.usefixtures("all_tried")
 def test_the_time_limit_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(sys.modules[Best.__module__], "time", SimpleNamespace(monotonic=lambda: clock.now))
@@ -295,6 +325,7 @@ def test_a_class_that_cannot_be_closed_does_not_cost_the_repair_of_the_first(mon
     assert outcome.report.story[-1] == "Nothing was changed for class 1: half way through"
 
 
+@pytest.mark.usefixtures("all_tried")
 def test_a_class_that_no_time_is_left_for_does_not_cost_the_repair_of_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -56,7 +56,7 @@ def test_a_channel_is_raised_to_its_level_and_no_further() -> None:
     network = OnPixels(model, SPEC, exact=True)
     stimulate(network, layer_graph(model, pixels), pixels)
     handle.remove()
-    plain = seen[0]
+    plain = next(x for x in seen if len(x) == 5)
     levels = torch.tensor([LEVEL, 1 + LEVEL, 2 + 0.5 * LEVEL, 3 + 2 * LEVEL])
     raised = next(x for x in seen if len(x) == 20)  # four channels times five images
     for channel in range(4):

@@ -12,6 +12,7 @@ from unbackdoor.defender.triggers import (
     Additive,
     Form,
     Mask,
+    Patch,
     PatientAdditive,
     PatientMask,
     Trigger,
@@ -63,7 +64,7 @@ def test_a_pattern_is_about_as_small_as_can_be(kind: type[Form]) -> None:
     assert 1.5 < trigger.size < 3
 
 
-@pytest.mark.parametrize("kind", [*FORMS, PatientMask, PatientAdditive])
+@pytest.mark.parametrize("kind", [*FORMS, Patch, PatientMask, PatientAdditive])
 def test_what_is_returned_succeeds_and_has_the_size_that_it_says(kind: type[Form]) -> None:
     trigger = found(kind)
     assert trigger.form is not None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from unbackdoor.defender.case import Progress, part, silent
 from unbackdoor.defender.clean_networks import CleanNetworks, Verdict, judge
 from unbackdoor.defender.head import ways
-from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.on_pixels import OnPixels, folded
 from unbackdoor.defender.stimulation import Pushes, push, push_leads, stimulate
 from unbackdoor.defender.surrogates import Impressions, class_images
 from unbackdoor.defender.triggers import FORMS, Form, Smallest, Trigger, smallest
@@ -119,9 +119,10 @@ def look(
             values["stimulation"] = tuple(push(pushes).tolist())
         else:
             missing["stimulation"] = "no hidden layer is a module that runs once in a forward pass"
+        quick = folded(shown, graph)
         for form in FORMS:
             triggers[form] = smallest(
-                shown,
+                quick,
                 made,
                 form,
                 steps=steps,

@@ -95,15 +95,21 @@ def count_for(each: float) -> int:
     return max(LEAST, min(COUNT, int(EFFORT / max(each, 1.0))))
 
 
-def meter_images(network: OnPixels, generator: torch.Generator, *, count: int = COUNT) -> Shown:
+def meter_images(
+    network: OnPixels, generator: torch.Generator, *, count: int = COUNT, impressions: Tensor | None = None
+) -> Shown:
     """Images of every kind, and the network's logits on them.
 
     Args:
         network: before it is edited.
         generator: of everything.
         count: images of each kind.
+        impressions: (N, C, H, W) of all classes, where there are some; else they are made.
     """
-    impressions = class_images(network, count, generator).images
+    if impressions is None:
+        impressions = class_images(network, count, generator).images
+    else:
+        impressions = impressions[torch.randperm(len(impressions), generator=generator)[:count]]
     order = torch.randperm(len(impressions), generator=generator)
     next_one = torch.empty_like(order).scatter_(0, order, order.roll(1))  # a ring, in which no image meets itself
     images = {

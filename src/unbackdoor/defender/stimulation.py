@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defender.deviations import LEAST, deviations
-from unbackdoor.defender.on_pixels import CHUNK, OnPixels
+from unbackdoor.defender.on_pixels import CHUNK, OnPixels, folded
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.activations import watched
 from unbackdoor.graph.modules import effective_weight
@@ -140,9 +140,10 @@ def stimulate(
         pixels: (N, C, H, W) in [0, 1], images of all classes.
         progress: called with (channels done, channels in all).
     """
-    before = shown.logits(pixels)
     places = _places(shown, graph, pixels[:2])
     levels = _levels(shown, places, pixels)
+    shown = folded(shown, graph)
+    before = shown.logits(pixels)
     total, done, found = sum(place.channels for place in places), 0, []
     for place in places:
         flips, changes = [], []

@@ -2,6 +2,7 @@
 
     mask        (1 - m) x + m p, with a mask m in [0, 1] for all colours and a pattern p; its size is the sum of m
                 (Neural Cleanse, Wang et al., IEEE S&P 2019, Eq. 2)
+    patch       the same within one window, see `defender.windows`
     additive    clip(x + d); its size is the L2 norm of d
     filter      clip(x + r(x)), with two 3x3 convolutions r; its size is the mean L2 norm of what they add. It stands
                 for triggers that depend on the image: warped, quantised, drawn by a network
@@ -16,6 +17,7 @@ while it does not. The smallest trigger that succeeded is kept.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.deviations import LEAST, deviations
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import Impressions
+from unbackdoor.defender.windows import Window, easiest_window
 from unbackdoor.errors import MethodError
 
 #: The share of the steps that the coarse round has.
@@ -53,6 +56,17 @@ class Form(ABC):
     @abstractmethod
     def __init__(self, shape: tuple[int, int, int], generator: torch.Generator, device: torch.device) -> None:
         """A random start for images of this shape."""
+
+    @classmethod
+    def begun(cls, shown: OnPixels, pixels: Tensor, label: int, generator: torch.Generator) -> Form:
+        """A start for a network and a class.
+
+        Args:
+            shown, pixels, label: as in `Search`.
+            generator: of what is drawn.
+        """
+        del pixels, label
+        return cls(shown.spec.shape, generator, shown.device)
 
     @abstractmethod
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -94,6 +108,31 @@ class PatientMask(Patient, Mask):
     """A mask and a pattern, in smaller steps too."""
 
     lr = 0.2
+
+
+class Patch(PatientMask):
+    """A mask and a pattern within the window that leads to the class most easily."""
+
+    name = "patch"
+
+    def __init__(self, shape: tuple[int, int, int], generator: torch.Generator, device: torch.device) -> None:
+        """The whole image is the window."""
+        super().__init__(shape, generator, device)
+        self._window, self._sides = Window(0, 0, self._pattern.detach(), math.inf), shape[1:]
+
+    @classmethod
+    def begun(cls, shown: OnPixels, pixels: Tensor, label: int, generator: torch.Generator) -> Form:
+        found = cls(shown.spec.shape, generator, shown.device)
+        window = found._window = easiest_window(shown, pixels, label, generator)
+        found._mask = torch.full_like(window.pattern[:, :1], 2.0).requires_grad_()
+        found._pattern = window.pattern.clone().requires_grad_()
+        found.free = [found._mask, found._pattern]
+        return found
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        mask, pattern = self._mask.sigmoid(), self._pattern.sigmoid()
+        place = functools.partial(self._window.whole, height=self._sides[0], width=self._sides[1])
+        return (1 - place(mask)) * pixels + place(mask * pattern)
 
 
 class Additive(Form):
@@ -203,8 +242,8 @@ class Search:
     ) -> None:
         height, width = shown.spec.shape[1:]
         self._shown, self._label, self._batch, self._success, self._generator = shown, label, batch, success, generator
-        self._form = kind(shown.spec.shape, generator, shown.device)
-        self._optimiser = torch.optim.Adam(self._form.free, lr=kind.lr, betas=(0.5, 0.9))
+        self._kind = kind
+        self._begun: tuple[Form, torch.optim.Optimizer] | None = None
         self._weight = kind.weight * 1024 / (height * width)
         self._smallest, self._rate = math.inf, 0.0
         self._kept: list[Tensor] | None = None
@@ -219,7 +258,11 @@ class Search:
         Raises:
             MethodError: the network gives no gradients.
         """
-        form, device = self._form, self._shown.device
+        device = self._shown.device
+        if self._begun is None:
+            form = self._kind.begun(self._shown, pixels, self._label, self._generator)
+            self._begun = form, torch.optim.Adam(form.free, lr=form.lr, betas=(0.5, 0.9))
+        form, optimiser = self._begun
         wanted = torch.full((self._batch,), self._label, device=device)
         for _ in range(steps):
             drawn = torch.randint(len(pixels), (self._batch,), generator=self._generator)
@@ -238,7 +281,7 @@ class Search:
             loss = F.cross_entropy(logits, wanted) + self._weight * size
             for free, gradient in zip(form.free, torch.autograd.grad(loss, form.free), strict=True):
                 free.grad = gradient
-            self._optimiser.step()
+            optimiser.step()
             self._weight *= form.up if moved >= self._success else form.down
         if self._kept is None:
             return Trigger(self._label, None, math.inf, self._rate)

@@ -25,7 +25,7 @@ from torch import Tensor
 from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.defender.stimulation import Firing
-from unbackdoor.defender.triggers import Filter, Form, PatientAdditive, PatientMask, Trigger, reconstruct
+from unbackdoor.defender.triggers import Filter, Form, Patch, PatientAdditive, PatientMask, Trigger, reconstruct
 
 #: Of the size that other classes need.
 EASY = 0.6
@@ -33,9 +33,8 @@ EASY = 0.6
 PUSHES = 0.3
 #: Channels at a time: the strongest.
 CHANNELS = 6
-#: The forms that are searched, and how often: one search may end in a poor corner. They are patient ones: after a
-#: repair, that none is found must mean that there is none.
-SEARCHES: tuple[type[Form], ...] = (PatientMask, PatientMask, PatientAdditive, Filter)
+#: The forms that are searched. They are patient ones: after a repair, that none is found must mean that there is none.
+SEARCHES: tuple[type[Form], ...] = (PatientMask, Patch, PatientAdditive, Filter)
 #: Images a step of a search, and the share of them that must be moved.
 BATCH, SUCCESS = 32, 0.9
 #: Other classes that say what a size is worth.

@@ -16,13 +16,13 @@ trained to resist some ways may give in to others that are nearly as easy.
 Surrogates answered with the class itself do not count as changed: many of them carry the trigger. So a repair that
 takes the class away with the trigger seems cheap. But what it takes for the class afterwards is then something else
 than before, and than what other repairs take for it: `agreed` tells.
-Erasing, pruning what pushes (where something does) and forgetting are tried; if none closes the class, erasing is tried
-behind forgetting. A repair that changes too many sure answers of other classes, or is predicted to do too much damage,
-is never taken. One that agrees on too few images of the class is taken only where all are so: where the class was
-answered for its trigger alone (SIG, which poisons all its images), nothing of it is left. Among the others that close
-the class, the one is taken that costs least: `changed` counts for each of the other classes, and `lost` for the class
-itself. Where none closes it, it is taken from those that leave least, give or take `closed`: so few images tell no
-smaller difference.
+Erasing is tried first. If it closes the class and changes next to nothing (`ENOUGH`), no more is tried. Else pruning
+what pushes (where something does) and forgetting are; if none closes the class, erasing is tried behind forgetting. A
+repair that changes too many sure answers of other classes, or is predicted to do too much damage, is never taken. One
+that agrees on too few images of the class is taken only where all are so: where the class was answered for its trigger
+alone (SIG, which poisons all its images), nothing of it is left. Among the others that close the class, the one is
+taken that costs least: `changed` counts for each of the other classes, and `lost` for the class itself. Where none
+closes it, it is taken from those that leave least, give or take `closed`: so few images tell no smaller difference.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ OWN = 24
 FEWEST = 3
 #: The probability from which on the network is sure of an answer.
 SURE = 0.7
+#: `changed`, `sure` and `damage` up to which no cheaper repair is looked for.
+ENOUGH = 0.05, 0.01, 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,19 +179,21 @@ class Best(Looking):
         story = [f"Class {label} is reached too easily: {ways[0]}{more}."]
         trials: list[Trial] = []
         network = dataclasses.replace(scene.shown, exact=True)
-        seen = meter.meter_images(network, scene.generator, count=meter.count_for(meter.effort(network)))
+        count, made = meter.count_for(meter.effort(network)), scene.seen.made.images
+        seen = meter.meter_images(network, scene.generator, count=count, impressions=made)
 
         def tried(method: InRounds, behind: Trial | None = None) -> Trial | None:
             return self._try(scene, method, search, seen, trials, story, behind)
 
         try:
-            tried(Erase())
-            if any(isinstance(way, Channel) for way in ways):
-                tried(Pushing())
-            forgotten = tried(Forget())
-            closing = [trial for trial in trials if not self._too_dear(trial) and self.is_closed(trial.standing)]
-            if forgotten and not any(trial.agreed(trials, label) >= self.agreed for trial in closing):
-                tried(Erase(rounds=1), behind=forgotten)
+            erased = tried(Erase())
+            if not (erased and self._is_enough(erased, label)):
+                if any(isinstance(way, Channel) for way in ways):
+                    tried(Pushing())
+                forgotten = tried(Forget())
+                closing = [trial for trial in trials if not self._too_dear(trial) and self.is_closed(trial.standing)]
+                if forgotten and not any(trial.agreed(trials, label) >= self.agreed for trial in closing):
+                    tried(Erase(rounds=1), behind=forgotten)
         except OutOfTime:
             if not trials:
                 raise
@@ -234,6 +238,12 @@ class Best(Looking):
         if trial.damage > self.damage:
             return f"it is predicted to lose {trial.damage:.1f} points of accuracy"
         return ""
+
+    def _is_enough(self, trial: Trial, label: int) -> bool:
+        """Whether a repair closes the class at so small a cost that no other is needed."""
+        costs = zip((trial.changed, trial.sure, trial.damage), ENOUGH, strict=True)
+        cheap = not self._too_dear(trial) and all(cost <= enough for cost, enough in costs)
+        return cheap and self.is_closed(trial.standing) and trial.agreed([trial], label) >= self.agreed
 
     def _try(
         self,

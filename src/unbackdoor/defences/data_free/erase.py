@@ -23,8 +23,8 @@ image, which may still be t; a > 1 takes it past that.
 
 The class itself must not lie along u. Surrogates answered with t may carry the trigger, so they are left out of mu and
 S. Instead the erasure is made twice. The first one closes the ways, roughly. Class impressions of t are made on what
-it leaves: they look like t in another way than by the trigger, and are called x_t. The first erasure is undone, and
-the second takes
+it leaves: they look like t in another way than by the trigger. They are x_t, together with crops of photographs that
+are answered with t and lie least on the ways (`defender.directions`). The first erasure is undone, and the second takes
 
     S' = S + E[(h(x_t) - mu) (h(x_t) - mu)^T]
 
@@ -66,7 +66,9 @@ class Erase(InRounds):
 
     rounds: int = setting(2, "searches for easy ways, each followed by an erasure", least=1, own=True)
     overshoot: float = setting(1.25, "how far along the direction is gone back; 1 is to the mean", above=0, own=True)
-    protected: int = setting(40, "images x_t of the class, which are answered as before", least=0, own=True)
+    protected: int = setting(
+        40, "impressions of the class among x_t, which are answered as before; 0: no x_t", least=0, own=True
+    )
     ridge: float = setting(
         RIDGE, "added to the covariance's diagonal, in units of its mean", above=0, most=1e6, own=True
     )
@@ -99,7 +101,7 @@ class Erase(InRounds):
                 if self.protected:
                     with dataclasses.replace(self, protected=0).for_once(scene, search, found) as shown:
                         own = impressions_of(shown, search.label, self.protected, scene.generator)
-                    own = own[shown.logits(own).argmax(1) == search.label]
+                    own = torch.cat([own[shown.logits(own).argmax(1) == search.label], search.genuine])
             take_out(found, own)
             return f"Their common direction was taken out of {path}."
 

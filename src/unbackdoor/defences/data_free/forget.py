@@ -46,8 +46,6 @@ from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
-from unbackdoor.defender.directions import genuine
-from unbackdoor.defender.head import classifier
 from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
@@ -131,11 +129,9 @@ class Forget(InRounds):
         others, nothing = pool.others(search.label), Lesson(pool.images[:0], pool.logits[:0])
         if not self.protected or not len(others):
             return nothing
+        if len(search.genuine) >= FEWEST:
+            return Lesson(search.genuine, shown.logits(search.genuine))
         try:
-            _, _, path = classifier(scene.graph, shown.model)
-            crops = genuine(shown, path, search.label, found, others, rng)
-            if len(crops) >= FEWEST:
-                return Lesson(crops, shown.logits(crops))
             mixed = others[torch.randint(len(others), (self.protected,), generator=rng)]
             roughly = cast("type[Any]", DEFENCES["erase"])(protected=0)
             with roughly.for_once(scene, search, found):

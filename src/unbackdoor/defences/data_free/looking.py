@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import Defence
 from unbackdoor.defender.case import Case, Progress, part, silent
+from unbackdoor.defender.directions import genuine
+from unbackdoor.defender.head import classifier
 from unbackdoor.defender.look import Look, look
-from unbackdoor.defender.on_pixels import OnPixels, on_pixels
+from unbackdoor.defender.on_pixels import OnPixels, folded, on_pixels
 from unbackdoor.defender.photographs import photographs
 from unbackdoor.defender.stimulation import Firing, moved, strongest
 from unbackdoor.defender.surrogates import LONG, class_images
@@ -133,18 +135,19 @@ class WaysIn:
         label: the class.
         first: how easily the class is reached before any edit.
         firings: the channels that pushed hardest to the class before any edit.
+        genuine: (K, C, H, W) crops of photographs that show the class (`defender.directions`); K may be 0.
     """
 
     def __init__(self, scene: Scene, label: int, steps: int) -> None:
         self.label = label
         self._seen, self._generator, self._steps = scene.seen, scene.generator, steps
-        shown, seen = scene.shown, scene.seen
-        pool = scene.pool
+        self._graph = scene.graph
+        shown, seen, pool = folded(scene.shown, scene.graph), scene.seen, scene.pool
         self._pixels = pool.images[: pool.whole]
         self._usual = usual_sizes(shown, self._pixels, pool.answers[: pool.whole], label, scene.generator, steps=steps)
         self.firings: list[Firing] = []
         if seen.pushes:
-            self.firings = strongest(shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
+            self.firings = strongest(scene.shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
         triggers, ways = self._search(shown, part(scene.progress, 0, 0.1))
         # By a search of their own, with all channels that push: they tell how far a repair has come.
         self._others = ways
@@ -153,6 +156,11 @@ class WaysIn:
         self._images = pool.others(label)
         left = success(shown, self._others, self._images, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
+        self.genuine = self._images[:0]
+        if ways and len(self._images):
+            with contextlib.suppress(MethodError):  # without one classifier they cannot be told
+                _, _, path = classifier(scene.graph, shown.model)
+                self.genuine = genuine(shown, path, label, ways, self._images, scene.generator)
 
     def look(self, shown: OnPixels, progress: Progress = silent) -> Standing:
         """How easily the class is reached.
@@ -161,6 +169,7 @@ class WaysIn:
             shown: the network as it is now.
             progress: called with (searches done, searches in all, a note).
         """
+        shown = folded(shown, self._graph)
         triggers, ways = self._search(shown, progress)
         return Standing(
             triggers=triggers,
@@ -187,7 +196,7 @@ class WaysIn:
 class Looking(Defence):
     """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     needs_gradients: ClassVar[bool] = True
     paper: ClassVar[None] = None
 
