@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.data_based.nad import NAD, attention, attention_loss
-from unbackdoor.defender.feature_maps import last_maps, recorded
 from unbackdoor.errors import MethodError
+from unbackdoor.graph.feature_maps import last_maps, recorded
 from unbackdoor.models import parse_arch
 
 

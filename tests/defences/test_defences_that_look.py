@@ -169,16 +169,24 @@ def test_the_repair_that_closes_the_class_is_taken(
 
 
 @pytest.mark.parametrize(
-    ("costs", "more"), [((0.05, 0.01, 0.5), False), ((0.051, 0, 0), True), ((0, 0.011, 0), True), ((0, 0, 0.51), True)]
+    ("costs", "kept", "more"),
+    [
+        ((0.02, 0.01, 0.5), None, False),
+        ((0.021, 0, 0), None, True),
+        ((0, 0.011, 0), None, True),
+        ((0, 0, 0.51), None, True),
+        ((0, 0, 0), 0.7, False),
+        ((0, 0, 0), 0.69, True),
+    ],
 )
 def test_no_more_is_tried_where_erasing_is_cheap_enough(
-    monkeypatch: pytest.MonkeyPatch, costs: tuple[float, float, float], more: bool
+    monkeypatch: pytest.MonkeyPatch, costs: tuple[float, float, float], kept: float | None, more: bool
 ) -> None:
     judged = sys.modules[Best.__module__]._judged
 
     def costing(*words: Any) -> Trial:
         changed, sure, damage = costs
-        return dataclasses.replace(judged(*words), changed=changed, sure=sure, damage=damage)
+        return dataclasses.replace(judged(*words), changed=changed, sure=sure, damage=damage, kept=kept)
 
     monkeypatch.setattr(sys.modules[Best.__module__], "_judged", costing)
     fake(monkeypatch, Erase, -50.0)
@@ -277,7 +285,7 @@ def trial(kind: int, changed: float = 0.0) -> Trial:
     shown: Any = SimpleNamespace(logits=lambda _images: logits, classes=4)
     standing = Standing(triggers=(), ways=(), left=0.0, regained=1.0)
     more: dict[str, Any] = {"own": torch.zeros(4, 1), "strange": 0.25, "told": (), "damage": 0.0}
-    return Trial(name=str(kind), shown=shown, standing=standing, changed=changed, sure=0.0, **more)
+    return Trial(name=str(kind), shown=shown, standing=standing, changed=changed, sure=0.0, kept=None, **more)
 
 
 @pytest.mark.usefixtures("all_tried")
@@ -409,6 +417,7 @@ def test_a_trial_in_words() -> None:
         standing=standing,
         changed=0.02,
         sure=0.001,
+        kept=None,
         damage=1.25,
         own=torch.zeros(0),
         strange=0.0,

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings
 from unbackdoor.defender.case import Case
-from unbackdoor.defender.feature_maps import Place, last_maps, recorded
 from unbackdoor.defender.images import DefenderData
 from unbackdoor.defender.tuning import cross_entropy, tune
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import Remark
+from unbackdoor.graph.feature_maps import Place, last_maps, recorded
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 from unbackdoor.train import Recipe

@@ -8,6 +8,7 @@ no data, and has no paper of its own.
     damage     the points of accuracy that the damage meter predicts to be lost
     agreed     of the impressions of the class that are made on the repaired network, the share that the network before
                and another repair take for the class, too; the median over the other repairs
+    kept       of the crops of photographs that show the class (`looking.WaysIn`), the share still answered with it
     lost       of the same impressions made on the other repairs that may be taken, the share that this repair does not
                take for the class
 
@@ -62,10 +63,12 @@ TRIALS = 4
 OWN = 24
 #: With fewer that are of the class to both networks, a repair has none.
 FEWEST = 3
+#: Fewer crops that show the class say nothing.
+SHOWN = 8
 #: The probability from which on the network is sure of an answer.
 SURE = 0.7
-#: `changed`, `sure` and `damage` up to which no cheaper repair is looked for.
-ENOUGH = 0.05, 0.01, 0.5
+#: `changed`, `sure` and `damage` up to which no cheaper repair is looked for, and the least `kept`.
+ENOUGH, KEPT = (0.02, 0.01, 0.5), 0.7
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +79,7 @@ class Trial:
         name: of the repair.
         shown: the repaired copy.
         standing: how easily the class is reached in it; `left` and `regained`, see above.
-        changed, sure: see above, in [0, 1].
+        changed, sure, kept: see above, in [0, 1]; `kept` is None where too few crops show the class.
         damage: see above, in points.
         own: impressions of the class made on the copy, which it takes for the class, and so did the network before.
         strange: of those that the copy takes for the class, the share that the network before took for something else.
@@ -88,6 +91,7 @@ class Trial:
     standing: Standing
     changed: float
     sure: float
+    kept: float | None
     damage: float
     own: Tensor
     strange: float
@@ -243,6 +247,7 @@ class Best(Looking):
         """Whether a repair closes the class at so small a cost that no other is needed."""
         costs = zip((trial.changed, trial.sure, trial.damage), ENOUGH, strict=True)
         cheap = not self._too_dear(trial) and all(cost <= enough for cost, enough in costs)
+        cheap = cheap and (trial.kept is None or trial.kept >= KEPT)
         return cheap and self.is_closed(trial.standing) and trial.agreed([trial], label) >= self.agreed
 
     def _try(
@@ -268,7 +273,7 @@ class Best(Looking):
         try:
             steps = list(method.each_round(copied, search, start))
             told, standing = (*told, *(said for said, _ in steps)), steps[-1][1]
-            trial = _judged(scene, seen, shown, name, search.label, standing, told)
+            trial = _judged(scene, seen, shown, name, search, standing, told)
         except MethodError as error:
             story.append(f"{name} was tried, and cannot work here: {error}")
             return None
@@ -294,11 +299,11 @@ def _judged(
     seen: meter.Shown,
     shown: OnPixels,
     name: str,
-    label: int,
+    search: WaysIn,
     standing: Standing,
     told: tuple[str, ...],
 ) -> Trial:
-    pool = scene.pool
+    pool, label, crops = scene.pool, search.label, search.genuine
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
     others = before != label
     sure = others & (pool.logits.softmax(1).amax(1) >= SURE)
@@ -311,6 +316,7 @@ def _judged(
         standing=standing,
         changed=_share((after != before)[others]),
         sure=_share((after != before)[sure]),
+        kept=_share(shown.logits(crops).argmax(1) == label) if len(crops) >= SHOWN else None,
         damage=meter.predict(seen, dataclasses.replace(shown, exact=True)).loss,
         own=own[same],
         strange=1 - _share(same),

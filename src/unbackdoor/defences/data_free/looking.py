@@ -196,7 +196,7 @@ class WaysIn:
 class Looking(Defence):
     """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     needs_gradients: ClassVar[bool] = True
     paper: ClassVar[None] = None
 
