@@ -31,6 +31,8 @@ WIDE = 4096
 RIDGE = 0.02
 #: Crops of photographs among which images of a class are looked for, and the share of those with the smallest c.
 CROPS, GENUINE = 1500, 0.25
+#: Fewer of these say little of the class.
+FEWEST = 8
 
 
 def direction(shown: OnPixels, path: str, ways: Sequence[Way], pixels: Tensor, h: Tensor) -> Tensor:

@@ -104,6 +104,19 @@ class OnPixels:
         return count
 
 
+def needs_gradients(logits: Tensor) -> None:
+    """Where a trigger is searched.
+
+    Raises:
+        MethodError: the logits have none.
+    """
+    if not logits.requires_grad:
+        raise MethodError(
+            "triggers are found by gradients, and the network's forward pass gives none: take torch.no_grad or "
+            "torch.inference_mode out of it"
+        )
+
+
 def folded(shown: OnPixels, graph: LayerGraph) -> OnPixels:
     """A copy that answers the same in less time, for gradients of the pixels alone.
 
@@ -114,6 +127,8 @@ def folded(shown: OnPixels, graph: LayerGraph) -> OnPixels:
         shown: the network.
         graph: its layers.
     """
+    if not graph.pairs:
+        return shown
     model = copy_model(shown.model)
     modules = dict(model.named_modules())
     count = 0

@@ -29,10 +29,9 @@ from torch import Tensor
 
 from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.deviations import LEAST, deviations
-from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.on_pixels import OnPixels, needs_gradients
 from unbackdoor.defender.surrogates import Impressions
 from unbackdoor.defender.windows import Window, easiest_window
-from unbackdoor.errors import MethodError
 
 #: The share of the steps that the coarse round has.
 COARSE = 0.4
@@ -267,11 +266,7 @@ class Search:
         for _ in range(steps):
             drawn = torch.randint(len(pixels), (self._batch,), generator=self._generator)
             logits = self._shown(form(pixels[drawn].to(device)))
-            if not logits.requires_grad:
-                raise MethodError(
-                    "triggers are found by gradients, and the network's forward pass gives none: take torch.no_grad or "
-                    "torch.inference_mode out of it"
-                )
+            needs_gradients(logits)
             moved = float((logits.detach().argmax(1) == self._label).float().mean())
             self._rate = 0.8 * self._rate + 0.2 * moved
             size = form.size()

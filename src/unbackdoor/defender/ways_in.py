@@ -126,7 +126,7 @@ def usual_sizes(
     order = torch.randperm(shown.classes, generator=generator).tolist()
     others = [one for one in order if one != label and bool((answers != one).any())][:OTHERS]
     sizes: Usual = {}
-    for form in dict.fromkeys(SEARCHES):
+    for form in SEARCHES:
         found = [_search(shown, pixels[answers != one], one, form, generator, steps).size for one in others]
         sizes[form] = statistics.median(found) if found else float("inf")
     return sizes

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.errors import MethodError
+from unbackdoor.defender.on_pixels import OnPixels, needs_gradients
 
 #: A window's side, as a part of the image's, and windows along a side.
 PART, ALONG = 4, 7
@@ -86,11 +85,7 @@ def _optimise(
         drawn = pixels[torch.randint(len(pixels), (EACH,), generator=generator)].to(free.device)
         stamped = (1 - inside) * drawn + inside * free.sigmoid()
         logits = shown(stamped.flatten(0, 1)).view(len(free), EACH, -1)
-        if not logits.requires_grad:
-            raise MethodError(
-                "triggers are found by gradients, and the network's forward pass gives none: take torch.no_grad or "
-                "torch.inference_mode out of it"
-            )
+        needs_gradients(logits)
         loss = -logits.log_softmax(2)[:, :, label].mean(1)
         (free.grad,) = torch.autograd.grad(loss.sum(), [free])
         optimiser.step()

@@ -43,7 +43,7 @@ from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
 from unbackdoor.defences.data_free.looking import InRounds, Looking, OutOfTime, Scene, Standing, WaysIn, put_back
 from unbackdoor.defences.data_free.pushing import Pushing
-from unbackdoor.defender import meter
+from unbackdoor.defender import directions, meter
 from unbackdoor.defender.case import Case, Progress, part
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import impressions_of
@@ -63,8 +63,6 @@ TRIALS = 4
 OWN = 24
 #: With fewer that are of the class to both networks, a repair has none.
 FEWEST = 3
-#: Fewer crops that show the class say nothing.
-SHOWN = 8
 #: The probability from which on the network is sure of an answer.
 SURE = 0.7
 #: `changed`, `sure` and `damage` up to which no cheaper repair is looked for, and the least `kept`.
@@ -316,7 +314,7 @@ def _judged(
         standing=standing,
         changed=_share((after != before)[others]),
         sure=_share((after != before)[sure]),
-        kept=_share(shown.logits(crops).argmax(1) == label) if len(crops) >= SHOWN else None,
+        kept=_share(shown.logits(crops).argmax(1) == label) if len(crops) >= directions.FEWEST else None,
         damage=meter.predict(seen, dataclasses.replace(shown, exact=True)).loss,
         own=own[same],
         strange=1 - _share(same),

@@ -46,6 +46,7 @@ from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
+from unbackdoor.defender.directions import FEWEST
 from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
@@ -53,8 +54,6 @@ from unbackdoor.settings import setting
 
 #: The share of x_t among the images without a trigger.
 OWN = 1 / 6
-#: With fewer crops of photographs that show the class, impressions are x_t.
-FEWEST = 8
 #: Steps for each way, at least.
 PER_WAY = 9
 
