@@ -13,10 +13,10 @@ from unbackdoor.defences.data_based.anp import ANP
 from unbackdoor.defences.data_based.ep import EP, entropy
 from unbackdoor.defences.data_based.ibau import IBAU
 from unbackdoor.defences.data_based.nad import NAD
+from unbackdoor.defences.data_based.norm_channels import NormChannels
 from unbackdoor.defences.data_based.rnp import RNP
 from unbackdoor.defences.table import parse_method
 from unbackdoor.defender.images import DefenderData
-from unbackdoor.defender.norm_channels import NormChannels
 from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.graph import layer_graph
 
@@ -209,7 +209,7 @@ class Watching(nn.Module):
     ],
 )
 def test_masks_are_never_learnt_in_bfloat16(monkeypatch: pytest.MonkeyPatch, method: object, fast: bool) -> None:
-    tuning, fit = sys.modules["unbackdoor.defender.tuning"], sys.modules["unbackdoor.train.fit"]
+    tuning, fit = sys.modules["unbackdoor.defences.data_based.tuning"], sys.modules["unbackdoor.train.fit"]
     monkeypatch.setattr(tuning, "autocast_dtype", lambda _device: torch.bfloat16)
     monkeypatch.setattr(fit, "training_dtype", lambda _device, _model: torch.bfloat16)
     model = Watching()

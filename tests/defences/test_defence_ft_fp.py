@@ -27,7 +27,7 @@ class Small(nn.Module):
 
 @pytest.fixture(autouse=True)
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unbackdoor.defender.tuning.autocast_dtype", lambda _device: None)
+    monkeypatch.setattr("unbackdoor.defences.data_based.tuning.autocast_dtype", lambda _device: None)
 
 
 def data(count: int = 20) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ class Small(nn.Module):
 def problem(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, Tensor, Tensor]:
     """Twelve images of three classes and a network that knows them; float32 throughout."""
     assert fit
-    monkeypatch.setattr("unbackdoor.defender.tuning.autocast_dtype", lambda _device: None)
+    monkeypatch.setattr("unbackdoor.defences.data_based.tuning.autocast_dtype", lambda _device: None)
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(12) % 3
     x = torch.randn(12, 2, 4, 4, generator=generator)

@@ -11,9 +11,9 @@ from unbackdoor.defences.data_based.anp import ANP, worst_noise
 from unbackdoor.defences.data_based.base import DataBased
 from unbackdoor.defences.data_based.bnp import BNP
 from unbackdoor.defences.data_based.ep import EP
+from unbackdoor.defences.data_based.norm_channels import NOTHING, NormChannels
 from unbackdoor.defences.data_based.rnp import RNP
 from unbackdoor.defender.images import DefenderData
-from unbackdoor.defender.norm_channels import NOTHING, NormChannels
 from unbackdoor.errors import MethodError
 from unbackdoor.graph import layer_graph
 from unbackdoor.graph.tensors import Tensors

@@ -17,7 +17,9 @@ PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 
 #: A file of each folder of algorithms that all of them may import.
 #: `best` chooses among the others, so it knows them.
-SHARED = {"__init__", "auto", "base", "best", "looking", "poisoning", "text", "training_control"}
+SHARED = {
+    "__init__", "auto", "base", "best", "looking", "norm_channels", "poisoning", "text", "training_control", "tuning",
+}  # fmt: skip
 
 
 def _name(file: Path) -> str:

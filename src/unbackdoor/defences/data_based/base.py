@@ -11,9 +11,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from unbackdoor.defences.base import Defence
+from unbackdoor.defences.data_based.tuning import cross_entropy, tune
 from unbackdoor.defender.case import Case, Needs
 from unbackdoor.defender.images import DefenderData, data_report, images_of
-from unbackdoor.defender.tuning import cross_entropy, tune
 from unbackdoor.findings import Remark, Stage
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.papers import BACKDOORBENCH, Paper

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from unbackdoor.data.augment import Augmentation
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings
+from unbackdoor.defences.data_based.norm_channels import NormChannels, norm_inputs
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.images import PLAIN, DefenderData
-from unbackdoor.defender.norm_channels import NormChannels, norm_inputs
 from unbackdoor.papers import PRE_ACTIVATIONS, Paper
 from unbackdoor.settings import setting
 

@@ -38,9 +38,9 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings
+from unbackdoor.defences.data_based.tuning import stage
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.images import DefenderData
-from unbackdoor.defender.tuning import stage
 from unbackdoor.errors import MethodError
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting

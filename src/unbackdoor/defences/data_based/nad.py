@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings
+from unbackdoor.defences.data_based.tuning import cross_entropy, tune
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.images import DefenderData
-from unbackdoor.defender.tuning import cross_entropy, tune
 from unbackdoor.errors import MethodError
 from unbackdoor.findings import Remark
 from unbackdoor.graph.feature_maps import Place, last_maps, recorded

@@ -28,10 +28,10 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_based.base import DataBased, Findings
+from unbackdoor.defences.data_based.norm_channels import NormChannels
+from unbackdoor.defences.data_based.tuning import Loss, cross_entropy, tune
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.images import DefenderData
-from unbackdoor.defender.norm_channels import NormChannels
-from unbackdoor.defender.tuning import Loss, cross_entropy, tune
 from unbackdoor.papers import Paper
 from unbackdoor.settings import setting
 from unbackdoor.train import Recipe
