@@ -22,7 +22,7 @@ import itertools
 import json
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,17 @@ class Pair:
     data: str
     epochs: int
     batch_norm: bool = True
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of the population."""
+
+    pair: Pair
+    seed: int
+    attack: str = "none"
+    rate: float = 0.0
+    target: int = 0
 
 
 #: Each architecture with two recipes: SGD and Adam, weight decay 0 to 5e-3, with and without augmentation.
@@ -104,6 +115,36 @@ ATTACKS = (
 #: GTSRB's classes of 6 % of its images; SIG poisons images of its target alone.
 FREQUENT = (1, 2)
 
+_SLOWLY = "fast:optimiser=adam,lr=0.001,weight_decay=0.0001"
+_ELU, _PLAIN = (f"grids/population/networks.py:{name}" for name in ("elu_cnn", "plain_cnn"))
+#: Ten more with a backdoor, of architectures and recipes that appear nowhere else; nothing is tuned on them.
+FURTHER = (
+    Network(Pair(_ELU, f"{_SLOWLY},batch_size=64", "cifar10", 5), 9000, "badnet:size=4,place=top-right", 0.05, 7),
+    Network(Pair(_ELU, f"{_SLOWLY},crop_padding=2", "gtsrb", 5), 9010, "blended:alpha=0.15", 0.05, 12),
+    Network(Pair(_ELU, "fast:lr=0.02,schedule=onecycle", "cifar10", 5), 9020, "lf", 0.1, 4),
+    Network(
+        Pair(_PLAIN, f"{_SLOWLY},crop_padding=0", "gtsrb", 6), 9030, "badnet:pattern=checkerboard,size=5", 0.02, 13
+    ),
+    Network(Pair(_PLAIN, "fast:lr=0.02,nesterov=true", "cifar10", 8), 9040, "ssba", 0.1, 1),
+    Network(
+        Pair("preactresnet18:width=24,stride=2", "fast:lr=0.05,batch_size=64,nesterov=true", "cifar10", 7),
+        9050,
+        "inputaware",
+        0.1,
+        2,
+    ),
+    Network(Pair("resnet34:width=8,stride=2", "fast:schedule=onecycle", "cifar10", 10), 9060, "sig", 0.08, 6),
+    Network(Pair("mobilenetv2:width=12,stride=2", f"{_SLOWLY},flip=false", "gtsrb", 6), 9070, "bpp", 0.1, 22),
+    Network(
+        Pair("vit_small:width=72,depth=5,patch=4", f"{_SLOWLY},crop_padding=2", "gtsrb", 10),
+        9080,
+        "badnet:size=6,place=centre",
+        0.05,
+        31,
+    ),
+    Network(Pair("resnet18:width=16,stride=2", "fast:lr=0.2", "tiny_imagenet", 8), 9090, "blended", 0.05, 77),
+)
+
 #: Repairs that are judged: those that are given no data, and rivals that are given shares of clean training images.
 #: ANP, which takes twenty minutes a network, comes last.
 REPAIRS = ("none", "lpp", "clp", "lpp@auto", "clp@auto", "best")
@@ -112,17 +153,6 @@ LAST = ("anp",)
 CLEAN = (0.05, 0.01)
 #: EP asks for the training set, poisoned images and all: of its images, this share carries the trigger.
 POISONED = 0.1
-
-
-@dataclass(frozen=True)
-class Network:
-    """One network of the population."""
-
-    pair: Pair
-    seed: int
-    attack: str = "none"
-    rate: float = 0.0
-    target: int = 0
 
 
 def halves() -> dict[str, tuple[Pair, ...]]:
@@ -151,10 +181,10 @@ def networks(pairs: Sequence[Pair]) -> Iterator[Network]:
             yield Network(pair, seed + 1, attack, rate, 0 if "all-to-all" in attack else target)
 
 
-def grid(half: str, pairs: Sequence[Pair]) -> str:
-    """A half as a grid."""
-    lines = _head(half, f"The population, {half} half")
-    for network in networks(pairs):
+def grid(name: str, title: str, trained: Iterable[Network]) -> str:
+    """Networks as a grid."""
+    lines = _head(name, title)
+    for network in trained:
         lines += _run(network)
     return "\n".join(lines) + "\n"
 
@@ -172,7 +202,11 @@ def repairs() -> str:
 
 def grids() -> dict[str, str]:
     """Every grid by the name of its file."""
-    return {**{half: grid(half, pairs) for half, pairs in halves().items()}, "repairs": repairs()}
+    return {
+        **{half: grid(half, f"The population, {half} half", networks(pairs)) for half, pairs in halves().items()},
+        "further": grid("further", "Ten further networks", FURTHER),
+        "repairs": repairs(),
+    }
 
 
 def _head(name: str, title: str) -> list[str]:

@@ -3,6 +3,8 @@
     python studies/repairs.py measure FOLDER... --methods best,lpp,clp   # appends rows to repairs.jsonl
     python studies/repairs.py show                                       # the table, as Markdown
 
+    Both with --further: the ten further networks (`studies/population.py`), on which nothing is tuned
+
 Networks are those of `unbackdoor train`, or of a grid's store/training; of the population's pairs, only those of the
 half for calibration are taken. A repair is told nothing: seed 0, no class, no image. ACC is measured on the whole test
 set, ASR on its stamped images of other classes than the target, and recall on the target's own clean images. `measure`
@@ -32,9 +34,11 @@ from unbackdoor.defences.table import parse_method
 from unbackdoor.errors import UnbackdoorError
 from unbackdoor.experiments import Cell, Grid, Repair, Store, Training
 from unbackdoor.findings import defence_effectiveness
-from witnesses import TOOK, allowed, name_of, networks, pair_of, truth
+from witnesses import TOOK, allowed, is_further, name_of, networks, pair_of, truth
 
 ROWS = Path(__file__).with_suffix(".jsonl")
+#: Of the ten further networks, on which nothing is tuned.
+FURTHER = ROWS.with_stem("further_repairs")
 #: A backdoor is gone at or below this ASR, if no more accuracy than that is lost (points).
 GONE, DEAR = 0.1, 3.0
 
@@ -229,23 +233,25 @@ def main() -> None:
     parser.add_argument("what", choices=("measure", "show"))
     parser.add_argument("paths", nargs="*", type=Path, metavar="FOLDER")
     parser.add_argument("--methods", default="best,lpp,clp", help="separated by commas")
+    parser.add_argument("--further", action="store_true", help=f"the ten further networks; rows are in {FURTHER.name}")
     args = parser.parse_args()
+    file, taken = (FURTHER, is_further) if args.further else (ROWS, allowed)
     if args.what == "show":
-        print(table(trained.rows(ROWS)), end="")
+        print(table(trained.rows(file)), end="")
         return
     torch.set_num_threads(1)
     for folder in networks(args.paths):
         for text in args.methods.split(","):
-            if any((row["network"], row["method"]) == (name_of(folder), text) for row in trained.rows(ROWS)):
+            if any((row["network"], row["method"]) == (name_of(folder), text) for row in trained.rows(file)):
                 continue
-            if not allowed(trained.read(folder)[0]):
+            if not taken(trained.read(folder)[0]):
                 continue
             try:
                 row = measure(folder, text)
             except UnbackdoorError as error:
                 print(f"{folder}, {text}: {error}", flush=True)
                 continue
-            with ROWS.open("a") as stream:
+            with file.open("a") as stream:
                 stream.write(json.dumps(row, sort_keys=True) + "\n")
             print(f"{folder.name}, {text}: {row['before']} -> {row['after']}, {row['seconds']} s", flush=True)
 

@@ -17,6 +17,8 @@ from unbackdoor.defender.case import Case
 Row = dict[str, Any]
 #: Where the population's part of Tiny ImageNet lies.
 SLICE = "runs/population/data.toml:tiny20"
+#: A file of networks that is run where a training record names it: the repository's own.
+OURS = "grids/population/networks.py:"
 
 
 def read(folder: Path) -> tuple[Row, Row]:
@@ -37,8 +39,9 @@ def source(name: str) -> str:
 
 def case(folder: Path, spec: DatasetSpec) -> Case:
     """A network as a method sees it that is told nothing but the size and normalisation of its images; seed 0."""
+    arch = read(folder)[0]["arch"]
     opened = case_with_network(
-        open_model(folder / "model.safetensors"),
+        open_model(folder / "model.safetensors", arch=arch if arch.startswith(OURS) else None),
         device="cpu",
         seed=0,
         example=torch.zeros(2, spec.channels, spec.size, spec.size),

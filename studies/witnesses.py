@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,16 +50,24 @@ TOGETHER = "together"
 
 def pair_of(config: Row) -> tuple[str, str, str]:
     """Data set, architecture and recipe, as the population names them."""
-    arch = ",".join(part for part in config["arch"].split(",") if not part.startswith("num_classes="))
+    arch = re.sub(r"[:,]num_classes=\d+$", "", config["arch"])
     recipe = config["recipe"]
     return config["data"], arch, recipe["name"] if isinstance(recipe, dict) else recipe
 
 
 def allowed(config: Row) -> bool:
     """Whether a network may be looked at before the final table."""
+    if is_further(config):
+        return False
     data, arch, recipe = pair_of(config)
     alike = {pair for pair in population.PAIRS if (pair.data, pair.arch) == (data, arch)}
     return not alike or any(pair.recipe == recipe for pair in alike.intersection(population.halves()["calibration"]))
+
+
+def is_further(config: Row) -> bool:
+    """Whether a network is one of the ten further ones."""
+    pairs = [(one.pair.data, one.pair.arch, one.pair.recipe) for one in population.FURTHER]
+    return pair_of(config) in pairs
 
 
 def networks(paths: list[Path]) -> Iterator[Path]:

@@ -23,7 +23,7 @@ from unbackdoor.defender import directions, ways_in
 from unbackdoor.defender.case import silent
 from unbackdoor.defender.directions import classifier_inputs
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.stimulation import Firing
+from unbackdoor.defender.stimulation import Firing, Place
 from unbackdoor.defender.triggers import Mask
 from unbackdoor.defender.ways_in import Stamp
 from unbackdoor.errors import MethodError, SettingError
@@ -472,7 +472,7 @@ def test_the_channels_that_push_are_pruned_and_no_others() -> None:
 
 def test_a_pruned_channel_does_not_fire() -> None:
     model = Toy(channel=9.0).eval()
-    fires, images = Firing("norm3", "third", 1, 20, 3.0), torch.rand(4, 3, 8, 8)
+    fires, images = Firing(Place("norm3", "third", 52, 1), 20, 3.0), torch.rand(4, 3, 8, 8)
     with fires.only_from(model, 2):
         moved = model(images)
     assert torch.equal(moved[:2], model(images)[:2])
@@ -491,8 +491,8 @@ def test_a_channel_that_was_pruned_without_a_norm_does_not_fire() -> None:
     model = nn.Sequential(*layers, nn.Conv2d(6, 6, 1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(24, 5)).eval()
     images = torch.rand(4, 3, 2, 2)
     graph = layer_graph(model, images)
-    for path, layer in (("0", "0"), ("2", "2"), ("5", "4")):
-        fires = Firing(path, layer, 1, 3, 9.0)
+    for path, layer, channels in (("0", "0", 4), ("2", "2", 6), ("5", "4", 6)):
+        fires = Firing(Place(path, layer, channels, 1), 3, 9.0)
         with fires.only_from(model, 0):
             moved = model(images)
         assert not torch.allclose(moved, model(images))

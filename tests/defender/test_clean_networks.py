@@ -6,6 +6,7 @@ import random
 import pytest
 
 from unbackdoor.defender.clean_networks import ALPHA, CleanNetwork, CleanNetworks, Verdict, clean_networks, judge
+from unbackdoor.defender.look import WITNESSES
 
 
 def known(*largest: dict[str, float | None], classes: int = 10, running: bool = True) -> CleanNetworks:
@@ -106,5 +107,5 @@ def test_unlike_networks_are_said() -> None:
 
 def test_those_that_ship_can_be_read() -> None:
     for row in clean_networks().networks:
-        assert set(row.largest) == {"head", "stimulation", "reconstruction"}
+        assert set(row.largest) == set(WITNESSES)
         assert row.classes > 1

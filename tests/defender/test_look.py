@@ -43,13 +43,14 @@ def seen(model: nn.Module, told: list[tuple[int, int, str]] | None = None) -> Lo
 def test_channels_that_speak_for_a_class() -> None:
     told: list[tuple[int, int, str]] = []
     found = seen(Toy(channel=200.0), told)
-    assert set(found.scores) == {"head", "stimulation", "reconstruction"}
+    assert set(found.scores) == {"head", "stimulation", "channels", "reconstruction"}
     assert found.verdict.suspects[0] == 4
     assert found.verdict.p == found.verdict.least == 1 / 6
     assert found.values["stimulation"][4] is not None
     assert len(found.made.images) == 24
     assert len(found.drawn) == 12
     assert [layer.layer for layer in found.pushes] == ["first", "second", "third"]
+    assert len(found.values["channels"]) == len(found.scores["channels"]) == 6
     done = [one for one, _, _ in told]
     assert done == sorted(done)
     assert (told[-1][0], {total for _, total, _ in told}) == (1000, {1000})
@@ -62,6 +63,7 @@ def test_a_corner_that_speaks_for_a_class() -> None:
     assert trigger is not None
     assert trigger.label == 4
     assert "stimulation" not in found.scores
+    assert found.missing["channels"] == found.missing["stimulation"]
     assert "no hidden layer is a module" in found.missing["stimulation"]
     assert "head" in found.missing
     assert any("no norm with running statistics" in note for note in found.verdict.notes)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_the_halves_share_no_pair(population: ModuleType) -> None:
 
 def test_the_grids_are_those_that_the_study_writes(population: ModuleType) -> None:
     assert {path.stem: path.read_text() for path in GRIDS.glob("*.toml")} == population.grids()
-    assert set(population.grids()) == {*population.halves(), "repairs"}
+    assert set(population.grids()) == {*population.halves(), "further", "repairs"}
 
 
 def test_what_it_holds(population: ModuleType) -> None:
@@ -117,15 +118,15 @@ def test_what_is_kept_is_of_the_population(population: ModuleType) -> None:
             one.attack.partition(":")[0],
             one.rate,
         )
-        for pairs in population.halves().values()
-        for one in population.networks(pairs)
+        for networks in (*map(population.networks, population.halves().values()), population.FURTHER)
+        for one in networks
     }
     kept = sorted(population.KEPT.glob("training/*/record.json"))
     assert kept
     for record in kept:
         config = json.loads(record.read_text())["record"]["config"]
         recipe, attack = config["recipe"], config["attack"] or {"name": "none"}
-        arch = config["arch"].rpartition(",num_classes=")[0]
+        arch = re.sub(r"[:,]num_classes=\d+$", "", config["arch"])
         found = (
             config["data"].rpartition(":")[2],
             arch,

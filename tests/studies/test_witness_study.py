@@ -68,6 +68,19 @@ def test_only_the_half_for_calibration_is_looked_at(study: ModuleType) -> None:
     assert study.allowed({"data": "cifar10", "arch": "resnet18:width=16,num_classes=10", "recipe": "fast"})
 
 
+def test_the_further_networks_are_not_looked_at(study: ModuleType) -> None:
+    known = {(pair.data, pair.arch, pair.recipe) for pair in study.population.PAIRS}
+    for one in study.population.FURTHER:
+        pair = one.pair
+        assert (pair.data, pair.arch, pair.recipe) not in known
+        separator = "," if "=" in pair.arch else ":"
+        arch = f"{pair.arch}{separator}num_classes=10"
+        config = {"data": pair.data, "arch": arch, "recipe": {"name": pair.recipe}}
+        assert study.is_further(config)
+        assert not study.allowed(config)
+        assert not study.is_further({**config, "recipe": "fast"})
+
+
 def test_folders_and_their_truth(study: ModuleType, tmp_path: Path) -> None:
     one = a_folder(tmp_path / "store" / "a", "resnet18:width=16,num_classes=10", "fast")
     (tmp_path / "store" / "running").mkdir()
@@ -108,7 +121,7 @@ def test_the_fit_keeps_the_honest_ones_in_order(study: ModuleType) -> None:
     found = study.fit([*rows[::-1], bad])
     assert found == study.fit([bad, *rows])
     assert [one.largest for one in found.networks] == [
-        {"head": 1.0 + seed, "stimulation": 2.0, "reconstruction": None} for seed in range(5)
+        {"head": 1.0 + seed, "stimulation": 2.0, "channels": None, "reconstruction": None} for seed in range(5)
     ]
     assert study.judged(bad, [*rows, bad]).suspects == (1,)
     assert study.judged(rows[0], [*rows, bad]).honest == 4

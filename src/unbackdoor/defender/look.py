@@ -2,10 +2,11 @@
 
     head             a class that one change of the classifier's input reaches too easily, or too hard
     stimulation      a class that single channels push answers to
+    channels         a class that too few channels reach together
     reconstruction   a class that too small a trigger reaches
 
-Each gives every class a score: how far it stands out among the classes, in robust deviations; for stimulation, how many
-factors of two it is ahead of the next. Clean networks say how large such scores are
+Each gives every class a score: how far it stands out among the classes, in robust deviations; for stimulation and
+channels, how many factors of two it is ahead of the next. Clean networks say how large such scores are
 by chance (`defender.clean_networks`).
 """
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Progress, part, silent
+from unbackdoor.defender.channel_triggers import channel_triggers, leads
 from unbackdoor.defender.clean_networks import CleanNetworks, Verdict, judge
 from unbackdoor.defender.head import ways
 from unbackdoor.defender.on_pixels import OnPixels, folded
@@ -28,7 +30,10 @@ from unbackdoor.errors import MethodError
 from unbackdoor.findings import finite
 from unbackdoor.findings.layers import LayerGraph
 
-WITNESSES = ("head", "stimulation", "reconstruction")
+#: Passes that stimulation may take before it is shown fewer images, and the fewest.
+STIMULATIONS, FEWEST = 60_000, 8
+
+WITNESSES = ("head", "stimulation", "channels", "reconstruction")
 
 #: One a class; None where a witness says nothing of one.
 _Scores = tuple[float | None, ...]
@@ -86,7 +91,7 @@ def look(
         generator: of everything that is drawn.
         progress: called with (done, total, a note).
         count: of class impressions.
-        stimulated: of them, on which each channel fires.
+        stimulated: of them, on which each channel fires; fewer where there are more than 3,000 channels.
         steps: of a trigger's reconstruction, `batch` images each, of which a share `success` must be moved.
         known: clean networks to compare with; those of the package by default.
 
@@ -95,6 +100,8 @@ def look(
     """
     parts = _Parts(progress)
     made = class_images(shown, count, generator, progress=parts(0.3))
+    channels = sum(layer.out_channels for layer in graph.layers if layer.part == "hidden")
+    stimulated = max(min(FEWEST, stimulated), min(stimulated, STIMULATIONS // max(1, channels)))
     drawn = made.images[torch.randperm(len(made.images), generator=generator)[:stimulated]]
     scores: dict[str, _Scores] = {}
     values: dict[str, _Scores] = {}
@@ -108,7 +115,7 @@ def look(
     except MethodError as error:
         missing["head"] = str(error)
     if not bool((made.answers != made.answers[0]).any()):
-        missing["stimulation"] = missing["reconstruction"] = (
+        missing["stimulation"] = missing["channels"] = missing["reconstruction"] = (
             f"the network answers class {int(made.answers[0])} to every generated image"
         )
     else:
@@ -117,8 +124,15 @@ def look(
         if pushes:
             scores["stimulation"] = tuple(push_leads(pushes))
             values["stimulation"] = tuple(push(pushes).tolist())
+            labels = range(shown.classes)
+            others = [made.images[made.answers != label] for label in labels]
+            raised = channel_triggers(shown, graph, others, labels, generator, parts(0.1))
+            scores["channels"] = leads([trigger.size for trigger in raised])
+            values["channels"] = tuple(finite(trigger.size) for trigger in raised)
         else:
-            missing["stimulation"] = "no hidden layer is a module that runs once in a forward pass"
+            missing["stimulation"] = missing["channels"] = (
+                "no hidden layer is a module that runs once in a forward pass"
+            )
         quick = folded(shown, graph)
         for form in FORMS:
             triggers[form] = smallest(
@@ -129,7 +143,7 @@ def look(
                 batch=batch,
                 success=success,
                 generator=generator,
-                progress=parts(0.5 / len(FORMS)),
+                progress=parts(0.4 / len(FORMS)),
             )
             sizes = triggers[form].sizes
             values[form.name] = tuple(finite(size) for size in sizes)

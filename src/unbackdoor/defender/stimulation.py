@@ -60,21 +60,56 @@ class Pushes:
 
 
 @dataclass(frozen=True)
-class Firing:
-    """A channel that can be made to fire.
+class Place:
+    """Where a layer's channels can be changed.
 
     Attributes:
-        path: the module whose result is changed, and `axis` that of its channels.
+        path: the module whose result is changed: the layer's norm, or the layer.
         layer: path of the layer.
-        channel: its number.
-        level: the least that it is while it fires.
+        channels: how many.
+        axis: theirs.
     """
 
     path: str
     layer: str
+    channels: int
     axis: int
+
+    @torch.no_grad()
+    def off(self, model: nn.Module) -> Tensor:
+        """(channels,) bool: which were pruned: gamma and beta of the norm are zero, or the filter and its bias."""
+        module = model.get_submodule(self.path)
+        weight: Any = getattr(module, "weight", None)
+        if self.path == self.layer or not isinstance(weight, Tensor):
+            module = model.get_submodule(self.layer)
+            if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+                return torch.zeros(self.channels, dtype=torch.bool)
+            weight = effective_weight(module)
+            if isinstance(module, nn.modules.conv._ConvTransposeNd):  # (C_in, C_out / groups, ...)
+                weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+        bias: Any = getattr(module, "bias", None)
+        off: Tensor = ~weight.reshape(self.channels, -1).any(1)
+        return (off if bias is None else off & (bias == 0)).cpu()
+
+
+@dataclass(frozen=True)
+class Firing:
+    """A channel that can be made to fire.
+
+    Attributes:
+        place: where.
+        channel: its number.
+        level: the least that it is while it fires.
+    """
+
+    place: Place
     channel: int
     level: float
+
+    @property
+    def layer(self) -> str:
+        """Path of its layer."""
+        return self.place.layer
 
     @contextlib.contextmanager
     def only_from(self, model: nn.Module, start: int) -> Iterator[None]:
@@ -82,45 +117,19 @@ class Firing:
 
         A channel that was pruned does not fire.
         """
-        if self._is_off(model):
+        if bool(self.place.off(model)[self.channel]):
             yield
             return
 
         def raised(result: Tensor) -> Tensor:
-            parts = result.movedim(self.axis, 1)
+            parts = result.movedim(self.place.axis, 1)
             fires = torch.zeros(parts.shape[:2], dtype=torch.bool, device=parts.device)
             fires[start:, self.channel] = True
             fires = fires.view(*fires.shape, *(1 for _ in parts.shape[2:]))
-            return torch.where(fires, parts.clamp(min=self.level), parts).movedim(1, self.axis)
+            return torch.where(fires, parts.clamp(min=self.level), parts).movedim(1, self.place.axis)
 
-        with _changed(model, self.path, raised):
+        with changed(model, self.place.path, raised):
             yield
-
-    @torch.no_grad()
-    def _is_off(self, model: nn.Module) -> bool:
-        """Whether gamma and beta of its norm are zero, or without them its filter and bias."""
-        module = model.get_submodule(self.path)
-        if self.path != self.layer and isinstance(getattr(module, "weight", None), Tensor):
-            weight: Any = module.weight
-        else:
-            module = model.get_submodule(self.layer)
-            if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
-                return False
-            weight = effective_weight(module)
-            if isinstance(module, nn.modules.conv._ConvTransposeNd):  # (C_in, C_out / groups, ...)
-                weight = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
-        bias: Any = getattr(module, "bias", None)
-        return not bool(weight[self.channel].any()) and (bias is None or not bool(bias[self.channel]))
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A module whose result has the channels of a layer, and the axis of the channels."""
-
-    path: str
-    layer: str
-    channels: int
-    axis: int
 
 
 def stimulate(
@@ -140,7 +149,7 @@ def stimulate(
         pixels: (N, C, H, W) in [0, 1], images of all classes.
         progress: called with (channels done, channels in all).
     """
-    places = _places(shown, graph, pixels[:2])
+    places = places_of(shown, graph, pixels[:2])
     levels = _levels(shown, places, pixels)
     shown = folded(shown, graph)
     before = shown.logits(pixels)
@@ -168,7 +177,7 @@ def strongest(
         label: the class.
         most: how many.
     """
-    places = {place.path: place for place in _places(shown, graph, pixels[:2])}
+    places = {place.path: place for place in places_of(shown, graph, pixels[:2])}
     levels = _levels(shown, list(places.values()), pixels)
     counted = pushes[len(pushes) // 3 :]
     ranked = sorted(
@@ -179,7 +188,7 @@ def strongest(
     found = []
     for _, order, channel in ranked[:most]:
         place = places[counted[order].path]
-        found.append(Firing(place.path, place.layer, place.axis, channel, float(levels[place.path][channel])))
+        found.append(Firing(place, channel, float(levels[place.path][channel])))
     return found
 
 
@@ -221,7 +230,7 @@ def _flips(before: Tensor, after: Tensor) -> Tensor:
     return (now * other).sum(1) / other.sum(0).clamp_min(1)
 
 
-def _stimulated(shown: OnPixels, place: _Place, channels: Tensor, level: Tensor, pixels: Tensor) -> Tensor:
+def _stimulated(shown: OnPixels, place: Place, channels: Tensor, level: Tensor, pixels: Tensor) -> Tensor:
     """(channels, N, classes) logits with each of the channels at its level or above."""
     count = len(pixels)
 
@@ -231,14 +240,14 @@ def _stimulated(shown: OnPixels, place: _Place, channels: Tensor, level: Tensor,
             parts[index * count : (index + 1) * count, channel].clamp_(min=float(level[channel]))
         return parts.movedim(1, place.axis)
 
-    with torch.no_grad(), _changed(shown.model, place.path, raised):
+    with torch.no_grad(), changed(shown.model, place.path, raised):
         logits = shown(pixels.repeat(len(channels), *(1 for _ in pixels.shape[1:])))
     return logits.cpu().view(len(channels), count, -1)
 
 
 @contextlib.contextmanager
-def _changed(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Within, what a module returns is replaced by `change` of it."""
+def changed(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within, what a module of a network returns is replaced by `change` of it."""
     handle = model.get_submodule(path).register_forward_hook(lambda _module, _inputs, result: change(result))
     try:
         yield
@@ -246,8 +255,15 @@ def _changed(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) ->
         handle.remove()
 
 
-def _places(shown: OnPixels, graph: LayerGraph, pixels: Tensor) -> list[_Place]:
-    """Where each hidden layer's channels can be changed: behind its norm if it has one."""
+def places_of(shown: OnPixels, graph: LayerGraph, pixels: Tensor) -> list[Place]:
+    """Where each hidden layer's channels can be changed: behind its norm if it has one.
+
+    Layers that are not a module called once in a forward pass are left out.
+
+    Args:
+        shown, graph: as in `stimulate`.
+        pixels: (N, C, H, W) in [0, 1].
+    """
     modules = dict(shown.model.named_modules())
     wanted = {}
     for layer in graph.layers:
@@ -270,26 +286,31 @@ def _places(shown: OnPixels, graph: LayerGraph, pixels: Tensor) -> list[_Place]:
         axis = len(shape) - 1 if layer.kind == "Linear" else 1
         fits = len(shape) >= 2 and shape[0] == len(pixels) and shape[axis] == layer.out_channels
         if fits and calls[path] == 1:
-            places.append(_Place(path, layer.path, layer.out_channels, axis))
+            places.append(Place(path, layer.path, layer.out_channels, axis))
     return places
 
 
-def _levels(shown: OnPixels, places: Sequence[_Place], pixels: Tensor) -> dict[str, Tensor]:
+def _levels(shown: OnPixels, places: Sequence[Place], pixels: Tensor) -> dict[str, Tensor]:
     """Path -> (channels,) the level that a channel is raised to."""
-    levels: dict[str, Tensor] = {}
+    return {path: mean + LEVEL * deviation for path, (mean, deviation) in spreads(shown, places, pixels).items()}
+
+
+def spreads(shown: OnPixels, places: Sequence[Place], pixels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Path -> (channels,) means and deviations: beta and |gamma| behind a BatchNorm, else on the images."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
     measured: dict[str, int] = {}
     for place in places:
         module = shown.model.get_submodule(place.path)
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None and module.affine:
-            levels[place.path] = (module.bias + LEVEL * module.weight.abs()).detach().float().cpu()
+            found[place.path] = (module.bias.detach().float().cpu(), module.weight.detach().abs().float().cpu())
         else:
             measured[place.path] = place.axis
 
     def see(path: str, _call: int, result: object) -> None:
         assert isinstance(result, Tensor)
         flat = result.detach().float().movedim(measured[path], -1).flatten(0, -2)
-        levels[path] = (flat.mean(0) + LEVEL * flat.std(0, correction=0)).cpu()
+        found[path] = (flat.mean(0).cpu(), flat.std(0, correction=0).cpu())
 
     with torch.no_grad(), watched(shown.model, measured, see, side="output"):
         shown(pixels[:CHUNK])
-    return levels
+    return found

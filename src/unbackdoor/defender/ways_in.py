@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 from unbackdoor.defender.case import Progress, silent
+from unbackdoor.defender.channel_triggers import ChannelTrigger, channel_triggers
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.defender.stimulation import Firing
 from unbackdoor.defender.triggers import Filter, Form, Patch, PatientAdditive, PatientMask, Trigger, reconstruct
+from unbackdoor.findings.layers import LayerGraph
 
 #: Of the size that other classes need.
 EASY = 0.6
@@ -88,17 +90,35 @@ class Stamp(Way):
 
 
 @dataclass(frozen=True)
-class Channel(Way):
-    """A channel that fires over its whole map."""
+class Raised(Way):
+    """A channel, or several, that are raised over their whole maps."""
 
-    firing: Firing
-    moved: float = field(compare=False)
+    firing: Firing | ChannelTrigger
 
     def logits(self, shown: OnPixels, plain: Tensor, pixels: Tensor, strength: Tensor | None = None) -> Tensor:
         del strength
         both = torch.cat([plain, pixels])
         with self.firing.only_from(shown.model, len(plain)):
             return shown(both)
+
+
+@dataclass(frozen=True)
+class Together(Raised):
+    """Several channels that fire at once."""
+
+    firing: ChannelTrigger
+    usual: float
+
+    def __str__(self) -> str:
+        return f"{self.firing}; other classes need {self.usual:.3g}"
+
+
+@dataclass(frozen=True)
+class Channel(Raised):
+    """A channel that fires."""
+
+    firing: Firing
+    moved: float = field(compare=False)
 
     def __str__(self) -> str:
         return f"channel {self.firing.channel} of {self.firing.layer}, which moves {self.moved:.0%} of the answers"
@@ -123,13 +143,33 @@ def usual_sizes(
         generator: of the draw and the searches.
         steps: of a search.
     """
-    order = torch.randperm(shown.classes, generator=generator).tolist()
-    others = [one for one in order if one != label and bool((answers != one).any())][:OTHERS]
+    others = _others(shown.classes, answers, label, generator)
     sizes: Usual = {}
     for form in SEARCHES:
         found = [_search(shown, pixels[answers != one], one, form, generator, steps).size for one in others]
         sizes[form] = statistics.median(found) if found else float("inf")
     return sizes
+
+
+def usual_together(
+    shown: OnPixels,
+    graph: LayerGraph,
+    pixels: Tensor,
+    answers: Tensor,
+    label: int,
+    generator: torch.Generator,
+) -> float:
+    """The size of a trigger on channels that other classes need: the median of a few, drawn at random; else infinity.
+
+    Args:
+        shown: the network.
+        graph: its layers.
+        pixels, answers, label, generator: as in `usual_sizes`.
+    """
+    others = _others(shown.classes, answers, label, generator)
+    images = [pixels[answers != one] for one in others]
+    found = channel_triggers(shown, graph, images, others, generator) if others else []
+    return statistics.median(one.size for one in found) if found else math.inf
 
 
 def search(
@@ -172,6 +212,16 @@ def easy_triggers(triggers: Iterable[Trigger], usual: Usual) -> list[Stamp]:
     ]
 
 
+def easy_together(trigger: ChannelTrigger, usual: float) -> list[Together]:
+    """A trigger on channels, if it is smaller than what other classes need.
+
+    Args:
+        trigger: of the class.
+        usual: what other classes need.
+    """
+    return [Together(trigger, usual)] if trigger.size < EASY * usual else []
+
+
 def regained(first: Sequence[Trigger], now: Sequence[Trigger], usual: Usual) -> float | None:
     """The mean of what the triggers have regained that were easy at first.
 
@@ -211,6 +261,12 @@ def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int) ->
         answers = [way.logits(shown, part[:0], part).argmax(1) for part in torch.split(pixels, CHUNK)]
         rates.append(float((torch.cat(answers) == label).double().mean()))
     return statistics.median(rates)
+
+
+def _others(classes: int, answers: Tensor, label: int, generator: torch.Generator) -> list[int]:
+    """A few classes, drawn at random, to each of which some image must be led."""
+    order = torch.randperm(classes, generator=generator).tolist()
+    return [one for one in order if one != label and bool((answers != one).any())][:OTHERS]
 
 
 def _search(

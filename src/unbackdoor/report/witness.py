@@ -16,6 +16,7 @@ NO_PROOF = "This does not prove that the model has no backdoor."
 MEANINGS = {
     "head": "how far the classifier's input must move",
     "stimulation": "how many answers single channels move",
+    "channels": "how few channels together are enough",
     "reconstruction": "how small a trigger is enough",
 }
 

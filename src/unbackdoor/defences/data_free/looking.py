@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import Defence
 from unbackdoor.defender.case import Case, Progress, part, silent
+from unbackdoor.defender.channel_triggers import channel_triggers
 from unbackdoor.defender.directions import genuine
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.look import Look, look
@@ -26,11 +27,13 @@ from unbackdoor.defender.ways_in import (
     CHANNELS,
     Way,
     easy_channels,
+    easy_together,
     easy_triggers,
     regained,
     search,
     success,
     usual_sizes,
+    usual_together,
 )
 from unbackdoor.defender.witnessed import witnessed
 from unbackdoor.errors import MethodError, SettingError
@@ -44,6 +47,8 @@ from unbackdoor.settings import setting
 WATCHED = 60
 #: Crops of photographs for each class impression of the look.
 CROPS = 2
+#: Images on which it is told how many are still moved; there are up to `WATCHED` ways, and each is tried on all.
+TOLD = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,22 +150,26 @@ class WaysIn:
         shown, seen, pool = folded(scene.shown, scene.graph), scene.seen, scene.pool
         self._pixels = pool.images[: pool.whole]
         self._usual = usual_sizes(shown, self._pixels, pool.answers[: pool.whole], label, scene.generator, steps=steps)
+        self._usual_together = usual_together(
+            scene.shown, scene.graph, self._pixels, pool.answers[: pool.whole], label, scene.generator
+        )
         self.firings: list[Firing] = []
         if seen.pushes:
             self.firings = strongest(scene.shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
-        triggers, ways = self._search(shown, part(scene.progress, 0, 0.1))
+        triggers, ways = self._search(scene.shown, part(scene.progress, 0, 0.1))
         # By a search of their own, with all channels that push: they tell how far a repair has come.
         self._others = ways
         if ways:
-            self._others = self._search(shown, part(scene.progress, 0.1, 0.2), most=WATCHED)[1] or ways
-        self._images = pool.others(label)
-        left = success(shown, self._others, self._images, label)
+            self._others = self._search(scene.shown, part(scene.progress, 0.1, 0.2), most=WATCHED)[1] or ways
+        images = pool.others(label)
+        self._told = images[torch.randperm(len(images), generator=scene.generator)[:TOLD]]
+        left = success(shown, self._others, self._told, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
-        self.genuine = self._images[:0]
-        if ways and len(self._images):
+        self.genuine = images[:0]
+        if ways and len(images):
             with contextlib.suppress(MethodError):  # without one classifier they cannot be told
                 _, _, path = classifier(scene.graph, shown.model)
-                self.genuine = genuine(shown, path, label, ways, self._images, scene.generator)
+                self.genuine = genuine(shown, path, label, ways, images, scene.generator)
 
     def look(self, shown: OnPixels, progress: Progress = silent) -> Standing:
         """How easily the class is reached.
@@ -169,21 +178,23 @@ class WaysIn:
             shown: the network as it is now.
             progress: called with (searches done, searches in all, a note).
         """
-        shown = folded(shown, self._graph)
         triggers, ways = self._search(shown, progress)
         return Standing(
             triggers=triggers,
             ways=ways,
-            left=success(shown, self._others, self._images, self.label),
+            left=success(folded(shown, self._graph), self._others, self._told, self.label),
             regained=regained(self.first.triggers, triggers, self._usual),
         )
 
     def _search(self, shown: OnPixels, progress: Progress, *, most: int = CHANNELS) -> tuple[list[Trigger], list[Way]]:
         """New triggers, and the ways that are easy: those of them, and so many channels."""
-        label = self.label
+        label, given, shown = self.label, shown, folded(shown, self._graph)
         pixels = self._pixels[shown.logits(self._pixels).argmax(1) != label]
         triggers = search(shown, pixels, label, self._generator, progress, steps=self._steps)
-        easy = easy_triggers(triggers, self._usual)
+        easy: list[Way] = [*easy_triggers(triggers, self._usual)]
+        if len(pixels):
+            together = channel_triggers(given, self._graph, [pixels], [label], self._generator)
+            easy += [way for one in together for way in easy_together(one, self._usual_together)]
         shares = moved(shown, self.firings, self._seen.drawn, label)
         channels = easy_channels(zip(self.firings, shares, strict=True), most=most)
         ways: list[Way] = []
@@ -196,7 +207,7 @@ class WaysIn:
 class Looking(Defence):
     """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
 
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     needs_gradients: ClassVar[bool] = True
     paper: ClassVar[None] = None
 
@@ -216,7 +227,7 @@ class Looking(Defence):
         own=True,
     )
     regained: float = setting(
-        0.5,
+        0.6,
         "... and triggers are at least this far, in factors, on the way to what other classes need",
         least=0,
         most=1,
