@@ -92,8 +92,8 @@ def _table(found: Witness) -> list[str]:
     if len(ranked) > LISTED:
         lines.append(f"  ... and {len(ranked) - LISTED:,} more; the JSON report has all")
     about = (
-        "Scores: robust deviations from the median of the classes; for stimulation, factors of two ahead of the next "
-        "class. z: deviations from the largest scores of honest networks"
+        "Scores: robust deviations from the median of the classes; for stimulation and channels, factors of two ahead "
+        "of the next class. z: deviations from the largest scores of honest networks"
     )
     limit = "" if found.limit is None else f"; a class is suspected above {found.limit:+.2f}"
     return [*lines, *_wrap(f"{about}{limit}.")]
