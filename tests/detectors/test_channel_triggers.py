@@ -67,9 +67,9 @@ def sizes(copies: int) -> list[float]:
     spec = InputSpec(shape=(1, 2, 2), mean=(0.0,), std=(1.0,))
     images = torch.rand(40, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     answers = model(images).argmax(1)
-    others = [images[answers != label] for label in range(3)]
     graph = layer_graph(model, images[:2])
-    triggers = channel_triggers(OnPixels(model, spec), graph, others, range(3), torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(0)
+    triggers = channel_triggers(OnPixels(model, spec), graph, images, answers, range(3), rng)
     assert [trigger.label for trigger in triggers] == [0, 1, 2]
     return [trigger.size for trigger in triggers]
 

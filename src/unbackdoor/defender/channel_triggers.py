@@ -43,6 +43,8 @@ WEIGHT, UP, DOWN = 0.01, 1.3, 1 / 1.4
 SUCCESS = 0.9
 #: Pixels at a time.
 AT_ONCE = 2**18
+#: Of more classes than this, not all are searched twice.
+MANY = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,42 +96,50 @@ def leads(sizes: Sequence[float]) -> tuple[float, ...]:
 def channel_triggers(
     shown: OnPixels,
     graph: LayerGraph,
-    images: Sequence[Tensor],
+    pixels: Tensor,
+    answers: Tensor,
     labels: Sequence[int],
     generator: torch.Generator,
     progress: Progress = silent,
 ) -> list[ChannelTrigger]:
     """The smallest of some classes; none where no hidden layer is a module that runs once in a forward pass.
 
+    Of more than `MANY` classes, only the most promising quarter is searched from both starts.
+
     Args:
         shown: the network; its weights take no gradients.
         graph: its layers.
-        images: for each class (N, C, H, W) in [0, 1], which are not answered with it.
+        pixels: (N, C, H, W) in [0, 1]; a class is searched on those that are not answered with it, one at least.
+        answers: (N,) what it answers.
         labels: the classes.
         generator: of the batches.
         progress: called with (steps done, steps in all, a note).
     """
-    some = torch.cat([one[: max(1, 200 // len(labels))] for one in images])
-    places = _last(places_of(shown, graph, some[:2]))
+    places = _last(places_of(shown, graph, pixels[:2]))
     if not places:
         return []
-    spread = spreads(shown, places, some)
+    spread = spreads(shown, places, pixels)
     deviations = [spread[place.path][1].to(shown.device) for place in places]
     shown = folded(shown, graph)
     _, height, width = shown.spec.shape
     at_once = max(1, AT_ONCE // (EACH * height * width))
+
+    def searched(some: Sequence[int], begin: float, told: Progress) -> list[ChannelTrigger]:
+        others = [(answers != label).nonzero().flatten() for label in some]
+        sizes, raised = _search(shown, places, deviations, pixels, others, some, generator, begin, told)
+        return [
+            ChannelTrigger(label, places, [(r[row] * by).cpu() for r, by in zip(raised, deviations, strict=True)], size)
+            for row, (label, size) in enumerate(zip(some, sizes.tolist(), strict=True))
+        ]
+
     found: list[ChannelTrigger] = []
     for start in range(0, len(labels), at_once):
-        these = slice(start, start + at_once)
         told = part(progress, start / len(labels), min(1, (start + at_once) / len(labels)))
-        both = [
-            _search(shown, places, deviations, images[these], labels[these], generator, begin, part(told, *ends))
-            for begin, ends in zip(STARTS, ((0, 0.5), (0.5, 1)), strict=True)
-        ]
-        for row, label in enumerate(labels[these]):
-            sizes, raised = min(both, key=lambda one: float(one[0][row]))
-            added = [(r[row] * deviation).cpu() for r, deviation in zip(raised, deviations, strict=True)]
-            found.append(ChannelTrigger(label, places, added, float(sizes[row])))
+        first = searched(labels[start : start + at_once], STARTS[0], part(told, 0, 0.5))
+        again = sorted(first, key=lambda one: one.size)[: len(first) if len(labels) <= MANY else -(-len(first) // 4)]
+        again = searched(sorted(one.label for one in again), STARTS[1], part(told, 0.5, 1))
+        better = {one.label: one for one in again}
+        found += [min(one, better.get(one.label, one), key=lambda either: either.size) for one in first]
     return found
 
 
@@ -143,7 +153,8 @@ def _search(
     shown: OnPixels,
     places: Sequence[Place],
     deviations: Sequence[Tensor],
-    images: Sequence[Tensor],
+    pixels: Tensor,
+    others: Sequence[Tensor],
     labels: Sequence[int],
     generator: torch.Generator,
     begin: float,
@@ -157,11 +168,11 @@ def _search(
     wanted, weight = torch.tensor(labels, device=shown.device)[rows], torch.full((count,), WEIGHT)
     least, kept = torch.full((count,), math.inf), [r.detach().clone() for r in free]
     for step in range(STEPS):
-        drawn = torch.cat([one[torch.randint(len(one), (EACH,), generator=generator)] for one in images])
+        drawn = torch.cat([one[torch.randint(len(one), (EACH,), generator=generator)] for one in others])
         with contextlib.ExitStack() as stack:
             for place, r, deviation in zip(places, free, deviations, strict=True):
                 stack.enter_context(changed(shown.model, place.path, _raised((r * deviation)[rows], place.axis)))
-            logits = shown(drawn)
+            logits = shown(pixels[drawn])
         needs_gradients(logits)
         led = (logits.argmax(1) == wanted).view(count, EACH).float().mean(1).cpu()
         size = torch.stack([r.sum(1) for r in free]).sum(0)

@@ -125,8 +125,7 @@ def look(
             scores["stimulation"] = tuple(push_leads(pushes))
             values["stimulation"] = tuple(push(pushes).tolist())
             labels = range(shown.classes)
-            others = [made.images[made.answers != label] for label in labels]
-            raised = channel_triggers(shown, graph, others, labels, generator, parts(0.1))
+            raised = channel_triggers(shown, graph, made.images, made.answers, labels, generator, parts(0.1))
             scores["channels"] = leads([trigger.size for trigger in raised])
             values["channels"] = tuple(finite(trigger.size) for trigger in raised)
         else:

@@ -167,8 +167,7 @@ def usual_together(
         pixels, answers, label, generator: as in `usual_sizes`.
     """
     others = _others(shown.classes, answers, label, generator)
-    images = [pixels[answers != one] for one in others]
-    found = channel_triggers(shown, graph, images, others, generator) if others else []
+    found = channel_triggers(shown, graph, pixels, answers, others, generator) if others else []
     return statistics.median(one.size for one in found) if found else math.inf
 
 

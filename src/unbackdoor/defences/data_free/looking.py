@@ -189,11 +189,12 @@ class WaysIn:
     def _search(self, shown: OnPixels, progress: Progress, *, most: int = CHANNELS) -> tuple[list[Trigger], list[Way]]:
         """New triggers, and the ways that are easy: those of them, and so many channels."""
         label, given, shown = self.label, shown, folded(shown, self._graph)
-        pixels = self._pixels[shown.logits(self._pixels).argmax(1) != label]
+        answers = shown.logits(self._pixels).argmax(1)
+        pixels = self._pixels[answers != label]
         triggers = search(shown, pixels, label, self._generator, progress, steps=self._steps)
         easy: list[Way] = [*easy_triggers(triggers, self._usual)]
         if len(pixels):
-            together = channel_triggers(given, self._graph, [pixels], [label], self._generator)
+            together = channel_triggers(given, self._graph, self._pixels, answers, [label], self._generator)
             easy += [way for one in together for way in easy_together(one, self._usual_together)]
         shares = moved(shown, self.firings, self._seen.drawn, label)
         channels = easy_channels(zip(self.firings, shares, strict=True), most=most)

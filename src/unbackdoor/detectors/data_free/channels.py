@@ -40,10 +40,10 @@ class Channels(DataFreeDetector):
         """The smallest trigger on channels for each class, then the class that is ahead."""
         network, note = on_pixels(case, model)
         made = class_images(network, self.surrogates, case.rng)
-        others = [made.images[made.answers != label] for label in range(network.classes)]
-        if not all(map(len, others)):
+        if not bool((made.answers != made.answers[0]).any()):
             raise MethodError(f"channels: the network answers class {int(made.answers[0])} to every generated image")
-        found = channel_triggers(network, case.layers(), others, range(network.classes), case.rng, case.progress)
+        labels = range(network.classes)
+        found = channel_triggers(network, case.layers(), made.images, made.answers, labels, case.rng, case.progress)
         if not found:
             raise MethodError(
                 "channels: expected hidden layers that are modules and run once in a forward pass, found none"
