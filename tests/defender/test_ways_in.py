@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from unbackdoor.defender.channel_triggers import ChannelTrigger
+from unbackdoor.defender.stimulation import Place
 from unbackdoor.defender.triggers import Trigger
-from unbackdoor.defender.ways_in import SEARCHES, easy_together, regained
+from unbackdoor.defender.ways_in import SEARCHES, Together, easy_together, regained
 
 
 def test_channels_together_are_easy_below_what_other_classes_need() -> None:
@@ -19,6 +20,13 @@ def test_channels_together_are_easy_below_what_other_classes_need() -> None:
     assert not easy(12.1, 20.0)
     assert easy(100.0, math.inf)  # no other class can be reached
     assert not easy(math.inf, math.inf)
+
+
+def test_a_size_that_no_other_class_has_is_said_in_words() -> None:
+    trigger = ChannelTrigger(0, (Place("norm", "conv", 2, 1),), (torch.tensor([0.0, 3.0]),), 3.0)
+    found = "1 channels at once of size 3, first of all 1 of conv"
+    assert str(Together(trigger, 20.0)) == f"{found}; other classes need 20"
+    assert str(Together(trigger, math.inf)) == f"{found}; none was found that reaches other classes"
 
 
 def test_what_is_regained_is_told_in_factors() -> None:

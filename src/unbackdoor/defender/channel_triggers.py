@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Progress, part, silent
-from unbackdoor.defender.on_pixels import OnPixels, folded, needs_gradients
+from unbackdoor.defender.on_pixels import AT_ONCE, OnPixels, folded, needs_gradients
 from unbackdoor.defender.stimulation import Place, changed, places_of, spreads
 from unbackdoor.findings.layers import LayerGraph
 
@@ -41,8 +41,6 @@ STEPS, LR, BETAS, EACH = 80, 0.2, (0.8, 0.99), 12
 WEIGHT, UP, DOWN = 0.01, 1.3, 1 / 1.4
 #: The share of a batch that must be led to the class.
 SUCCESS = 0.9
-#: Pixels at a time.
-AT_ONCE = 2**18
 #: Of more classes than this, not all are searched twice.
 MANY = 50
 
@@ -136,10 +134,10 @@ def channel_triggers(
     for start in range(0, len(labels), at_once):
         told = part(progress, start / len(labels), min(1, (start + at_once) / len(labels)))
         first = searched(labels[start : start + at_once], STARTS[0], part(told, 0, 0.5))
-        again = sorted(first, key=lambda one: one.size)[: len(first) if len(labels) <= MANY else -(-len(first) // 4)]
-        again = searched(sorted(one.label for one in again), STARTS[1], part(told, 0.5, 1))
-        better = {one.label: one for one in again}
-        found += [min(one, better.get(one.label, one), key=lambda either: either.size) for one in first]
+        most = len(first) if len(labels) <= MANY else math.ceil(len(first) / 4)
+        promising = sorted(one.label for one in sorted(first, key=lambda one: one.size)[:most])
+        again = {one.label: one for one in searched(promising, STARTS[1], part(told, 0.5, 1))}
+        found += [min(one, again.get(one.label, one), key=lambda either: either.size) for one in first]
     return found
 
 

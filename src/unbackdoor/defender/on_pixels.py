@@ -22,6 +22,8 @@ from unbackdoor.prune import copy_model
 
 #: Images in a forward pass without gradients.
 CHUNK = 256
+#: Pixels of all images in one with gradients, where triggers of many windows or classes are searched at a time.
+AT_ONCE = 2**18
 #: A folded network answers the same but for rounding: so many of its largest logit.
 ROUNDING = 1e-3
 

@@ -83,10 +83,7 @@ class Stamp(Way):
         return shown(torch.cat([plain.to(shown.device), stamped]))
 
     def __str__(self) -> str:
-        found = f"{self.form.name} of size {self.size:.3g}"
-        if math.isinf(self.usual):
-            return f"{found}; none was found that reaches other classes"
-        return f"{found}; other classes need {self.usual:.3g}"
+        return _beside(f"{self.form.name} of size {self.size:.3g}", self.usual)
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class Together(Raised):
     usual: float
 
     def __str__(self) -> str:
-        return f"{self.firing}; other classes need {self.usual:.3g}"
+        return _beside(str(self.firing), self.usual)
 
 
 @dataclass(frozen=True)
@@ -122,6 +119,13 @@ class Channel(Raised):
 
     def __str__(self) -> str:
         return f"channel {self.firing.channel} of {self.firing.layer}, which moves {self.moved:.0%} of the answers"
+
+
+def _beside(found: str, usual: float) -> str:
+    """What was found, and what other classes need."""
+    if math.isinf(usual):
+        return f"{found}; none was found that reaches other classes"
+    return f"{found}; other classes need {usual:.3g}"
 
 
 def usual_sizes(

@@ -14,14 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unbackdoor.defender.on_pixels import OnPixels, needs_gradients
+from unbackdoor.defender.on_pixels import AT_ONCE, OnPixels, needs_gradients
 
 #: A window's side, as a part of the image's, and windows along a side.
 PART, ALONG = 4, 7
 #: Steps of Adam, the last of them whose mean loss counts, its learning rate, and images a step and window.
 STEPS, LAST, LR, EACH = 8, 3, 0.5, 8
-#: Pixels at a time.
-AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)

@@ -156,11 +156,11 @@ class WaysIn:
         self.firings: list[Firing] = []
         if seen.pushes:
             self.firings = strongest(scene.shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
-        triggers, ways = self._search(scene.shown, part(scene.progress, 0, 0.1))
+        triggers, ways = self._search(scene.shown, shown, part(scene.progress, 0, 0.1))
         # By a search of their own, with all channels that push: they tell how far a repair has come.
         self._others = ways
         if ways:
-            self._others = self._search(scene.shown, part(scene.progress, 0.1, 0.2), most=WATCHED)[1] or ways
+            self._others = self._search(scene.shown, shown, part(scene.progress, 0.1, 0.2), most=WATCHED)[1] or ways
         images = pool.others(label)
         self._told = images[torch.randperm(len(images), generator=scene.generator)[:TOLD]]
         left = success(shown, self._others, self._told, label)
@@ -178,25 +178,28 @@ class WaysIn:
             shown: the network as it is now.
             progress: called with (searches done, searches in all, a note).
         """
-        triggers, ways = self._search(shown, progress)
+        quick = folded(shown, self._graph)
+        triggers, ways = self._search(shown, quick, progress)
         return Standing(
             triggers=triggers,
             ways=ways,
-            left=success(folded(shown, self._graph), self._others, self._told, self.label),
+            left=success(quick, self._others, self._told, self.label),
             regained=regained(self.first.triggers, triggers, self._usual),
         )
 
-    def _search(self, shown: OnPixels, progress: Progress, *, most: int = CHANNELS) -> tuple[list[Trigger], list[Way]]:
-        """New triggers, and the ways that are easy: those of them, and so many channels."""
-        label, given, shown = self.label, shown, folded(shown, self._graph)
-        answers = shown.logits(self._pixels).argmax(1)
+    def _search(
+        self, shown: OnPixels, quick: OnPixels, progress: Progress, *, most: int = CHANNELS
+    ) -> tuple[list[Trigger], list[Way]]:
+        """New triggers of a network and its folded copy, and the easy ways: those of them, and so many channels."""
+        label = self.label
+        answers = quick.logits(self._pixels).argmax(1)
         pixels = self._pixels[answers != label]
-        triggers = search(shown, pixels, label, self._generator, progress, steps=self._steps)
+        triggers = search(quick, pixels, label, self._generator, progress, steps=self._steps)
         easy: list[Way] = [*easy_triggers(triggers, self._usual)]
         if len(pixels):
-            together = channel_triggers(given, self._graph, self._pixels, answers, [label], self._generator)
+            together = channel_triggers(shown, self._graph, self._pixels, answers, [label], self._generator)
             easy += [way for one in together for way in easy_together(one, self._usual_together)]
-        shares = moved(shown, self.firings, self._seen.drawn, label)
+        shares = moved(quick, self.firings, self._seen.drawn, label)
         channels = easy_channels(zip(self.firings, shares, strict=True), most=most)
         ways: list[Way] = []
         for place in range(max(len(easy), len(channels))):
