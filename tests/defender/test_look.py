@@ -49,7 +49,7 @@ def test_channels_that_speak_for_a_class() -> None:
     assert found.values["stimulation"][4] is not None
     assert len(found.made.images) == 24
     assert len(found.drawn) == 12
-    assert [layer.layer for layer in found.pushes] == ["first", "second", "third"]
+    assert [layer.layer for layer in found.pushes] == ["second", "third"]
     assert len(found.values["channels"]) == len(found.scores["channels"]) == 6
     done = [one for one, _, _ in told]
     assert done == sorted(done)

@@ -15,16 +15,18 @@ SPEC = InputSpec(shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 class Two(nn.Module):
-    """A convolution with a norm, one without, a hidden Linear; channel 2 of the first speaks for class 1."""
+    """A stem that does nothing, a convolution with a norm, one without, a hidden Linear."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.stem = nn.Conv2d(3, 3, 1, bias=False)
+        nn.init.dirac_(self.stem.weight)
         self.first, self.norm = nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4)
         self.second, self.third = nn.Conv2d(4, 5, 1), nn.Linear(5, 6)
         self.fc = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.second(torch.relu(self.norm(self.first(x)))))
+        x = torch.relu(self.second(torch.relu(self.norm(self.first(self.stem(x))))))
         return self.fc(torch.relu(self.third(x.mean((2, 3)))))
 
 
@@ -65,7 +67,8 @@ def test_a_channel_is_raised_to_its_level_and_no_further() -> None:
         assert torch.allclose(raised[5 * channel : 5 * channel + 5], expected, atol=1e-5)
 
 
-def test_every_hidden_layer_once_and_its_push() -> None:
+def test_each_layer_behind_the_first_third_once_and_its_push() -> None:
+    """Of four hidden layers the stem is left out."""
     model = two()
     with torch.no_grad():  # class 1 is spoken for by channel 2 alone, through all layers
         for layer in (model.second, model.third, model.fc):

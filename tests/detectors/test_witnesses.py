@@ -44,11 +44,11 @@ def test_a_corner_that_speaks_for_a_class_is_found() -> None:
     assert planted.to_json() == reconstructed(Stripes(corner=100.0)).to_json()
 
 
-def test_the_first_third_does_not_count() -> None:
+def test_a_push_by_hand() -> None:
     from unbackdoor.defender.stimulation import Pushes
 
-    layers = [Pushes("", "", torch.full((1, 2), flip), torch.zeros(1, 2)) for flip in (1.0, 0.5, 0.25)]
-    assert push(layers).tolist() == pytest.approx([0.25 + 0.0625] * 2)
+    layers = [Pushes("", "", torch.tensor([[flip, 0.0]]), torch.zeros(1, 2)) for flip in (1.0, 0.5, 0.25)]
+    assert push(layers).tolist() == pytest.approx([1.3125, 0])
 
 
 def test_deviations_by_hand() -> None:

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from unbackdoor.defender.case import Progress, part, silent
 from unbackdoor.defender.on_pixels import AT_ONCE, OnPixels, folded, needs_gradients
-from unbackdoor.defender.stimulation import Place, changed, places_of, spreads
+from unbackdoor.defender.resumed import resumed
+from unbackdoor.defender.stimulation import Place, changed, counted, places_of, spreads
 from unbackdoor.findings.layers import LayerGraph
 
 #: Where r starts, in two searches. At 0, a channel behind a ReLU that does not fire has no gradient; where all channels
@@ -124,34 +125,36 @@ def channel_triggers(
 
     def searched(some: Sequence[int], begin: float, told: Progress) -> list[ChannelTrigger]:
         others = [(answers != label).nonzero().flatten() for label in some]
-        sizes, raised = _search(shown, places, deviations, pixels, others, some, generator, begin, told)
+        sizes, raised = _search(shown.model, answer, places, deviations, others, some, generator, begin, told)
         return [
             ChannelTrigger(label, places, [(r[row] * by).cpu() for r, by in zip(raised, deviations, strict=True)], size)
             for row, (label, size) in enumerate(zip(some, sizes.tolist(), strict=True))
         ]
 
     found: list[ChannelTrigger] = []
-    for start in range(0, len(labels), at_once):
-        told = part(progress, start / len(labels), min(1, (start + at_once) / len(labels)))
-        first = searched(labels[start : start + at_once], STARTS[0], part(told, 0, 0.5))
-        most = len(first) if len(labels) <= MANY else math.ceil(len(first) / 4)
-        promising = sorted(one.label for one in sorted(first, key=lambda one: one.size)[:most])
-        again = {one.label: one for one in searched(promising, STARTS[1], part(told, 0.5, 1))}
-        found += [min(one, again.get(one.label, one), key=lambda either: either.size) for one in first]
+    asked = STEPS * EACH * len(labels)
+    with resumed(shown, [place.path for place in places], pixels, asked=asked) as answer:
+        for start in range(0, len(labels), at_once):
+            told = part(progress, start / len(labels), min(1, (start + at_once) / len(labels)))
+            first = searched(labels[start : start + at_once], STARTS[0], part(told, 0, 0.5))
+            most = len(first) if len(labels) <= MANY else math.ceil(len(first) / 4)
+            promising = sorted(one.label for one in sorted(first, key=lambda one: one.size)[:most])
+            again = {one.label: one for one in searched(promising, STARTS[1], part(told, 0.5, 1))}
+            found += [min(one, again.get(one.label, one), key=lambda either: either.size) for one in first]
     return found
 
 
 def _last(places: Sequence[Place]) -> Sequence[Place]:
     """The last third of those behind the first third."""
-    behind = places[len(places) // 3 :]
+    behind = counted(places)
     return behind[2 * len(behind) // 3 :]
 
 
 def _search(
-    shown: OnPixels,
+    model: nn.Module,
+    answer: Callable[[Tensor], Tensor],
     places: Sequence[Place],
     deviations: Sequence[Tensor],
-    pixels: Tensor,
     others: Sequence[Tensor],
     labels: Sequence[int],
     generator: torch.Generator,
@@ -159,18 +162,18 @@ def _search(
     progress: Progress,
 ) -> tuple[Tensor, list[Tensor]]:
     """(classes,) the smallest sizes, and for each place (classes, channels) r; all r start at `begin`."""
-    count = len(labels)
-    free = [torch.full((count, place.channels), begin, device=shown.device).requires_grad_() for place in places]
+    count, device = len(labels), deviations[0].device
+    free = [torch.full((count, place.channels), begin, device=device).requires_grad_() for place in places]
     optimiser = torch.optim.Adam(free, lr=LR, betas=BETAS)
-    rows = torch.arange(count).repeat_interleave(EACH).to(shown.device)
-    wanted, weight = torch.tensor(labels, device=shown.device)[rows], torch.full((count,), WEIGHT)
+    rows = torch.arange(count).repeat_interleave(EACH).to(device)
+    wanted, weight = torch.tensor(labels, device=device)[rows], torch.full((count,), WEIGHT)
     least, kept = torch.full((count,), math.inf), [r.detach().clone() for r in free]
     for step in range(STEPS):
         drawn = torch.cat([one[torch.randint(len(one), (EACH,), generator=generator)] for one in others])
         with contextlib.ExitStack() as stack:
             for place, r, deviation in zip(places, free, deviations, strict=True):
-                stack.enter_context(changed(shown.model, place.path, _raised((r * deviation)[rows], place.axis)))
-            logits = shown(pixels[drawn])
+                stack.enter_context(changed(model, place.path, _raised((r * deviation)[rows], place.axis)))
+            logits = answer(drawn)
         needs_gradients(logits)
         led = (logits.argmax(1) == wanted).view(count, EACH).float().mean(1).cpu()
         size = torch.stack([r.sum(1) for r in free]).sum(0)

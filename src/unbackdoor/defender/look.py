@@ -31,7 +31,7 @@ from unbackdoor.findings import finite
 from unbackdoor.findings.layers import LayerGraph
 
 #: Passes that stimulation may take before it is shown fewer images, and the fewest.
-STIMULATIONS, FEWEST = 60_000, 8
+STIMULATIONS, FEWEST = 100_000, 8
 
 WITNESSES = ("head", "stimulation", "channels", "reconstruction")
 
@@ -91,7 +91,7 @@ def look(
         generator: of everything that is drawn.
         progress: called with (done, total, a note).
         count: of class impressions.
-        stimulated: of them, on which each channel fires; fewer where there are more than 3,000 channels.
+        stimulated: of them, on which each channel fires; fewer where there are more than 5,000 channels.
         steps: of a trigger's reconstruction, `batch` images each, of which a share `success` must be moved.
         known: clean networks to compare with; those of the package by default.
 

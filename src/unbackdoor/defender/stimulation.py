@@ -8,7 +8,7 @@ images of all classes, and look where the answers go: a channel that moves most 
     flip     share of the images that were not answered c before, and are with the channel at its level or above
     change   mean change of the log-probability of c
     push(t)  sum over the channels of flip(channel, t)^2; early layers hold colours and edges, which speak for honest
-             classes too, so the first third of the layers does not count
+             classes too, so the first third of the layers is left out
     score(t) log(push(t) + FLOOR), in robust deviations above the median of the classes
     lead(t)  log2 of (push(t) + ONE) / (the largest push to another class + ONE)
 
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from unbackdoor.defender.deviations import LEAST, deviations
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels, folded
+from unbackdoor.defender.resumed import resumed
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.activations import watched
 from unbackdoor.graph.modules import effective_weight
@@ -139,7 +140,7 @@ def stimulate(
     *,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> list[Pushes]:
-    """Each hidden channel of the network in turn, in the order of the layers.
+    """Each channel behind the first third of the hidden layers in turn, in the order of the layers.
 
     Layers that are not a module called once in a forward pass are left out.
 
@@ -149,27 +150,34 @@ def stimulate(
         pixels: (N, C, H, W) in [0, 1], images of all classes.
         progress: called with (channels done, channels in all).
     """
-    places = places_of(shown, graph, pixels[:2])
+    places = counted(places_of(shown, graph, pixels[:2]))
     levels = _levels(shown, places, pixels)
     shown = folded(shown, graph)
     before = shown.logits(pixels)
     total, done, found = sum(place.channels for place in places), 0, []
     for place in places:
         flips, changes = [], []
-        for channels in torch.split(torch.arange(place.channels), max(1, CHUNK // len(pixels))):
-            after = _stimulated(shown, place, channels, levels[place.path], pixels)
-            flips.append(_flips(before, after))
-            changes.append((after.log_softmax(2) - before.log_softmax(1)).mean(1))
-            done += len(channels)
-            progress(done, total)
+        asked = place.channels * len(pixels)
+        with torch.no_grad(), resumed(shown, [place.path], pixels, asked=asked) as answer:
+            for channels in torch.split(torch.arange(place.channels), max(1, CHUNK // len(pixels))):
+                after = _stimulated(shown.model, place, channels, levels[place.path], len(pixels), answer)
+                flips.append(_flips(before, after))
+                changes.append((after.log_softmax(2) - before.log_softmax(1)).mean(1))
+                done += len(channels)
+                progress(done, total)
         found.append(Pushes(place.path, place.layer, torch.cat(flips), torch.cat(changes)))
     return found
+
+
+def counted(places: Sequence[Place]) -> Sequence[Place]:
+    """Those behind the first third."""
+    return places[len(places) // 3 :]
 
 
 def strongest(
     shown: OnPixels, graph: LayerGraph, pixels: Tensor, pushes: Sequence[Pushes], label: int, *, most: int
 ) -> list[Firing]:
-    """The channels that push a class most, the hardest first; the first third of the layers does not count.
+    """The channels that push a class most, the hardest first.
 
     Args:
         shown, graph, pixels: as in `stimulate`.
@@ -179,15 +187,14 @@ def strongest(
     """
     places = {place.path: place for place in places_of(shown, graph, pixels[:2])}
     levels = _levels(shown, list(places.values()), pixels)
-    counted = pushes[len(pushes) // 3 :]
     ranked = sorted(
         (-float(layer.flips[channel, label]) - 0.01 * float(layer.change[channel, label]), order, channel)
-        for order, layer in enumerate(counted)
+        for order, layer in enumerate(pushes)
         for channel in range(len(layer.flips))
     )
     found = []
     for _, order, channel in ranked[:most]:
-        place = places[counted[order].path]
+        place = places[pushes[order].path]
         found.append(Firing(place, channel, float(levels[place.path][channel])))
     return found
 
@@ -204,9 +211,8 @@ def moved(shown: OnPixels, firings: Sequence[Firing], pixels: Tensor, label: int
 
 
 def push(pushes: Sequence[Pushes]) -> Tensor:
-    """(classes,) the sum of squared flips of all channels behind the first third of the layers."""
-    counted = pushes[len(pushes) // 3 :]
-    return torch.stack([layer.flips.square().sum(0) for layer in counted]).sum(0)
+    """(classes,) the sum of squared flips of all channels."""
+    return torch.stack([layer.flips.square().sum(0) for layer in pushes]).sum(0)
 
 
 def push_scores(pushes: Sequence[Pushes]) -> list[float]:
@@ -230,9 +236,10 @@ def _flips(before: Tensor, after: Tensor) -> Tensor:
     return (now * other).sum(1) / other.sum(0).clamp_min(1)
 
 
-def _stimulated(shown: OnPixels, place: Place, channels: Tensor, level: Tensor, pixels: Tensor) -> Tensor:
-    """(channels, N, classes) logits with each of the channels at its level or above."""
-    count = len(pixels)
+def _stimulated(
+    model: nn.Module, place: Place, channels: Tensor, level: Tensor, count: int, answer: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """(channels, N, classes) logits of `count` images with each of the channels at its level or above."""
 
     def raised(result: Tensor) -> Tensor:
         parts = result.movedim(place.axis, 1).clone()
@@ -240,8 +247,8 @@ def _stimulated(shown: OnPixels, place: Place, channels: Tensor, level: Tensor, 
             parts[index * count : (index + 1) * count, channel].clamp_(min=float(level[channel]))
         return parts.movedim(1, place.axis)
 
-    with torch.no_grad(), changed(shown.model, place.path, raised):
-        logits = shown(pixels.repeat(len(channels), *(1 for _ in pixels.shape[1:])))
+    with changed(model, place.path, raised):
+        logits = answer(torch.arange(count).repeat(len(channels)))
     return logits.cpu().view(len(channels), count, -1)
 
 

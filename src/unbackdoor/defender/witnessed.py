@@ -60,9 +60,9 @@ def witnessed(shown: OnPixels, seen: Look, note: str, seed: int) -> Witness:
 
 
 def _channels(seen: Look) -> tuple[PushingChannel, ...]:
-    """Those that move most answers to one class; the first third of the layers does not count."""
+    """Those that move most answers to one class."""
     found = []
-    for layer in seen.pushes[len(seen.pushes) // 3 :]:
+    for layer in seen.pushes:
         moved, labels = layer.flips.max(1)
         change = layer.change.gather(1, labels[:, None])[:, 0]
         rows = zip(moved.tolist(), change.tolist(), labels.tolist(), strict=True)

@@ -1,0 +1,199 @@
+"""A network that goes on from what it computed before, where only its later layers are changed.
+
+Channels are raised late in a network, thousands of times on the same images. What lies before them gives the same each
+time. So the modules that return before the first of some places is reached are run once. From then on their results are
+given back, and not computed. Operations between modules run again, on these results.
+
+Results that only other such modules take are not kept, and zeros stand for them. Which these are is tried on two
+images: as many of the first results as can be are replaced by NaN without a change of the answers. If two images are
+answered otherwise although all results are given back, the network runs whole each time, as it would without this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor.defender.on_pixels import CHUNK, ROUNDING, OnPixels
+from unbackdoor.errors import MethodError
+
+#: Bytes that are kept at most; where it would be more, the network runs whole.
+MOST = 2**31
+#: Fewer answers than this are not worth the trouble.
+FEWEST = 500
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a module that returned.
+
+    Attributes:
+        number: of all calls of a forward pass, in the order in which they begin.
+        module: what was called.
+        none: (0, ...) no rows of its result.
+        result: (N, ...) a row for each image, where they are kept.
+    """
+
+    number: int
+    module: nn.Module
+    none: Tensor
+    result: Tensor | None
+
+    def rows(self, rows: Tensor, stand_in: float) -> Tensor:
+        """Of its result, or as many that stand for them."""
+        if self.result is not None:
+            return self.result[rows.to(self.result.device)]
+        zeros = self.none.new_zeros(len(rows), *self.none.shape[1:])  # memory that is touched by nobody costs nothing
+        return zeros.fill_(stand_in) if stand_in else zeros
+
+
+@contextlib.contextmanager
+def resumed(
+    shown: OnPixels, places: Collection[str], pixels: Tensor, *, asked: int
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Within, rows of some images are answered from the first of some modules on; gradients of what follows go through.
+
+    Args:
+        shown: the network, in eval mode. Nothing before the places may be changed within.
+        places: paths of modules. Hooks may change what they return.
+        pixels: (N, C, H, W) in [0, 1], at least one.
+        asked: about how many answers will be asked for.
+
+    Yields:
+        (K,) numbers of images -> (K, classes) logits.
+    """
+    calls = _kept(shown, places, pixels) if asked >= FEWEST else None
+    if calls is None:
+        yield lambda rows: shown(pixels[rows])
+        return
+    with _given_back(shown, pixels, calls) as answer:
+        yield answer
+
+
+def _kept(shown: OnPixels, places: Collection[str], pixels: Tensor) -> list[_Call] | None:
+    """The calls before the places, with the results that are needed; None where the network must run whole."""
+    few, exact = pixels[:2], replace(shown, exact=True)
+    calls = _recorded(exact, places, few)
+    first = _first_needed(exact, calls, few)
+    if first is None:
+        return None
+    needed = {call.number for call in calls[first:]}
+    parts: list[list[_Call]] = []
+    for part in torch.split(pixels, CHUNK):
+        parts.append(_recorded(shown, places, part, needed))
+        taken = sum(call.result.nbytes for one in parts for call in one if call.result is not None)
+        if taken > MOST or [call.number for call in parts[-1]] != [call.number for call in calls]:
+            return None
+    kept = []
+    for same in zip(*parts, strict=True):
+        results = [call.result for call in same if call.result is not None]
+        kept.append(replace(same[0], result=torch.cat(results) if results else None))
+    return kept
+
+
+@torch.no_grad()
+def _recorded(
+    shown: OnPixels, places: Collection[str], pixels: Tensor, needed: Collection[int] | None = None
+) -> list[_Call]:
+    """The calls that return before one of the places is reached, none within another; results of all, or the needed.
+
+    A module that does not return a tensor with a row for each image runs again each time: the calls within it stand
+    for it. A script runs again, too.
+    """
+    begun, reached = 0, False
+    open_calls: list[tuple[int, list[_Call]]] = [(-1, [])]  # number, and the calls within it that returned
+
+    def enters(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: object) -> None:
+            nonlocal begun, reached
+            reached = reached or path in places
+            open_calls.append((begun, []))
+            begun += 1
+
+        return hook
+
+    def returns(module: nn.Module, _inputs: object, result: object) -> None:
+        if reached:
+            return
+        number, within = open_calls.pop()
+        if isinstance(result, Tensor) and result.is_floating_point() and result.shape[:1] == pixels.shape[:1]:
+            wanted = needed is None or number in needed
+            kept = result.clone() if wanted else None  # what follows may write into it
+            within = [_Call(number, module, result[:0].clone(), kept)]
+        open_calls[-1][1].extend(within)
+
+    with contextlib.ExitStack() as stack:
+        for path, module in shown.model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                stack.callback(module.register_forward_pre_hook(enters(path)).remove)
+                stack.callback(module.register_forward_hook(returns).remove)
+        shown(pixels)
+    return [call for _, within in open_calls for call in within] if reached else []
+
+
+def _first_needed(shown: OnPixels, calls: Sequence[_Call], pixels: Tensor) -> int | None:
+    """The number of the first call whose result is needed; None where the answers are others even with all of them."""
+    order = torch.arange(len(pixels)).flip(0)
+    with torch.no_grad():
+        wanted = shown(pixels[order])
+
+    def alike(without: int) -> bool:
+        """Whether the answers stay, if NaN stands for the results of so many first calls."""
+        poisoned = [replace(call, result=None) if at < without else call for at, call in enumerate(calls)]
+        try:
+            with torch.no_grad(), _given_back(shown, pixels, poisoned, stand_in=math.nan) as answer:
+                found = answer(order)
+        except MethodError:
+            return False
+        return bool((found - wanted).abs().max() <= ROUNDING * wanted.abs().max())
+
+    if not alike(0):
+        return None
+    low, high = 0, len(calls)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if alike(middle) else (low, middle - 1)
+    return low
+
+
+@contextlib.contextmanager
+def _given_back(
+    shown: OnPixels, pixels: Tensor, calls: Sequence[_Call], stand_in: float = 0.0
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """As `resumed`; `stand_in` is what results consist of that are not kept."""
+    at, wanted = 0, torch.empty(0, dtype=torch.long)
+
+    def answer(rows: Tensor) -> Tensor:
+        nonlocal at, wanted
+        at, wanted = 0, rows
+        return shown(pixels[rows])
+
+    def instead(module: nn.Module, forward: Callable[..., object]) -> Callable[..., object]:
+        def give(*inputs: object, **named: object) -> object:
+            nonlocal at
+            if at < len(calls) and calls[at].module is module:
+                at += 1
+                return calls[at - 1].rows(wanted, stand_in)
+            return forward(*inputs, **named)
+
+        return give
+
+    with contextlib.ExitStack() as stack:
+        for module in dict.fromkeys(call.module for call in calls):
+            had = module.__dict__.get("forward")
+            module.forward = instead(module, module.forward)
+            stack.callback(_restore, module, had)
+        yield answer
+
+
+def _restore(module: nn.Module, forward: Callable[..., object] | None) -> None:
+    """The forward that it had of its own, or that of its class."""
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward
