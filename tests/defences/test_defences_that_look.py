@@ -17,7 +17,7 @@ from unbackdoor.defences.base import Defence, Outcome
 from unbackdoor.defences.data_free import Best, Erase, Forget, Pushing, looking
 from unbackdoor.defences.data_free.best import Trial
 from unbackdoor.defences.data_free.erase import erased
-from unbackdoor.defences.data_free.looking import Standing
+from unbackdoor.defences.data_free.scene import Standing
 from unbackdoor.defences.table import DEFENCES
 from unbackdoor.defender import directions, ways_in
 from unbackdoor.defender.case import silent

@@ -28,8 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Progress, part, silent
-from unbackdoor.defender.on_pixels import AT_ONCE, OnPixels, folded, needs_gradients
-from unbackdoor.defender.resumed import resumed
+from unbackdoor.defender.on_pixels import AT_ONCE, OnPixels, folded, going_on, needs_gradients
 from unbackdoor.defender.stimulation import Place, changed, counted, places_of, spreads
 from unbackdoor.findings.layers import LayerGraph
 
@@ -133,7 +132,7 @@ def channel_triggers(
 
     found: list[ChannelTrigger] = []
     asked = STEPS * EACH * len(labels)
-    with resumed(shown, [place.path for place in places], pixels, asked=asked) as answer:
+    with going_on(shown, [place.path for place in places], pixels, asked=asked) as answer:
         for start in range(0, len(labels), at_once):
             told = part(progress, start / len(labels), min(1, (start + at_once) / len(labels)))
             first = searched(labels[start : start + at_once], STARTS[0], part(told, 0, 0.5))

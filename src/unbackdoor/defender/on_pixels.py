@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +17,7 @@ from unbackdoor.defender.case import Case
 from unbackdoor.defender.input_spec import input_spec
 from unbackdoor.errors import ArchitectureError, MethodError, first_line
 from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.graph.resumed import resumed, same
 from unbackdoor.inputs import InputSpec
 from unbackdoor.outputs import logits_of
 from unbackdoor.precision import training_dtype
@@ -24,8 +27,6 @@ from unbackdoor.prune import copy_model
 CHUNK = 256
 #: Pixels of all images in one with gradients, where triggers of many windows or classes are searched at a time.
 AT_ONCE = 2**18
-#: A folded network answers the same but for rounding: so many of its largest logit.
-ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,14 @@ def folded(shown: OnPixels, graph: LayerGraph) -> OnPixels:
     return copied if count and _alike(shown, copied) else shown
 
 
+def going_on(
+    shown: OnPixels, places: Collection[str], pixels: Tensor, *, asked: int
+) -> contextlib.AbstractContextManager[Callable[[Tensor], Tensor]]:
+    """Within, rows of some images are answered, and what lies before some places is computed once (`graph.resumed`)."""
+    exact = dataclasses.replace(shown, exact=True)
+    return resumed(shown.model, shown, places, pixels, exact=exact, chunk=CHUNK, asked=asked)
+
+
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
@@ -162,7 +171,7 @@ def _alike(one: OnPixels, other: OnPixels) -> bool:
         given, found = (dataclasses.replace(each, exact=True).logits(pixels) for each in (one, other))
     except MethodError:
         return False
-    return bool((found - given).abs().max() <= ROUNDING * given.abs().max())
+    return same(found, given)
 
 
 def on_pixels(case: Case, model: nn.Module, *, exact: bool = False) -> tuple[OnPixels, str]:

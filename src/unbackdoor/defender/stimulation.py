@@ -29,8 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defender.deviations import LEAST, deviations
-from unbackdoor.defender.on_pixels import CHUNK, OnPixels, folded
-from unbackdoor.defender.resumed import resumed
+from unbackdoor.defender.on_pixels import CHUNK, OnPixels, folded, going_on
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.activations import watched
 from unbackdoor.graph.modules import effective_weight
@@ -158,7 +157,7 @@ def stimulate(
     for place in places:
         flips, changes = [], []
         asked = place.channels * len(pixels)
-        with torch.no_grad(), resumed(shown, [place.path], pixels, asked=asked) as answer:
+        with torch.no_grad(), going_on(shown, [place.path], pixels, asked=asked) as answer:
             for channels in torch.split(torch.arange(place.channels), max(1, CHUNK // len(pixels))):
                 after = _stimulated(shown.model, place, channels, levels[place.path], len(pixels), answer)
                 flips.append(_flips(before, after))

@@ -8,7 +8,7 @@ no data, and has no paper of its own.
     damage     the points of accuracy that the damage meter predicts to be lost
     agreed     of the impressions of the class that are made on the repaired network, the share that the network before
                and another repair take for the class, too; the median over the other repairs
-    kept       of the crops of photographs that show the class (`looking.WaysIn`), the share still answered with it
+    kept       of the crops of photographs that show the class (`scene.WaysIn`), the share still answered with it
     lost       of the same impressions made on the other repairs that may be taken, the share that this repair does not
                take for the class
 
@@ -41,8 +41,9 @@ from torch import Tensor
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
-from unbackdoor.defences.data_free.looking import InRounds, Looking, OutOfTime, Scene, Standing, WaysIn, put_back
+from unbackdoor.defences.data_free.looking import InRounds, Looking, put_back
 from unbackdoor.defences.data_free.pushing import Pushing
+from unbackdoor.defences.data_free.scene import OutOfTime, Scene, Standing, WaysIn
 from unbackdoor.defender import directions, meter
 from unbackdoor.defender.case import Case, Progress, part
 from unbackdoor.defender.on_pixels import OnPixels

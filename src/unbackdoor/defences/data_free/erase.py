@@ -43,7 +43,8 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
+from unbackdoor.defences.data_free.looking import InRounds
+from unbackdoor.defences.data_free.scene import Scene, WaysIn
 from unbackdoor.defender.directions import RIDGE, across, classifier_inputs, direction
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.surrogates import impressions_of

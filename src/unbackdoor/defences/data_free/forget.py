@@ -45,7 +45,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
+from unbackdoor.defences.data_free.looking import InRounds
+from unbackdoor.defences.data_free.scene import Scene, WaysIn
 from unbackdoor.defender.directions import FEWEST
 from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Way

@@ -28,7 +28,8 @@ import torch
 
 from unbackdoor.channel_scores import scores_of
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.looking import InRounds, Scene, WaysIn
+from unbackdoor.defences.data_free.looking import InRounds
+from unbackdoor.defences.data_free.scene import Scene, WaysIn
 from unbackdoor.defender.stimulation import Firing, moved
 from unbackdoor.defender.ways_in import PUSHES, Way
 from unbackdoor.findings.layers import Layer

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defender import resumed as module
-from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.resumed import resumed
+from unbackdoor.defender import on_pixels
+from unbackdoor.defender.on_pixels import OnPixels, going_on
+from unbackdoor.graph import resumed
 from unbackdoor.inputs import InputSpec
 from unbackdoor.models.densenet import densenet121
 from unbackdoor.models.resnet import resnet18
@@ -111,13 +111,13 @@ def test_the_same_answers_and_gradients(number: int, monkeypatch: pytest.MonkeyP
     names = dict(model.named_modules())
     if place not in names:
         pytest.fail(f"{place} is not among {sorted(names)}")
-    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(on_pixels, "CHUNK", 4)
     spec = InputSpec(shape=shape, mean=(0.5,) * 3, std=(0.5,) * 3)
     network = OnPixels(randomised(model), spec, exact=True)
     pixels = torch.rand(6, *shape, generator=torch.Generator().manual_seed(1))
     forwards = {path: one.__dict__.get("forward") for path, one in network.model.named_modules()}
     added = torch.full((), 0.7, requires_grad=True)
-    with resumed(network, [place], pixels, asked=10**6) as answer:
+    with going_on(network, [place], pixels, asked=10**6) as answer:
         handle = at_place(network, place, lambda result: result + added)
         found = answer(ROWS)
         (slope,) = torch.autograd.grad(found[:, 1].sum(), added)
@@ -147,13 +147,13 @@ def test_what_lies_before_the_place_is_run_once() -> None:
 
     for path in runs:
         network.model.get_submodule(path).forward = counted(path)  # type: ignore[method-assign]
-    with resumed(network, ["layer3.1.bn1"], PIXELS, asked=10**6) as answer:
+    with going_on(network, ["layer3.1.bn1"], PIXELS, asked=10**6) as answer:
         begun = dict(runs)
         for _ in range(5):
             answer(ROWS)
     assert runs["layer1.0.conv1"] == begun["layer1.0.conv1"]
     assert runs["layer4.0.conv1"] == begun["layer4.0.conv1"] + 5
-    with resumed(network, ["layer3.1.bn1"], PIXELS, asked=5) as answer:  # not worth it
+    with going_on(network, ["layer3.1.bn1"], PIXELS, asked=5) as answer:  # not worth it
         answer(ROWS)
     assert runs["layer1.0.conv1"] == begun["layer1.0.conv1"] + 1
 
@@ -161,13 +161,13 @@ def test_what_lies_before_the_place_is_run_once() -> None:
 def test_images_that_depend_on_each_other_are_run_whole() -> None:
     torch.manual_seed(0)
     network = OnPixels(OfTheBatch().eval().requires_grad_(False), SPEC, exact=True)
-    with resumed(network, ["fc"], PIXELS, asked=10**6) as answer:
+    with going_on(network, ["fc"], PIXELS, asked=10**6) as answer:
         assert torch.equal(answer(ROWS), network(PIXELS[ROWS]))
 
 
 def test_too_much_to_keep_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST", 10)
+    monkeypatch.setattr(resumed, "MOST", 10)
     network = OnPixels(randomised(InPlace()), SPEC, exact=True)
-    with resumed(network, ["third"], PIXELS, asked=10**6) as answer:
+    with going_on(network, ["third"], PIXELS, asked=10**6) as answer:
         assert "forward" not in network.model.get_submodule("first").__dict__
         assert torch.equal(answer(ROWS), network(PIXELS[ROWS]))

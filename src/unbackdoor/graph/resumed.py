@@ -19,13 +19,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defender.on_pixels import CHUNK, ROUNDING, OnPixels
 from unbackdoor.errors import MethodError
 
 #: Bytes that are kept at most; where it would be more, the network runs whole.
 MOST = 2**31
 #: Fewer answers than this are not worth the trouble.
 FEWEST = 500
+#: Of the largest logit: what rounding may change.
+ROUNDING = 1e-3
+
+#: (N, C, H, W) images -> (N, classes), through the network.
+Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,38 +58,48 @@ class _Call:
 
 @contextlib.contextmanager
 def resumed(
-    shown: OnPixels, places: Collection[str], pixels: Tensor, *, asked: int
-) -> Iterator[Callable[[Tensor], Tensor]]:
+    model: nn.Module, run: Run, places: Collection[str], pixels: Tensor, *, exact: Run, chunk: int, asked: int
+) -> Iterator[Run]:
     """Within, rows of some images are answered from the first of some modules on; gradients of what follows go through.
 
     Args:
-        shown: the network, in eval mode. Nothing before the places may be changed within.
+        model: the network, in eval mode. Nothing before the places may be changed within.
+        run: runs it.
         places: paths of modules. Hooks may change what they return.
-        pixels: (N, C, H, W) in [0, 1], at least one.
+        pixels: (N, C, H, W), at least one.
+        exact: runs it without rounding that depends on how many images there are.
+        chunk: images in a forward pass.
         asked: about how many answers will be asked for.
 
     Yields:
         (K,) numbers of images -> (K, classes) logits.
     """
-    calls = _kept(shown, places, pixels) if asked >= FEWEST else None
+    calls = _kept(model, run, places, pixels, exact, chunk) if asked >= FEWEST else None
     if calls is None:
-        yield lambda rows: shown(pixels[rows])
+        yield lambda rows: run(pixels[rows])
         return
-    with _given_back(shown, pixels, calls) as answer:
+    with _given_back(run, pixels, calls) as answer:
         yield answer
 
 
-def _kept(shown: OnPixels, places: Collection[str], pixels: Tensor) -> list[_Call] | None:
+def same(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two networks' logits are the same but for rounding."""
+    return bool((found - wanted).abs().max() <= ROUNDING * wanted.abs().max())
+
+
+def _kept(
+    model: nn.Module, run: Run, places: Collection[str], pixels: Tensor, exact: Run, chunk: int
+) -> list[_Call] | None:
     """The calls before the places, with the results that are needed; None where the network must run whole."""
-    few, exact = pixels[:2], replace(shown, exact=True)
-    calls = _recorded(exact, places, few)
+    few = pixels[:2]
+    calls = _recorded(model, exact, places, few)
     first = _first_needed(exact, calls, few)
     if first is None:
         return None
     needed = {call.number for call in calls[first:]}
     parts: list[list[_Call]] = []
-    for part in torch.split(pixels, CHUNK):
-        parts.append(_recorded(shown, places, part, needed))
+    for part in torch.split(pixels, chunk):
+        parts.append(_recorded(model, run, places, part, needed))
         taken = sum(call.result.nbytes for one in parts for call in one if call.result is not None)
         if taken > MOST or [call.number for call in parts[-1]] != [call.number for call in calls]:
             return None
@@ -98,7 +112,7 @@ def _kept(shown: OnPixels, places: Collection[str], pixels: Tensor) -> list[_Cal
 
 @torch.no_grad()
 def _recorded(
-    shown: OnPixels, places: Collection[str], pixels: Tensor, needed: Collection[int] | None = None
+    model: nn.Module, run: Run, places: Collection[str], pixels: Tensor, needed: Collection[int] | None = None
 ) -> list[_Call]:
     """The calls that return before one of the places is reached, none within another; results of all, or the needed.
 
@@ -128,29 +142,29 @@ def _recorded(
         open_calls[-1][1].extend(within)
 
     with contextlib.ExitStack() as stack:
-        for path, module in shown.model.named_modules():
+        for path, module in model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 stack.callback(module.register_forward_pre_hook(enters(path)).remove)
                 stack.callback(module.register_forward_hook(returns).remove)
-        shown(pixels)
+        run(pixels)
     return [call for _, within in open_calls for call in within] if reached else []
 
 
-def _first_needed(shown: OnPixels, calls: Sequence[_Call], pixels: Tensor) -> int | None:
+def _first_needed(run: Run, calls: Sequence[_Call], pixels: Tensor) -> int | None:
     """The number of the first call whose result is needed; None where the answers are others even with all of them."""
     order = torch.arange(len(pixels)).flip(0)
     with torch.no_grad():
-        wanted = shown(pixels[order])
+        wanted = run(pixels[order])
 
     def alike(without: int) -> bool:
         """Whether the answers stay, if NaN stands for the results of so many first calls."""
         poisoned = [replace(call, result=None) if at < without else call for at, call in enumerate(calls)]
         try:
-            with torch.no_grad(), _given_back(shown, pixels, poisoned, stand_in=math.nan) as answer:
+            with torch.no_grad(), _given_back(run, pixels, poisoned, stand_in=math.nan) as answer:
                 found = answer(order)
         except MethodError:
             return False
-        return bool((found - wanted).abs().max() <= ROUNDING * wanted.abs().max())
+        return same(found, wanted)
 
     if not alike(0):
         return None
@@ -162,16 +176,14 @@ def _first_needed(shown: OnPixels, calls: Sequence[_Call], pixels: Tensor) -> in
 
 
 @contextlib.contextmanager
-def _given_back(
-    shown: OnPixels, pixels: Tensor, calls: Sequence[_Call], stand_in: float = 0.0
-) -> Iterator[Callable[[Tensor], Tensor]]:
+def _given_back(run: Run, pixels: Tensor, calls: Sequence[_Call], stand_in: float = 0.0) -> Iterator[Run]:
     """As `resumed`; `stand_in` is what results consist of that are not kept."""
     at, wanted = 0, torch.empty(0, dtype=torch.long)
 
     def answer(rows: Tensor) -> Tensor:
         nonlocal at, wanted
         at, wanted = 0, rows
-        return shown(pixels[rows])
+        return run(pixels[rows])
 
     def instead(module: nn.Module, forward: Callable[..., object]) -> Callable[..., object]:
         def give(*inputs: object, **named: object) -> object:
