@@ -368,7 +368,7 @@ def test_a_round_is_undone_if_it_makes_worse_what_it_began_with(left: float, und
 
     class Adds(Pushing):
         def begin(self, scene: Any, search: Any) -> Any:
-            def step(_found: Any) -> str:
+            def step(_found: Any, _progress: Any) -> str:
                 with torch.no_grad():
                     scene.shown.model.bias += 1
                 return "Added."

@@ -131,7 +131,9 @@ def class_images(
     )
 
 
-def impressions_of(shown: OnPixels, label: int, count: int, generator: torch.Generator) -> Tensor:
+def impressions_of(
+    shown: OnPixels, label: int, count: int, generator: torch.Generator, progress: Progress = silent
+) -> Tensor:
     """(count, C, H, W) impressions of one class; the network may take some for another.
 
     They are made among as many of other classes, drawn at random: the statistics of the normalisations are those of all
@@ -142,11 +144,12 @@ def impressions_of(shown: OnPixels, label: int, count: int, generator: torch.Gen
         label: the class.
         count: of images.
         generator: of everything.
+        progress: called with (steps done, steps in all, a note).
     """
     others = torch.randint(shown.classes - 1, (count,), generator=generator)
     others += others >= label
     wanted = torch.stack([torch.full_like(others, label), others], 1).flatten().tolist()  # by turns: both in each part
-    made = impressions(shown.model, shown.spec, wanted, per_class=1, steps=LONG, generator=generator)
+    made = impressions(shown.model, shown.spec, wanted, per_class=1, steps=LONG, generator=generator, progress=progress)
     return made.images[::2]
 
 

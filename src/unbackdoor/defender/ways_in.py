@@ -134,6 +134,7 @@ def usual_sizes(
     answers: Tensor,
     label: int,
     generator: torch.Generator,
+    progress: Progress = silent,
     *,
     steps: int,
 ) -> Usual:
@@ -145,11 +146,13 @@ def usual_sizes(
         answers: (N,) what it answers.
         label: the class that is not asked.
         generator: of the draw and the searches.
+        progress: called with (forms done, forms in all, a note).
         steps: of a search.
     """
     others = _others(shown.classes, answers, label, generator)
     sizes: Usual = {}
-    for form in SEARCHES:
+    for number, form in enumerate(SEARCHES):
+        progress(number, len(SEARCHES), f"{form.name} of other classes")
         found = [_search(shown, pixels[answers != one], one, form, generator, steps).size for one in others]
         sizes[form] = statistics.median(found) if found else float("inf")
     return sizes
@@ -162,6 +165,7 @@ def usual_together(
     answers: Tensor,
     label: int,
     generator: torch.Generator,
+    progress: Progress = silent,
 ) -> float:
     """The size of a trigger on channels that other classes need: the median of a few, drawn at random; else infinity.
 
@@ -169,9 +173,10 @@ def usual_together(
         shown: the network.
         graph: its layers.
         pixels, answers, label, generator: as in `usual_sizes`.
+        progress: called with (steps done, steps in all, a note).
     """
     others = _others(shown.classes, answers, label, generator)
-    found = channel_triggers(shown, graph, pixels, answers, others, generator) if others else []
+    found = channel_triggers(shown, graph, pixels, answers, others, generator, progress) if others else []
     return statistics.median(one.size for one in found) if found else math.inf
 
 

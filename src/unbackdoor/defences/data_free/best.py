@@ -264,7 +264,7 @@ class Best(Looking):
         shown = dataclasses.replace(scene.shown, model=copy_model((behind or scene).shown.model))
         before = len(story) - 1  # a sentence each, whatever came of it
         here = part(scene.progress, before / TRIALS, (before + 1) / TRIALS)
-        copied = dataclasses.replace(scene, shown=shown, progress=here)
+        copied = dataclasses.replace(scene, shown=shown, progress=part(here, 0, 0.9))
         method = dataclasses.replace(method, closed=self.closed, regained=self.regained)
         start = behind.standing if behind else search.first
         if not start.ways:
@@ -272,7 +272,8 @@ class Best(Looking):
         try:
             steps = list(method.each_round(copied, search, start))
             told, standing = (*told, *(said for said, _ in steps)), steps[-1][1]
-            trial = _judged(scene, seen, shown, name, search, standing, told)
+            judging = dataclasses.replace(scene, progress=part(here, 0.9, 1))
+            trial = _judged(judging, seen, shown, name, search, standing, told)
         except MethodError as error:
             story.append(f"{name} was tried, and cannot work here: {error}")
             return None
@@ -306,7 +307,7 @@ def _judged(
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
     others = before != label
     sure = others & (pool.logits.softmax(1).amax(1) >= SURE)
-    own = impressions_of(shown, label, OWN, scene.generator)
+    own = impressions_of(shown, label, OWN, scene.generator, scene.progress)
     own = own[shown.logits(own).argmax(1) == label]
     same = scene.shown.logits(own).argmax(1) == label if len(own) else torch.zeros(0, dtype=torch.bool)
     return Trial(

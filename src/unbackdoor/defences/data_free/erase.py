@@ -35,7 +35,7 @@ classifier.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,8 +43,9 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.looking import InRounds
+from unbackdoor.defences.data_free.looking import InRounds, Step
 from unbackdoor.defences.data_free.scene import Scene, WaysIn
+from unbackdoor.defender.case import Progress
 from unbackdoor.defender.directions import RIDGE, across, classifier_inputs, direction
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.surrogates import impressions_of
@@ -74,7 +75,7 @@ class Erase(InRounds):
         RIDGE, "added to the covariance's diagonal, in units of its mean", above=0, most=1e6, own=True
     )
 
-    def begin(self, scene: Scene, search: WaysIn) -> Callable[[Sequence[Way]], str]:
+    def begin(self, scene: Scene, search: WaysIn) -> Step:
         """Each round takes out one direction; the first makes x_t."""
         path, head = self._head(scene)
         others = scene.pool.others(search.label)
@@ -95,13 +96,13 @@ class Erase(InRounds):
             head.weight.copy_(weight)
             head.bias.copy_(bias)
 
-        def step(found: Sequence[Way]) -> str:
+        def step(found: Sequence[Way], progress: Progress) -> str:
             nonlocal own
             if own is None:
                 own = others[:0]
                 if self.protected:
                     with dataclasses.replace(self, protected=0).for_once(scene, search, found) as shown:
-                        own = impressions_of(shown, search.label, self.protected, scene.generator)
+                        own = impressions_of(shown, search.label, self.protected, scene.generator, progress)
                     own = torch.cat([own[shown.logits(own).argmax(1) == search.label], search.genuine])
             take_out(found, own)
             return f"Their common direction was taken out of {path}."

@@ -36,7 +36,7 @@ It fails where the trigger is of none of the forms that are searched and no sing
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -45,8 +45,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.looking import InRounds
+from unbackdoor.defences.data_free.looking import InRounds, Step
 from unbackdoor.defences.data_free.scene import Scene, WaysIn
+from unbackdoor.defender.case import Progress, part
 from unbackdoor.defender.directions import FEWEST
 from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Way
@@ -103,7 +104,7 @@ class Forget(InRounds):
         0.5, "a trigger is shown up to this share stronger than it was found", least=0, most=10, own=True
     )
 
-    def begin(self, scene: Scene, search: WaysIn) -> Callable[[Sequence[Way]], str]:
+    def begin(self, scene: Scene, search: WaysIn) -> Step:
         """Each round trains against the ways of all rounds so far; the first makes x_t."""
         pool, label = scene.pool, search.label
         others = pool.answers != label
@@ -113,17 +114,17 @@ class Forget(InRounds):
         images = Lesson(pool.images[others], pool.logits[others])
         own: Lesson | None = None
 
-        def step(found: Sequence[Way]) -> str:
+        def step(found: Sequence[Way], progress: Progress) -> str:
             nonlocal own
             if own is None:
-                own = self._own(scene, search, found)
+                own = self._own(scene, search, found, part(progress, 0, 0.3))
             known.extend(way for way in found if way not in known)
-            kept, forgotten = self._distil(scene, known, images, own)
+            kept, forgotten = self._distil(scene, known, images, own, part(progress, 0.3, 1))
             return f"Trained to forget {len(known)}: KL {kept:.2g} without them, {forgotten:.2g} on them."
 
         return step
 
-    def _own(self, scene: Scene, search: WaysIn, found: Sequence[Way]) -> Lesson:
+    def _own(self, scene: Scene, search: WaysIn, found: Sequence[Way], progress: Progress) -> Lesson:
         """x_t and r."""
         pool, shown, rng = scene.pool, scene.shown, scene.generator
         others, nothing = pool.others(search.label), Lesson(pool.images[:0], pool.logits[:0])
@@ -135,13 +136,15 @@ class Forget(InRounds):
             mixed = others[torch.randint(len(others), (self.protected,), generator=rng)]
             roughly = cast("type[Any]", DEFENCES["erase"])(protected=0)
             with roughly.for_once(scene, search, found):
-                made = impressions_of(shown, search.label, self.protected, rng)
+                made = impressions_of(shown, search.label, self.protected, rng, progress)
                 images = torch.cat([made, (made + mixed) / 2])
                 return Lesson(images, shown.logits(images))
         except MethodError:
             return nothing
 
-    def _distil(self, scene: Scene, ways: Sequence[Way], others: Lesson, own: Lesson) -> tuple[float, float]:
+    def _distil(
+        self, scene: Scene, ways: Sequence[Way], others: Lesson, own: Lesson, progress: Progress
+    ) -> tuple[float, float]:
         """One round's training; the last losses of both kinds."""
         shown, rng = scene.shown, scene.generator
         free = [p for p in shown.model.parameters() if p.is_floating_point()]
@@ -150,6 +153,7 @@ class Forget(InRounds):
         spared = round(OWN * self.batch_size) if len(own.images) else 0
         kept = forgotten = math.inf
         for step in range(steps):
+            progress(step, steps, f"training to forget {len(ways)} ways")
             for parameter in free:
                 parameter.requires_grad_(True)
             plain = others.drawn(self.batch_size - spared, rng).beside(own.drawn(spared, rng))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free.scene import OutOfTime, Scene, Standing, WaysIn, pool_of
-from unbackdoor.defender.case import Case, part
+from unbackdoor.defender.case import Case, Progress, part, silent
 from unbackdoor.defender.look import look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.ways_in import Way
@@ -90,7 +90,7 @@ class Looking(Defence):
                 shown,
                 graph,
                 case.rng,
-                part(case.progress, 0, 0.5),
+                part(case.progress, 0, 0.45),
                 count=self.surrogates,
                 steps=self.search_steps,
             )
@@ -102,7 +102,7 @@ class Looking(Defence):
                     shown=shown,
                     graph=graph,
                     seen=seen,
-                    pool=pool_of(shown, seen, case.rng),
+                    pool=pool_of(shown, seen, case.rng, part(case.progress, 0.45, 0.5)),
                     generator=case.rng,
                     progress=case.progress,
                 )
@@ -138,6 +138,10 @@ class Looking(Defence):
         )
 
 
+#: What a round does to the network against some ways; it tells how far it is, and says what it did.
+Step = Callable[[Sequence[Way], Progress], str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class InRounds(Looking):
     """One that closes easy ways, looks again, and so on until the class is closed."""
@@ -146,7 +150,7 @@ class InRounds(Looking):
     rounds: int = setting(1, "searches for easy ways, each followed by an edit", least=1, own=True)
 
     @abstractmethod
-    def begin(self, scene: Scene, search: WaysIn) -> Callable[[Sequence[Way]], str]:
+    def begin(self, scene: Scene, search: WaysIn) -> Step:
         """What a round does: it edits the scene's network against some ways, and says how.
 
         Args:
@@ -163,10 +167,12 @@ class InRounds(Looking):
         return [said for said, _ in self.each_round(scene, search, search.first)]
 
     @contextlib.contextmanager
-    def for_once(self, scene: Scene, search: WaysIn, ways: Sequence[Way]) -> Iterator[OnPixels]:
+    def for_once(
+        self, scene: Scene, search: WaysIn, ways: Sequence[Way], progress: Progress = silent
+    ) -> Iterator[OnPixels]:
         """Within, the ways were closed by one round; then the network is as it was. Raises as `begin`."""
         kept = held(scene.shown.model)
-        self.begin(scene, search)(ways)
+        self.begin(scene, search)(ways, progress)
         try:
             yield scene.shown
         finally:
@@ -186,9 +192,9 @@ class InRounds(Looking):
         last, ways = start, start.ways
         for number in range(self.rounds):
             kept = held(model)
-            done = step(ways)
             told = part(scene.progress, number / self.rounds, (number + 1) / self.rounds)
-            standing = search.look(scene.shown, told)
+            done = step(ways, part(told, 0, 0.5))
+            standing = search.look(scene.shown, part(told, 0.5, 1))
             if standing.left > last.left and (standing.regained or 0.0) <= (last.regained or 0.0):
                 put_back(model, kept)
                 yield f"Round {number + 1} made it worse, and was undone.", last

@@ -20,7 +20,7 @@ costs little where few channels carry the trigger (WaNet). It fails where many d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,8 +28,9 @@ import torch
 
 from unbackdoor.channel_scores import scores_of
 from unbackdoor.defences.base import DEFENCES
-from unbackdoor.defences.data_free.looking import InRounds
+from unbackdoor.defences.data_free.looking import InRounds, Step
 from unbackdoor.defences.data_free.scene import Scene, WaysIn
+from unbackdoor.defender.case import Progress
 from unbackdoor.defender.stimulation import Firing, moved
 from unbackdoor.defender.ways_in import PUSHES, Way
 from unbackdoor.findings.layers import Layer
@@ -52,13 +53,14 @@ class Pushing(InRounds):
     outlier: float = setting(0.1, "the same for a channel whose norm is an outlier", least=0, most=1, own=True)
     deviations: float = setting(3.0, "above the layer's mean, from which on a norm is an outlier", own=True)
 
-    def begin(self, scene: Scene, search: WaysIn) -> Callable[[Sequence[Way]], str]:
+    def begin(self, scene: Scene, search: WaysIn) -> Step:
         """Each round prunes until no channel pushes."""
         left = dict(zip(search.firings, _deviations(scene, search.firings), strict=True))
 
-        def step(_found: Sequence[Way]) -> str:
+        def step(_found: Sequence[Way], progress: Progress) -> str:
             pruned = list[str]()
             while left and len(pruned) < self.channels:
+                progress(len(pruned), self.channels, f"channels that push answers to class {search.label}")
                 shares = dict(zip(left, moved(scene.shown, tuple(left), scene.seen.drawn, search.label), strict=True))
                 firing = max(
                     (

@@ -141,18 +141,20 @@ class WaysIn:
         self._graph = scene.graph
         shown, seen, pool = folded(scene.shown, scene.graph), scene.seen, scene.pool
         self._pixels = pool.images[: pool.whole]
-        self._usual = usual_sizes(shown, self._pixels, pool.answers[: pool.whole], label, scene.generator, steps=steps)
+        answers = pool.answers[: pool.whole]
+        told = [part(scene.progress, *ends) for ends in ((0, 0.08), (0.08, 0.1), (0.1, 0.15), (0.15, 0.2))]
+        self._usual = usual_sizes(shown, self._pixels, answers, label, scene.generator, told[0], steps=steps)
         self._usual_together = usual_together(
-            scene.shown, scene.graph, self._pixels, pool.answers[: pool.whole], label, scene.generator
+            scene.shown, scene.graph, self._pixels, answers, label, scene.generator, told[1]
         )
         self.firings: list[Firing] = []
         if seen.pushes:
             self.firings = strongest(scene.shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
-        triggers, ways = self._search(scene.shown, shown, part(scene.progress, 0, 0.1))
+        triggers, ways = self._search(scene.shown, shown, told[2])
         # By a search of their own, with all channels that push: they tell how far a repair has come.
         self._others = ways
         if ways:
-            self._others = self._search(scene.shown, shown, part(scene.progress, 0.1, 0.2), most=WATCHED)[1] or ways
+            self._others = self._search(scene.shown, shown, told[3], most=WATCHED)[1] or ways
         images = pool.others(label)
         self._told = images[torch.randperm(len(images), generator=scene.generator)[:TOLD]]
         left = success(shown, self._others, self._told, label)
@@ -199,10 +201,11 @@ class WaysIn:
         return triggers, ways
 
 
-def pool_of(shown: OnPixels, seen: Look, generator: torch.Generator) -> Pool:
+def pool_of(shown: OnPixels, seen: Look, generator: torch.Generator, progress: Progress = silent) -> Pool:
     """Surrogates for a repair: those of a look, half as many again that took longer, crops, and averages."""
     count = len(seen.made.images)
-    made = torch.cat([seen.made.images, class_images(shown, count // 2, generator, steps=LONG).images])
+    more = class_images(shown, count // 2, generator, steps=LONG, progress=progress)
+    made = torch.cat([seen.made.images, more.images])
     crops = photographs(CROPS * count, shown.spec, generator)
     mixed = (made + photographs(len(made), shown.spec, generator)) / 2
     images = torch.cat([crops, made, mixed])
