@@ -137,3 +137,16 @@ def test_words_that_are_no_limit(source: Path, tmp_path: Path) -> None:
         assert "--max-damage: expected points of accuracy from 0, or none" in refuse(
             "repair", source, "-o", tmp_path / "out.pt", "--max-damage", word
         )
+
+
+@pytest.mark.usefixtures("meter_unasked")
+def test_the_images_size_and_normalisation_can_be_told(source: Path) -> None:
+    def notes(*words: str) -> str:
+        done = run("repair", source, "--dry-run", *words, "--max-damage", "100", "--format", "json")
+        return " ".join(json.loads(done.out)["damage"]["notes"])
+
+    assert "given" in notes(*INPUT, "--mean", "0.5", "--std", "0.25")
+    assert "CIFAR-10" in notes("--data", "cifar10") or "cifar10" in notes("--data", "cifar10")
+    assert notes(*INPUT, "--mean", "0.5", "--std", "0.25") != notes(*INPUT)
+    assert "mean" in refuse("repair", source, "--dry-run", *INPUT, "--std", "0.25")
+    assert "nothing_known" in refuse("repair", source, "--dry-run", "--data", "nothing_known")

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from layer_zoo import bits
 from planted_networks import EXAMPLE, PLAIN, Deaf, Stripes, Toy
@@ -617,3 +618,38 @@ def test_what_is_erased_spares_the_class_itself() -> None:
     assert torch.allclose(new, weight - torch.outer(d, u))
     assert torch.allclose(new @ own[0] + shift, own[0] - 30 * u[1])  # nearly what it was
     assert torch.allclose(new @ (h.mean(0) + d) + shift, h.mean(0))  # and the direction is gone all the same
+
+
+class Recomputed(Toy):
+    """Computes itself again for the gradients."""
+
+    reentrant = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, checkpoint(super().forward, x, use_reentrant=self.reentrant))
+
+
+class RecomputedAsOfOld(Recomputed):
+    """By torch's older way."""
+
+    reentrant = True
+
+
+def test_a_network_that_recomputes_parts_of_itself() -> None:
+    """By the old way its gradients cannot be taken, which is said; by the new way it is looked at as any other."""
+    given: dict[str, Any] = {"example": EXAMPLE, "normalisation": PLAIN}
+    with pytest.raises(MethodError, match=r"backward pass fails: .*use_reentrant=True.*built without that"):
+        repaired(Pushing(label=4, **QUICK), RecomputedAsOfOld(channel=200.0), **given)
+    outcome = repaired(Pushing(label=4, **QUICK), Recomputed(channel=200.0), **given)
+    assert any("Channels pruned" in told for told in outcome.report.story)
+
+
+@pytest.mark.usefixtures("all_tried")
+def test_where_the_network_is_sure_of_nothing_all_answers_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repair that changes many answers is not taken, though no answer was sure."""
+    monkeypatch.setattr(sys.modules[Best.__module__], "SURE", 1.1)
+    fake(monkeypatch, Erase, 30.0)
+    fake(monkeypatch, Forget, None)
+    fake(monkeypatch, Pushing, None)
+    outcome = repaired(Best(label=TARGET, damage=100, **QUICK), trained())
+    assert any("erase is not taken: it changes" in told for told in outcome.report.story)

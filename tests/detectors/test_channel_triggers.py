@@ -92,7 +92,7 @@ def test_only_some_images_are_led_and_pruned_channels_do_not_fire() -> None:
     # The channel is at -3: it comes to 3 behind the ReLU, times 9 for class 4 alone.
     expected = model(images)[2:] + 27 * nn.functional.one_hot(torch.tensor(4), CLASSES)
     assert torch.allclose(moved[2:], expected, atol=1e-4)
-    assert str(trigger) == "1 channels at once of size 3, first of all 20 of third"
+    assert str(trigger) == "channel 20 of third alone, of size 3"
     with torch.no_grad():
         model.norm3.weight[20] = model.norm3.bias[20] = 0
     with trigger.only_from(model, 0):

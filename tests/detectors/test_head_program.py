@@ -195,7 +195,7 @@ def test_what_it_cannot_look_at() -> None:
     with pytest.raises(MethodError, match="this network has no single one: one, other"):
         looked(Two())
     for network, says in [
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "expected 3 or more classes, got 1"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), "expected a network of 2 or more classes, got 1"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), "expected 3 or more classes, got 2"),
         (nn.Sequential(nn.Flatten(), nn.Linear(60, 4)), "fails on images of 1x8x8"),
     ]:

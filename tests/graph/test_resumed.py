@@ -79,6 +79,43 @@ class OfTheBatch(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Gated(nn.Module):
+    """An early module decides, by a comparison, which classifier answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.first, self.second = nn.Linear(3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.one, self.other = nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        decided = self.gate(x.mean((2, 3))) > 0
+        x = self.second(torch.relu(self.first(x))).mean((2, 3))
+        return torch.where(decided, self.one(x), self.other(x))
+
+
+class Leaves(nn.Module):
+    """Keeps something beside its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.kept = nn.Conv2d(3, 3, 1), torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.conv(x)
+        return torch.relu(self.kept)
+
+
+class WhatIsLeft(nn.Module):
+    """Takes what a module left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last, self.fc = Leaves(), nn.Conv2d(3, 3, 1), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((self.last(self.stem(x)) + self.stem.kept).mean((2, 3)))
+
+
 def randomised(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for one in model.modules():
@@ -163,6 +200,28 @@ def test_images_that_depend_on_each_other_are_run_whole() -> None:
     network = OnPixels(OfTheBatch().eval().requires_grad_(False), SPEC, exact=True)
     with going_on(network, ["fc"], PIXELS, asked=10**6) as answer:
         assert torch.equal(answer(ROWS), network(PIXELS[ROWS]))
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_what_decides_by_a_comparison_is_kept(sign: float) -> None:
+    """On the first two images, on which it is tried, the gate comes out as it does with some stand-ins."""
+    torch.manual_seed(0)
+    model = Gated().eval().requires_grad_(False)
+    model.gate.weight.fill_(sign)
+    model.gate.bias.fill_(-sign * 1.5)  # dark images one way, bright ones the other
+    pixels = PIXELS / 5 + torch.tensor([0.0, 0.0, 0.8, 0.0, 0.8, 0.8])[:, None, None, None]
+    network = OnPixels(model, InputSpec(shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3), exact=True)
+    with going_on(network, ["second"], pixels, asked=10**6) as answer:
+        assert torch.allclose(answer(ROWS), network(pixels[ROWS]), atol=1e-6)
+
+
+def test_what_a_module_leaves_behind_is_not_of_other_images() -> None:
+    torch.manual_seed(0)
+    network = OnPixels(WhatIsLeft().eval().requires_grad_(False), SPEC, exact=True)
+    for pixels in (PIXELS, PIXELS[:2], PIXELS[:1]):
+        rows = torch.arange(len(pixels)).flip(0)
+        with going_on(network, ["last"], pixels, asked=10**6) as answer:
+            assert torch.allclose(answer(rows), network(pixels[rows]), atol=1e-6)
 
 
 def test_too_much_to_keep_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,8 +69,28 @@ def case_with_network(
     )
 
 
+def spec_of(file: ModelFile, data: str | None) -> DatasetSpec | None:
+    """The data set that was named, or else that of a file (`trained_on`).
+
+    Raises:
+        DataError: there is no such data set.
+    """
+    if data is None:
+        return trained_on(file)
+    from unbackdoor.data import dataset_spec
+
+    return dataset_spec(data)
+
+
 def case_of(
-    file: ModelFile, method: Defence, *, seed: int = 0, example: Any = None, progress: Progress = silent
+    file: ModelFile,
+    method: Defence,
+    *,
+    seed: int = 0,
+    example: Any = None,
+    data: str | None = None,
+    normalisation: Normalisation | None = None,
+    progress: Progress = silent,
 ) -> Case:
     """The `Case` of a file without images.
 
@@ -79,6 +99,8 @@ def case_of(
         method: a method that only needs the network.
         seed: for its random numbers.
         example: an input, which tells a method that runs the network what images it takes.
+        data: the data set that the network is for, where the user named one.
+        normalisation: of its images, where the user gave one.
         progress: called with (done, total, a note).
 
     Raises:
@@ -95,7 +117,8 @@ def case_of(
         network=network_of(file),
         graph=file.graph,
         example=example,
-        spec=trained_on(file),
+        spec=spec_of(file, data),
+        normalisation=normalisation,
         generator=generator,
         progress=progress,
     )

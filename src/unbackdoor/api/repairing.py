@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unbackdoor import checkpoint
 from unbackdoor.api.arguments import as_method
 from unbackdoor.api.damage import MAX_DAMAGE, check_damage, check_limit, with_damage
-from unbackdoor.api.images import case_of, check_seed, trained_on
+from unbackdoor.api.images import case_of, check_seed, spec_of
 from unbackdoor.api.reading import ModelFile, memory_of, network_of, open_model, with_source
 from unbackdoor.checkpoint import ARCH_KEY, Checkpoint
 from unbackdoor.defences.base import Defence
@@ -22,8 +22,12 @@ from unbackdoor.defender.case import Case, Progress, silent
 from unbackdoor.errors import CheckpointError, IncompleteError, SettingError
 from unbackdoor.findings import Remark, Report
 from unbackdoor.findings.layers import LayerGraph
+from unbackdoor.inputs import Normalisation, normalisation
 from unbackdoor.models import Arch
 from unbackdoor.prune import Plan, copy_model
+
+if TYPE_CHECKING:
+    from unbackdoor.data import DatasetSpec
 
 
 def repair(
@@ -34,6 +38,9 @@ def repair(
     arch: str | Arch | None = None,
     key: str | None = None,
     example: Any = None,
+    data: str | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     overwrite: bool = False,
     partial: bool = False,
     dry_run: bool = False,
@@ -50,6 +57,8 @@ def repair(
         arch: the network, as in `--arch`.
         key: which entry of a torch file to read, if there are several.
         example: an input for the network, if its layers cannot be read without one (see `layer_graph`).
+        data: the data set that the network is for, whose size and normalisation are taken; none of its images is read.
+        mean, std: of the images, one number or one a channel, for pixels from 0 to 1.
         overwrite: whether an existing output may be replaced.
         partial: whether to write even if part of the network could not be read or paired.
         dry_run: only report; write nothing.
@@ -69,17 +78,20 @@ def repair(
     """
     check_limit(max_damage)
     check_seed(seed)
+    given = normalisation(mean, std)
     if output is not None:
         checkpoint.check_output(output, overwrite=overwrite, inputs=[source])
     elif not dry_run:
         raise SettingError("repair: expected an output, or dry_run=True")
     file = open_model(source, arch=arch, key=key, example=example)
     method = LPP() if method is None else as_method(method)
-    plan = method.plan_for(case_of(file, method, seed=seed, example=example, progress=progress))
+    plan = method.plan_for(
+        case_of(file, method, seed=seed, example=example, data=data, normalisation=given, progress=progress)
+    )
     report = with_source(plan.report(action="repair"), file)
     _refuse_damaged(plan, file)
     if max_damage is not None and not report.blocks(partial=partial):
-        report = _with_damage(report, plan, file, example)
+        report = _with_damage(report, plan, file, example, spec_of(file, data), given)
     if dry_run or output is None:
         return dataclasses.replace(report, action="plan")
     if report.blocks(partial=partial):
@@ -95,7 +107,9 @@ def repair(
     return write_repaired(report, tensors, file, Path(output), overwrite=overwrite)
 
 
-def _with_damage(report: Report, plan: Plan, file: ModelFile, example: Any) -> Report:
+def _with_damage(
+    report: Report, plan: Plan, file: ModelFile, example: Any, spec: DatasetSpec | None, given: Normalisation | None
+) -> Report:
     """The report with the predicted loss of accuracy, or with why there is no prediction."""
     if not plan.edits:
         return dataclasses.replace(report, damage_unknown="nothing is changed")
@@ -104,8 +118,14 @@ def _with_damage(report: Report, plan: Plan, file: ModelFile, example: Any) -> R
         before = network_of(file)
         after = copy_model(before)
         plan.apply_(after)
-        generator = torch.Generator().manual_seed(0)
-        return Case(network=before, example=example, spec=trained_on(file), generator=generator), after
+        case = Case(
+            network=before,
+            example=example,
+            spec=spec,
+            normalisation=given,
+            generator=torch.Generator().manual_seed(0),
+        )
+        return case, after
 
     return with_damage(report, networks)
 

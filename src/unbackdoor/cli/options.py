@@ -138,7 +138,7 @@ def method_options(function: F) -> F:
         type=click.Choice(list(methods)),
         default=DEFAULT_METHOD,
         show_default=True,
-        help="How to score and prune channels.",
+        help="By outlier channels (lpp, clp), or a repair that looks first (the others; docs/repairs.md).",
     )(function)
 
 

@@ -17,10 +17,12 @@ from unbackdoor.cli.options import (
     input_option,
     key_option,
     max_damage_option,
+    mean_option,
     method_options,
     overrule_option,
     quiet_option,
     say_written,
+    std_option,
 )
 from unbackdoor.errors import ArchitectureError, CheckpointError, DamageError, IncompleteError, SettingError
 from unbackdoor.report.sarif import render_unread
@@ -35,6 +37,12 @@ from unbackdoor.report.sarif import render_unread
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The repaired file: .safetensors, .pt, .pth, ...")
 @arch_option
 @input_option
+@click.option(
+    "--data",
+    help="The data set whose image size and normalisation a network that is run takes; no image of it is read.",
+)
+@mean_option
+@std_option
 @key_option
 @method_options
 @click.option("--dry-run", is_flag=True, help="Report what a repair would do; write nothing.")
@@ -53,6 +61,9 @@ def command(
     output: Path | None,
     arch: str | None,
     example: Any,
+    data: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
     key: str | None,
     method: str,
     dry_run: bool,
@@ -65,8 +76,8 @@ def command(
     quiet: bool,
     **settings: Any,
 ) -> int:
-    """Repair a network with no data: by its outlier channels, or (best, forget, erase) by closing the class that is
-    too easy to reach. The input file is never modified."""
+    """Repair a network with no data: by its outlier channels, or (best, erase, forget, pushing) by closing the class
+    that is too easy to reach. The input file is never modified."""
     from unbackdoor.api import repair
     from unbackdoor.api.damage import check_damage
     from unbackdoor.atomic import check_target
@@ -92,6 +103,9 @@ def command(
                 arch=arch,
                 key=key,
                 example=example,
+                data=data,
+                mean=mean,
+                std=std,
                 overwrite=force,
                 partial=partial,
                 max_damage=limit,

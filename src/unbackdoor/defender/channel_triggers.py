@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Progress, part, silent
-from unbackdoor.defender.on_pixels import AT_ONCE, OnPixels, folded, going_on, needs_gradients
+from unbackdoor.defender.on_pixels import AT_ONCE, OnPixels, folded, going_on, gradients, needs_gradients
 from unbackdoor.defender.stimulation import Place, changed, counted, places_of, spreads
 from unbackdoor.findings.layers import LayerGraph
 
@@ -65,6 +65,8 @@ class ChannelTrigger:
         added, place = max(zip(self.added, self.places, strict=True), key=lambda one: float(one[0].max()))
         count = sum(int((one > 0).sum()) for one in self.added)
         most = f"{int(added.argmax())} of {place.layer}"
+        if count == 1:
+            return f"channel {most} alone, of size {self.size:.3g}"
         return f"{count} channels at once of size {self.size:.3g}, first of all {most}"
 
     @contextlib.contextmanager
@@ -173,17 +175,17 @@ def _search(
             for place, r, deviation in zip(places, free, deviations, strict=True):
                 stack.enter_context(changed(model, place.path, _raised((r * deviation)[rows], place.axis)))
             logits = answer(drawn)
-        needs_gradients(logits)
+            needs_gradients(logits)
+            far = F.cross_entropy(logits, wanted, reduction="none").view(count, EACH).mean(1)
+            size = torch.stack([r.sum(1) for r in free]).sum(0)
+            # Within, since a network may compute parts of itself again for them.
+            slopes = gradients((far + weight.to(device) * size).sum(), free)
         led = (logits.argmax(1) == wanted).view(count, EACH).float().mean(1).cpu()
-        size = torch.stack([r.sum(1) for r in free]).sum(0)
         smaller = (led >= SUCCESS) & (size.detach().cpu() < least)
         least = torch.where(smaller, size.detach().cpu(), least)
-        for r, best in zip(free, kept, strict=True):
+        for r, best, slope in zip(free, kept, slopes, strict=True):
             best[smaller.to(best.device)] = r.detach()[smaller.to(best.device)]
-        far = F.cross_entropy(logits, wanted, reduction="none").view(count, EACH).mean(1)
-        gradients = torch.autograd.grad((far + weight.to(size.device) * size).sum(), free)
-        for r, gradient in zip(free, gradients, strict=True):
-            r.grad = gradient
+            r.grad = slope
         optimiser.step()
         with torch.no_grad():
             for r in free:

@@ -72,6 +72,8 @@ def ways(
         MethodError: no single linear classifier makes the answers, or fewer than three classes can be reached.
     """
     weight, bias, path = classifier(graph, shown.model)
+    if len(weight) < 3:
+        raise MethodError(f"head: {path}: expected 3 or more classes, got {len(weight)}")
     network = dataclasses.replace(shown, exact=True)
     half = count // 2
     families = ((dead_leaves, count - half), (random_spectra, half))
@@ -241,8 +243,6 @@ def classifier(graph: LayerGraph, model: nn.Module) -> tuple[Tensor, Tensor, str
         raise MethodError(f"head: {path}: expected a 1x1 convolution without groups, got {module}")
     weight = module.weight.detach().flatten(1).to("cpu", torch.float64)
     bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().to("cpu", torch.float64)
-    if len(weight) < 3:
-        raise MethodError(f"head: {path}: expected 3 or more classes, got {len(weight)}")
     if not bool(torch.isfinite(weight).all() and torch.isfinite(bias).all()):
         raise MethodError(f"head: {path}: its weights contain NaN or infinity")
     return weight, bias, path

@@ -129,7 +129,7 @@ def _shape(case: Case, config: dict[str, Any]) -> tuple[tuple[int, int, int], st
         return (size[0], size[1], size[2]), "as timm builds it"
     raise MethodError(
         "the size of the images that the network takes is not known: give it with --input 3x32x32 (example=...), or "
-        "name a known data set"
+        "name a known data set with --data"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -118,6 +118,21 @@ def needs_gradients(logits: Tensor) -> None:
             "triggers are found by gradients, and the network's forward pass gives none: take torch.no_grad or "
             "torch.inference_mode out of it"
         )
+
+
+def gradients(loss: Tensor, free: Sequence[Tensor], *, unused: bool = False) -> tuple[Tensor, ...]:
+    """Of a loss on a network's logits; with `unused`, None where one does not depend on them.
+
+    Raises:
+        MethodError: the network's backward pass fails.
+    """
+    try:
+        return torch.autograd.grad(loss, free, allow_unused=unused)
+    except RuntimeError as error:
+        raise MethodError(
+            f"the network's backward pass fails: {first_line(error)}; networks that recompute parts of themselves "
+            "(torch.utils.checkpoint) must be built without that"
+        ) from error
 
 
 def folded(shown: OnPixels, graph: LayerGraph) -> OnPixels:

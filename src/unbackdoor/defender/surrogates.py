@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Progress, silent
-from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.on_pixels import OnPixels, gradients
 from unbackdoor.inputs import InputSpec
 
 #: Pixels a side up to which procedural images are drawn; larger ones are enlarged from there.
@@ -201,7 +201,7 @@ def impressions(
                 if statistics.distances:
                     loss = loss + match * torch.stack(statistics.distances).mean()
                 loss = loss + variation * total_variation(pixels)
-                (free.grad,) = torch.autograd.grad(loss, [free])
+                (free.grad,) = gradients(loss, [free])
                 optimiser.step()
                 progress(number * steps + step + 1, len(parts) * steps, "class impressions")
             statistics.draw(0, generator)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from unbackdoor.defender.case import Progress, silent
 from unbackdoor.defender.deviations import LEAST, deviations
-from unbackdoor.defender.on_pixels import OnPixels, needs_gradients
+from unbackdoor.defender.on_pixels import OnPixels, gradients, needs_gradients
 from unbackdoor.defender.surrogates import Impressions
 from unbackdoor.defender.windows import Window, easiest_window
 
@@ -274,7 +274,7 @@ class Search:
                 self._smallest = float(size.detach())
                 self._kept = [free.detach().clone() for free in form.free]
             loss = F.cross_entropy(logits, wanted) + self._weight * size
-            for free, gradient in zip(form.free, torch.autograd.grad(loss, form.free), strict=True):
+            for free, gradient in zip(form.free, gradients(loss, form.free), strict=True):
                 free.grad = gradient
             optimiser.step()
             self._weight *= form.up if moved >= self._success else form.down

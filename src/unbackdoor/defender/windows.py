@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unbackdoor.defender.on_pixels import AT_ONCE, OnPixels, needs_gradients
+from unbackdoor.defender.on_pixels import AT_ONCE, OnPixels, gradients, needs_gradients
 
 #: A window's side, as a part of the image's, and windows along a side.
 PART, ALONG = 4, 7
@@ -85,7 +85,7 @@ def _optimise(
         logits = shown(stamped.flatten(0, 1)).view(len(free), EACH, -1)
         needs_gradients(logits)
         loss = -logits.log_softmax(2)[:, :, label].mean(1)
-        (free.grad,) = torch.autograd.grad(loss.sum(), [free])
+        (free.grad,) = gradients(loss.sum(), [free])
         optimiser.step()
         losses.append(loss.detach().cpu())
     return free.detach().cpu(), torch.stack(losses[-LAST:]).mean(0)

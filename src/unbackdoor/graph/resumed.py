@@ -5,8 +5,9 @@ time. So the modules that return before the first of some places is reached are 
 given back, and not computed. Operations between modules run again, on these results.
 
 Results that only other such modules take are not kept, and zeros stand for them. Which these are is tried on two
-images: as many of the first results as can be are replaced by NaN without a change of the answers. If two images are
-answered otherwise although all results are given back, the network runs whole each time, as it would without this.
+images: as many of the first results as can be are replaced, by NaN, by zeros and by large numbers of either sign,
+without a change of the answers. If these images are answered otherwise although all results are given back, as where a
+module leaves something behind beside its result, the network runs whole each time, as it would without this.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from unbackdoor.errors import MethodError
 MOST = 2**31
 #: Fewer answers than this are not worth the trouble.
 FEWEST = 500
+#: What a result is replaced by to see whether it is needed: a comparison may come out as before with one of them.
+STAND_INS = (math.nan, 0.0, 1e4, -1e4)
 #: Of the largest logit: what rounding may change.
 ROUNDING = 1e-3
 
@@ -96,18 +99,18 @@ def _kept(
     first = _first_needed(exact, calls, few)
     if first is None:
         return None
-    needed = {call.number for call in calls[first:]}
-    parts: list[list[_Call]] = []
-    for part in torch.split(pixels, chunk):
-        parts.append(_recorded(model, run, places, part, needed))
-        taken = sum(call.result.nbytes for one in parts for call in one if call.result is not None)
-        if taken > MOST or [call.number for call in parts[-1]] != [call.number for call in calls]:
-            return None
-    kept = []
-    for same in zip(*parts, strict=True):
-        results = [call.result for call in same if call.result is not None]
-        kept.append(replace(same[0], result=torch.cat(results) if results else None))
-    return kept
+    needed = {call.number: call.result for call in calls[first:] if call.result is not None}
+    if sum(result.nbytes for result in needed.values()) / len(few) * len(pixels) > MOST:
+        return None
+    whole: dict[int, Tensor] = {}
+    for start in range(0, len(pixels), chunk):
+        calls = _recorded(model, run, places, pixels[start : start + chunk], needed)
+        for call in calls:
+            if call.result is not None:
+                if call.number not in whole:
+                    whole[call.number] = call.none.new_empty(len(pixels), *call.none.shape[1:])
+                whole[call.number][start : start + chunk] = call.result
+    return [replace(call, result=whole.get(call.number)) for call in calls] if whole.keys() == needed.keys() else None
 
 
 @torch.no_grad()
@@ -152,26 +155,26 @@ def _recorded(
 
 def _first_needed(run: Run, calls: Sequence[_Call], pixels: Tensor) -> int | None:
     """The number of the first call whose result is needed; None where the answers are others even with all of them."""
-    order = torch.arange(len(pixels)).flip(0)
+    rows = torch.tensor([len(pixels) - 1, 0, len(pixels) - 1])  # another number, in another order
     with torch.no_grad():
-        wanted = run(pixels[order])
+        wanted = run(pixels[rows])
+        run(pixels)  # what modules leave behind is of other images now
 
-    def alike(without: int) -> bool:
-        """Whether the answers stay, if NaN stands for the results of so many first calls."""
-        poisoned = [replace(call, result=None) if at < without else call for at, call in enumerate(calls)]
+    def alike(without: int, stand_in: float) -> bool:
+        """Whether the answers stay, if so many first calls return nothing but this number."""
+        replaced = [replace(call, result=None) if at < without else call for at, call in enumerate(calls)]
         try:
-            with torch.no_grad(), _given_back(run, pixels, poisoned, stand_in=math.nan) as answer:
-                found = answer(order)
+            with torch.no_grad(), _given_back(run, pixels, replaced, stand_in=stand_in) as answer:
+                return same(answer(rows), wanted)
         except MethodError:
             return False
-        return same(found, wanted)
 
-    if not alike(0):
+    if not alike(0, 0.0):
         return None
     low, high = 0, len(calls)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if alike(middle) else (low, middle - 1)
+        low, high = (middle, high) if all(alike(middle, number) for number in STAND_INS) else (low, middle - 1)
     return low
 
 

@@ -22,7 +22,7 @@ def render(report: Report) -> str:
         _heading(report),
         _not_covered(report),
         *_witness(report),
-        [line for told in report.story for line in _wrap(told, first="- ", rest="  ")],
+        [line for told in _story(report) for line in _wrap(told, first="- ", rest="  ")],
         _findings(report),
         _unusual(report),
         [line for words in damage.of_report(report) for line in _wrap(words, rest="  ")],
@@ -37,6 +37,11 @@ def render(report: Report) -> str:
         _notes(report),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def _story(report: Report) -> tuple[str, ...]:
+    """What was done, but for the sentence that is the headline."""
+    return tuple(told for told in report.story if told != summary.headline(report))
 
 
 def _heading(report: Report) -> list[str]:

@@ -4,7 +4,7 @@ no data, and has no paper of its own.
     left       the share of the surrogates that easy ways of another search still move to the class, by their median
     regained   how far triggers of a new search are, in factors, on the way to what other classes need
     changed    the share of the surrogates, answered with other classes, whose answer a repair changes
-    sure       the same share, of those that the network was sure of
+    sure       the same share, of those that the network was sure of; where there is none, of all
     damage     the points of accuracy that the damage meter predicts to be lost
     agreed     of the impressions of the class that are made on the repaired network, the share that the network before
                and another repair take for the class, too; the median over the other repairs
@@ -55,8 +55,8 @@ from unbackdoor.prune import Plan, copy_model
 from unbackdoor.settings import setting
 
 NO_REPAIR = (
-    "No repair works on this network at an acceptable cost, so nothing was changed. "
-    "best:most=1,damage=100 takes one at any cost."
+    "No repair works on this network at an acceptable cost, so nothing was changed. With most=1 and damage=100 one is "
+    "taken at any cost (--most 1 --damage 100 --force)."
 )
 #: Repairs that are tried at most.
 TRIALS = 4
@@ -307,6 +307,8 @@ def _judged(
     before, after = pool.answers, shown.logits(pool.images).argmax(1)
     others = before != label
     sure = others & (pool.logits.softmax(1).amax(1) >= SURE)
+    if not bool(sure.any()):
+        sure = others
     own = impressions_of(shown, label, OWN, scene.generator, scene.progress)
     own = own[shown.logits(own).argmax(1) == label]
     same = scene.shown.logits(own).argmax(1) == label if len(own) else torch.zeros(0, dtype=torch.bool)

@@ -66,7 +66,7 @@ class Erase(InRounds):
     title: ClassVar[str] = "Reconstruct and erase obliquely"
     passes: ClassVar[str] = "about 130,000 passes of one generated image, for ten classes"
 
-    rounds: int = setting(2, "searches for easy ways, each followed by an erasure", least=1, own=True)
+    rounds: int = setting(2, "searches for easy ways, each followed by an edit", least=1, own=True)
     overshoot: float = setting(1.25, "how far along the direction is gone back; 1 is to the mean", above=0, own=True)
     protected: int = setting(
         40, "impressions of the class among x_t, which are answered as before; 0: no x_t", least=0, own=True

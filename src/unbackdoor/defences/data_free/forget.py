@@ -49,6 +49,7 @@ from unbackdoor.defences.data_free.looking import InRounds, Step
 from unbackdoor.defences.data_free.scene import Scene, WaysIn
 from unbackdoor.defender.case import Progress, part
 from unbackdoor.defender.directions import FEWEST
+from unbackdoor.defender.on_pixels import gradients
 from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
@@ -90,7 +91,7 @@ class Forget(InRounds):
     title: ClassVar[str] = "Reconstruct and forget"
     passes: ClassVar[str] = "about 190,000 passes of one generated image, for ten classes"
 
-    rounds: int = setting(6, "searches for easy ways, each followed by training", least=1, own=True)
+    rounds: int = setting(6, "searches for easy ways, each followed by an edit", least=1, own=True)
     steps: int = setting(120, f"of SGD a round, and at least {PER_WAY} for each way", least=1, own=True)
     lr: float = setting(0.01, "learning rate of SGD, falling to 0 in each round", least=1e-9, most=1e3, own=True)
     momentum: float = setting(0.9, "momentum of SGD", least=0, below=1, own=True)
@@ -162,8 +163,8 @@ class Forget(InRounds):
             logits = ways[step % len(ways)].logits(shown, plain.images, led.images, stronger)
             far = divergence(torch.cat([plain.logits, led.logits]).to(logits.device), logits)
             without, within = far[: self.batch_size].mean(), far[self.batch_size :].mean()
-            gradients = torch.autograd.grad(self.keep * without + within, free, allow_unused=True)
-            for parameter, gradient in zip(free, gradients, strict=True):
+            slopes = gradients(self.keep * without + within, free, unused=True)
+            for parameter, gradient in zip(free, slopes, strict=True):
                 parameter.grad = gradient
                 parameter.requires_grad_(False)
             torch.nn.utils.clip_grad_norm_(free, self.clip)

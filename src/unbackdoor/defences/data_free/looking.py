@@ -199,9 +199,9 @@ class InRounds(Looking):
                 put_back(model, kept)
                 yield f"Round {number + 1} made it worse, and was undone.", last
                 return
+            easy = "1 easy way" if len(ways) == 1 else f"{len(ways)} easy ways"
             yield (
-                f"Round {number + 1}: {len(ways)} easy ways into class {label}, the first: {ways[0]}. {done} Now "
-                f"{standing}.",
+                f"Round {number + 1}: {easy} into class {label}, the first: {ways[0]}. {done} Now {standing}.",
                 standing,
             )
             last, ways = standing, standing.ways

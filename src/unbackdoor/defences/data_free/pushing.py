@@ -47,7 +47,7 @@ class Pushing(InRounds):
     title: ClassVar[str] = "Prune what pushes"
     passes: ClassVar[str] = "about 130,000 passes of one generated image, for ten classes"
 
-    rounds: int = setting(2, "searches for easy ways, each followed by pruning", least=1, own=True)
+    rounds: int = setting(2, "searches for easy ways, each followed by an edit", least=1, own=True)
     channels: int = setting(6, "channels that are pruned at most in a round", least=1, own=True)
     alone: float = setting(PUSHES, "share of answers above which a channel is pruned", least=0, most=1, own=True)
     outlier: float = setting(0.1, "the same for a channel whose norm is an outlier", least=0, most=1, own=True)
