@@ -24,7 +24,7 @@ def test_channels_together_are_easy_below_what_other_classes_need() -> None:
 
 def test_a_size_that_no_other_class_has_is_said_in_words() -> None:
     trigger = ChannelTrigger(0, (Place("norm", "conv", 2, 1),), (torch.tensor([0.0, 3.0]),), 3.0)
-    found = "1 channels at once of size 3, first of all 1 of conv"
+    found = "channel 1 of conv alone, of size 3"
     assert str(Together(trigger, 20.0)) == f"{found}; other classes need 20"
     assert str(Together(trigger, math.inf)) == f"{found}; none was found that reaches other classes"
 
