@@ -4,7 +4,7 @@
 
 A process a network, one torch thread, seed 0. The weights are random, and those of the classifier ten times as large as
 they begin, so that the network is sure of its answers. A look takes no other steps on a trained network. `best` is
-given a class (`label=0`); how many repairs it tries depends on the network, so its time is only an example. Writes
+given a class (`best:label=0`); how many repairs it tries depends on the network, so its time is only an example. Writes
 deep_scan.json; without names, only networks that are not in it are measured.
 """
 
@@ -71,14 +71,14 @@ def one(name: str) -> dict[str, object]:
     row: dict[str, object] = {
         "arch": arch,
         "side": side,
-        "parameters": sum(one.numel() for one in model.parameters()),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
         "look_cpu": round(time.process_time() - begun, 1),
         "look_wall": round(time.perf_counter() - wall, 1),
         "parts_cpu": {part: round(seconds, 1) for part, seconds in parts.items()},
     }
     if repaired:
         begun = time.process_time()
-        ub.best(label=0)(model, example=example, generator=torch.Generator().manual_seed(0))
+        ub.parse_method("best:label=0")(model, example=example, generator=torch.Generator().manual_seed(0))
         row["best_cpu"] = round(time.process_time() - begun, 1)
     row["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     return row

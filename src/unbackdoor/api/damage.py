@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unbackdoor.api.images import check_seed, trained_on
+from unbackdoor.api.images import check_seed, on_data, trained_on
 from unbackdoor.api.reading import network_of, open_model
 from unbackdoor.defender import meter
 from unbackdoor.defender.case import Case
@@ -66,13 +66,9 @@ def predict_damage(
         before, after = (network_of(file) for file in files)
         spec = trained_on(files[0])
     assert isinstance(after, nn.Module)
-    if data is not None:
-        from unbackdoor.data import dataset_spec
-
-        spec = dataset_spec(data)
     generator = torch.Generator().manual_seed(seed)
     case = Case(network=before, example=example, spec=spec, normalisation=given, generator=generator, output=output)
-    return _damage(case, after, seed=seed)
+    return _damage(on_data(case, data), after, seed=seed)
 
 
 def _damage(case: Case, after: nn.Module, *, seed: int = 0, longest: float = math.inf) -> Damage:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unbackdoor.api.arguments import as_attack
-from unbackdoor.api.images import case_with_network, check_poisoned, check_seed, with_images
+from unbackdoor.api.images import case_with_network, check_poisoned, check_seed, on_data, with_images
 from unbackdoor.api.reading import open_model
 from unbackdoor.errors import SettingError
 from unbackdoor.findings import Detection
@@ -85,9 +85,7 @@ def detect(
     )
     if wants:
         case = with_images(case, file, str(data), images, seed, attack, poisoned, data_dir, download=download)
-    elif data is not None:
-        from unbackdoor.data import dataset_spec
-
-        case = dataclasses.replace(case, spec=dataset_spec(data))
+    else:
+        case = on_data(case, data)
     found = detector.run(case)
     return dataclasses.replace(found, source=str(source))

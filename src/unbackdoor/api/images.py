@@ -69,17 +69,17 @@ def case_with_network(
     )
 
 
-def spec_of(file: ModelFile, data: str | None) -> DatasetSpec | None:
-    """The data set that was named, or else that of a file (`trained_on`).
+def on_data(case: Case, data: str | None) -> Case:
+    """The case of a network for the data set that was named, whose images are not read; as it is where none was.
 
     Raises:
         DataError: there is no such data set.
     """
     if data is None:
-        return trained_on(file)
+        return case
     from unbackdoor.data import dataset_spec
 
-    return dataset_spec(data)
+    return dataclasses.replace(case, spec=dataset_spec(data))
 
 
 def case_of(
@@ -88,7 +88,6 @@ def case_of(
     *,
     seed: int = 0,
     example: Any = None,
-    data: str | None = None,
     normalisation: Normalisation | None = None,
     progress: Progress = silent,
 ) -> Case:
@@ -99,8 +98,7 @@ def case_of(
         method: a method that only needs the network.
         seed: for its random numbers.
         example: an input, which tells a method that runs the network what images it takes.
-        data: the data set that the network is for, where the user named one.
-        normalisation: of its images, where the user gave one.
+        normalisation: of the images that the network takes, where the user gave one.
         progress: called with (done, total, a note).
 
     Raises:
@@ -117,7 +115,7 @@ def case_of(
         network=network_of(file),
         graph=file.graph,
         example=example,
-        spec=spec_of(file, data),
+        spec=trained_on(file),
         normalisation=normalisation,
         generator=generator,
         progress=progress,

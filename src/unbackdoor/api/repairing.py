@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unbackdoor import checkpoint
 from unbackdoor.api.arguments import as_method
 from unbackdoor.api.damage import MAX_DAMAGE, check_damage, check_limit, with_damage
-from unbackdoor.api.images import case_of, check_seed, spec_of
+from unbackdoor.api.images import case_of, check_seed, on_data, trained_on
 from unbackdoor.api.reading import ModelFile, memory_of, network_of, open_model, with_source
 from unbackdoor.checkpoint import ARCH_KEY, Checkpoint
 from unbackdoor.defences.base import Defence
@@ -25,9 +25,6 @@ from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.inputs import Normalisation, normalisation
 from unbackdoor.models import Arch
 from unbackdoor.prune import Plan, copy_model
-
-if TYPE_CHECKING:
-    from unbackdoor.data import DatasetSpec
 
 
 def repair(
@@ -85,13 +82,12 @@ def repair(
         raise SettingError("repair: expected an output, or dry_run=True")
     file = open_model(source, arch=arch, key=key, example=example)
     method = LPP() if method is None else as_method(method)
-    plan = method.plan_for(
-        case_of(file, method, seed=seed, example=example, data=data, normalisation=given, progress=progress)
-    )
+    case = case_of(file, method, seed=seed, example=example, normalisation=given, progress=progress)
+    plan = method.plan_for(on_data(case, data))
     report = with_source(plan.report(action="repair"), file)
     _refuse_damaged(plan, file)
     if max_damage is not None and not report.blocks(partial=partial):
-        report = _with_damage(report, plan, file, example, spec_of(file, data), given)
+        report = _with_damage(report, plan, file, example, data, given)
     if dry_run or output is None:
         return dataclasses.replace(report, action="plan")
     if report.blocks(partial=partial):
@@ -108,7 +104,7 @@ def repair(
 
 
 def _with_damage(
-    report: Report, plan: Plan, file: ModelFile, example: Any, spec: DatasetSpec | None, given: Normalisation | None
+    report: Report, plan: Plan, file: ModelFile, example: Any, data: str | None, given: Normalisation | None
 ) -> Report:
     """The report with the predicted loss of accuracy, or with why there is no prediction."""
     if not plan.edits:
@@ -121,11 +117,11 @@ def _with_damage(
         case = Case(
             network=before,
             example=example,
-            spec=spec,
+            spec=trained_on(file),
             normalisation=given,
             generator=torch.Generator().manual_seed(0),
         )
-        return case, after
+        return on_data(case, data), after
 
     return with_damage(report, networks)
 

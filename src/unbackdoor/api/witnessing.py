@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unbackdoor.api.images import case_with_network, check_seed
+from unbackdoor.api.images import case_with_network, check_seed, on_data
 from unbackdoor.api.reading import ModelFile, open_model
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.look import look
@@ -97,10 +97,7 @@ def witness_file(
 
 def witness_of(case: Case, data: str | None, seed: int) -> Witness:
     """The same, of a case; its generator was made with the seed."""
-    if data is not None:
-        from unbackdoor.data import dataset_spec
-
-        case = dataclasses.replace(case, spec=dataset_spec(data))
+    case = on_data(case, data)
     with case.working("witness") as model:
         shown, note = on_pixels(case, model)
         seen = look(shown, case.layers(), case.rng, case.progress)

@@ -104,13 +104,16 @@ def _kept(
         return None
     whole: dict[int, Tensor] = {}
     for start in range(0, len(pixels), chunk):
-        calls = _recorded(model, run, places, pixels[start : start + chunk], needed)
-        for call in calls:
+        part = _recorded(model, run, places, pixels[start : start + chunk], needed)
+        if [call.number for call in part] != [call.number for call in calls]:
+            return None
+        calls = part
+        for call in part:
             if call.result is not None:
                 if call.number not in whole:
                     whole[call.number] = call.none.new_empty(len(pixels), *call.none.shape[1:])
                 whole[call.number][start : start + chunk] = call.result
-    return [replace(call, result=whole.get(call.number)) for call in calls] if whole.keys() == needed.keys() else None
+    return [replace(call, result=whole.get(call.number)) for call in calls]
 
 
 @torch.no_grad()

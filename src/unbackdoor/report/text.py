@@ -41,7 +41,8 @@ def render(report: Report) -> str:
 
 def _story(report: Report) -> tuple[str, ...]:
     """What was done, but for the sentence that is the headline."""
-    return tuple(told for told in report.story if told != summary.headline(report))
+    headline = summary.headline(report)
+    return tuple(told for told in report.story if told != headline)
 
 
 def _heading(report: Report) -> list[str]:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.defender.case import Case
-from unbackdoor.defender.on_pixels import OnPixels, on_pixels
+from unbackdoor.defender.on_pixels import OnPixels, gradients, on_pixels
 from unbackdoor.detectors.base import DETECTORS, Found
 from unbackdoor.detectors.data_free.base import DataFreeDetector
 from unbackdoor.errors import MethodError
@@ -91,7 +91,7 @@ class MaximumMargin(DataFreeDetector):
         pixels = torch.rand(self.starts, *network.spec.shape, generator=case.rng).to(network.device)
         for step in range(self.steps):
             pixels.requires_grad_()
-            (slope,) = torch.autograd.grad(_margins(network(pixels), label).sum(), [pixels])
+            (slope,) = gradients(_margins(network(pixels), label).sum(), [pixels])
             pixels = (pixels.detach() + self.lr * slope).clamp(0, 1)
             case.progress(label * self.steps + step + 1, classes * self.steps, f"class {label}")
         with torch.no_grad():
