@@ -1,6 +1,8 @@
 """What is an easy way, by hand."""
 
 import math
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 from unbackdoor.defender.channel_triggers import ChannelTrigger
 from unbackdoor.defender.stimulation import Place
 from unbackdoor.defender.triggers import Trigger
-from unbackdoor.defender.ways_in import SEARCHES, Together, easy_together, regained
+from unbackdoor.defender.ways_in import SEARCHES, Channel, Stamp, Together, Way, easy_together, regained, success
 
 
 def test_channels_together_are_easy_below_what_other_classes_need() -> None:
@@ -42,3 +44,25 @@ def test_what_is_regained_is_told_in_factors() -> None:
     assert regained(found(2), found(8), dict.fromkeys(SEARCHES, math.inf)) is None
     none = [Trigger(1, None, math.inf, 0.0) for _ in SEARCHES]
     assert regained(found(2), none, usual) == 1
+
+
+def test_many_channels_do_not_outvote_a_few_triggers() -> None:
+    """A way here moves so many of ten images, whatever they show."""
+
+    def way(kind: type[Way], moved: int) -> Way:
+        class Moves(kind):  # type: ignore[misc, valid-type]
+            def __init__(self) -> None: ...
+
+            def logits(self, shown: Any, plain: Any, pixels: torch.Tensor, strength: Any = None) -> torch.Tensor:
+                return torch.eye(2)[(torch.arange(len(pixels)) < moved).long()]
+
+        return cast(Way, Moves())
+
+    def left(triggers: Sequence[int], channels: Sequence[int]) -> float:
+        ways = [*(way(Stamp, moved) for moved in triggers), *(way(Channel, moved) for moved in channels)]
+        return success(cast(Any, None), ways, torch.zeros(10, 1, 1, 1), 1)
+
+    assert left([3, 5, 0], [0] * 9) == pytest.approx(0.3)
+    assert left([0, 0, 9], [2, 4]) == pytest.approx(0.3)
+    assert left([], [1]) == pytest.approx(0.1)
+    assert left([2], []) == pytest.approx(0.2)

@@ -30,7 +30,7 @@ from unbackdoor.settings import setting
 class Looking(Defence):
     """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
 
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     needs_gradients: ClassVar[bool] = True
     paper: ClassVar[None] = None
 
@@ -44,7 +44,8 @@ class Looking(Defence):
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
     closed: float = setting(
         0.03,
-        "a class is closed once easy ways of another search move at most this share of the images, by their median",
+        "a class is closed once the easy ways of another search move at most this share of the images: the triggers by "
+        "their median, and so the channels",
         least=0,
         most=1,
         own=True,

@@ -99,8 +99,8 @@ class Standing:
     Attributes:
         triggers: of a new search.
         ways: those of them that are easy, and channels, by turns; the easiest first.
-        left: the share of the surrogates that easy ways of another search still move to the class, by their median: a
-            way that is no part of the backdoor must not decide.
+        left: the share of the surrogates that easy ways of another search still move to the class
+            (`defender.ways_in.success`). Medians, since a way that is no part of the backdoor must not decide.
         regained: what triggers have regained that were easy at first (`defender.ways_in`); None where it is not known.
     """
 
@@ -110,7 +110,7 @@ class Standing:
     regained: float | None
 
     def __str__(self) -> str:
-        text = f"easy ways of another search move {self.left:.0%} of the images by their median"
+        text = f"easy ways of another search move {self.left:.0%} of the images"
         if self.regained is None:
             return text
         return f"{text}, and triggers are {self.regained:.0%} of the way, in factors, to what other classes need"
