@@ -578,7 +578,7 @@ def test_ways_are_walked_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ways_in, "CHUNK", 2)
     seen = []
 
-    def logits(_shown: Any, plain: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    def logits(_shown: Any, plain: torch.Tensor, pixels: torch.Tensor, _strength: Any) -> torch.Tensor:
         assert not len(plain)
         seen.append(len(pixels))
         return pixels.flatten(1)

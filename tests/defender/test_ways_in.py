@@ -10,7 +10,17 @@ import torch
 from unbackdoor.defender.channel_triggers import ChannelTrigger
 from unbackdoor.defender.stimulation import Place
 from unbackdoor.defender.triggers import Trigger
-from unbackdoor.defender.ways_in import SEARCHES, Channel, Stamp, Together, Way, easy_together, regained, success
+from unbackdoor.defender.ways_in import (
+    SEARCHES,
+    STRONGER,
+    Channel,
+    Stamp,
+    Together,
+    Way,
+    easy_together,
+    regained,
+    success,
+)
 
 
 def test_channels_together_are_easy_below_what_other_classes_need() -> None:
@@ -46,23 +56,44 @@ def test_what_is_regained_is_told_in_factors() -> None:
     assert regained(found(2), none, usual) == 1
 
 
-def test_many_channels_do_not_outvote_a_few_triggers() -> None:
-    """A way here moves so many of ten images, whatever they show."""
+class _Moves:
+    """A way that moves so many of ten images, and more if it is shown stronger."""
 
-    def way(kind: type[Way], moved: int) -> Way:
-        class Moves(kind):  # type: ignore[misc, valid-type]
-            def __init__(self) -> None: ...
+    def __init__(self, moved: int, stronger: int | None = None) -> None:
+        self._moved, self._stronger = moved, moved if stronger is None else stronger
 
-            def logits(self, shown: Any, plain: Any, pixels: torch.Tensor, strength: Any = None) -> torch.Tensor:
-                return torch.eye(2)[(torch.arange(len(pixels)) < moved).long()]
+    def logits(self, shown: Any, plain: Any, pixels: torch.Tensor, strength: Any = None) -> torch.Tensor:
+        assert not len(plain)
+        assert len(strength) == len(pixels)
+        moved = self._stronger if bool((strength == STRONGER).all()) else self._moved
+        return torch.eye(2)[(torch.arange(len(pixels)) < moved).long()]
 
-        return cast(Way, Moves())
 
-    def left(triggers: Sequence[int], channels: Sequence[int]) -> float:
-        ways = [*(way(Stamp, moved) for moved in triggers), *(way(Channel, moved) for moved in channels)]
-        return success(cast(Any, None), ways, torch.zeros(10, 1, 1, 1), 1)
+class _Trigger(_Moves, Stamp):
+    __init__ = _Moves.__init__
 
-    assert left([3, 5, 0], [0] * 9) == pytest.approx(0.3)
-    assert left([0, 0, 9], [2, 4]) == pytest.approx(0.3)
-    assert left([], [1]) == pytest.approx(0.1)
-    assert left([2], []) == pytest.approx(0.2)
+
+class _Fires(_Moves, Channel):
+    __init__ = _Moves.__init__
+
+
+def _left(triggers: Sequence[int], channels: Sequence[int]) -> float:
+    ways: list[Way] = [*map(_Trigger, triggers), *map(_Fires, channels)]
+    return success(cast(Any, None), ways, torch.zeros(10, 1, 1, 1), 1)
+
+
+def test_many_channels_do_not_outvote_three_triggers() -> None:
+    assert _left([3, 5, 0], [0] * 9) == pytest.approx(0.3)
+    assert _left([0, 0, 0, 9], [2, 4]) == 0
+
+
+def test_one_or_two_triggers_do_not_tell_alone() -> None:
+    assert _left([9], [0, 0, 0]) == 0
+    assert _left([9, 7], [0]) == pytest.approx(0.7)
+    assert _left([2], []) == pytest.approx(0.2)
+    assert _left([], [1]) == pytest.approx(0.1)
+
+
+def test_what_is_left_is_told_by_triggers_that_are_stronger_than_they_were_found() -> None:
+    """The attacker's trigger is larger than the smallest that leads to the class."""
+    assert success(cast(Any, None), [cast(Way, _Trigger(0, stronger=6))], torch.zeros(10, 1, 1, 1), 1) == 0.6

@@ -39,6 +39,11 @@ CHANNELS = 6
 SEARCHES: tuple[type[Form], ...] = (PatientMask, Patch, PatientAdditive, Filter)
 #: Images a step of a search, and the share of them that must be moved.
 BATCH, SUCCESS = 32, 0.9
+#: How strong a trigger is shown when it is told what a repair has left. The smallest that leads to the class is found;
+#: the attacker's own is larger.
+STRONGER = 1.5
+#: So many triggers tell alone what is left.
+FEWEST = 3
 #: Other classes that say what a size is worth.
 OTHERS = 3
 
@@ -261,16 +266,24 @@ def easy_channels(firings: Iterable[tuple[Firing, float]], most: int = CHANNELS)
 
 @torch.no_grad()
 def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int) -> float:
-    """The share of images that some ways still move to a class; 0 where there is none.
+    """The share of images that some ways still move to a class, by the median of the ways; 0 where there is none.
 
-    By the median of the triggers on the images, and by that of the channels; the larger of both counts. There are
-    mostly a few triggers and many channels: in one median the channels would outvote the triggers.
+    Triggers are shown `STRONGER`. Where there are `FEWEST` or more of them, channels are not asked: there may be many,
+    and would outvote the triggers. Fewer than that may be no part of a backdoor, and cannot tell alone.
+
+    Args:
+        shown: the network, edited or not.
+        ways: the ways.
+        pixels: (N, C, H, W) in [0, 1], images that were not answered with the class.
+        label: the class.
     """
-    rates: dict[bool, list[float]] = {True: [], False: []}
-    for way in ways if len(pixels) else ():
-        answers = [way.logits(shown, part[:0], part).argmax(1) for part in torch.split(pixels, CHUNK)]
-        rates[isinstance(way, Stamp)].append(float((torch.cat(answers) == label).double().mean()))
-    return max((statistics.median(kind) for kind in rates.values() if kind), default=0.0)
+    triggers = [way for way in ways if isinstance(way, Stamp)]
+    rates = []
+    for way in triggers if len(triggers) >= FEWEST else ways:
+        parts = torch.split(pixels, CHUNK) if len(pixels) else ()
+        answers = [way.logits(shown, part[:0], part, torch.full((len(part),), STRONGER)).argmax(1) for part in parts]
+        rates.append(float((torch.cat(answers) == label).double().mean()) if answers else 0.0)
+    return statistics.median(rates) if rates else 0.0
 
 
 def _others(classes: int, answers: Tensor, label: int, generator: torch.Generator) -> list[int]:

@@ -1,8 +1,8 @@
 """Best: several repairs are tried on copies; of those that close the suspected class, the cheapest is taken. It needs
 no data, and has no paper of its own.
 
-    left       the share of the surrogates that easy ways of another search still move to the class: by the median of
-               the triggers or of the channels, whichever is larger
+    left       the share of the surrogates that easy ways of another search still move to the class, by the median of
+               the triggers; where these are few, of the channels, too (`defender.ways_in.success`)
     regained   how far triggers of a new search are, in factors, on the way to what other classes need
     changed    the share of the surrogates, answered with other classes, whose answer a repair changes
     sure       the same share, of those that the network was sure of; where there is none, of all

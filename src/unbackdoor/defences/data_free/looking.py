@@ -44,8 +44,8 @@ class Looking(Defence):
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
     closed: float = setting(
         0.03,
-        "a class is closed once the easy ways of another search move at most this share of the images: the triggers by "
-        "their median, and so the channels",
+        "a class is closed once the triggers of another search, half as strong again, move at most this share of the "
+        "images, by their median; where these are few, channels count, too",
         least=0,
         most=1,
         own=True,
