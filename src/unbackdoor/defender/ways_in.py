@@ -265,23 +265,24 @@ def easy_channels(firings: Iterable[tuple[Firing, float]], most: int = CHANNELS)
 
 
 @torch.no_grad()
-def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int) -> float:
+def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int, *, strength: float = STRONGER) -> float:
     """The share of images that some ways still move to a class, by the median of the ways; 0 where there is none.
 
-    Triggers are shown `STRONGER`. Where there are `FEWEST` or more of them, channels are not asked: there may be many,
-    and would outvote the triggers. Fewer than that may be no part of a backdoor, and cannot tell alone.
+    Where there are `FEWEST` triggers or more, channels are not asked: there may be many, and they would outvote the
+    triggers. Fewer than that may be no part of a backdoor, and cannot tell alone.
 
     Args:
         shown: the network, edited or not.
         ways: the ways.
         pixels: (N, C, H, W) in [0, 1], images that were not answered with the class.
         label: the class.
+        strength: of the triggers; 1 is as they were found.
     """
     triggers = [way for way in ways if isinstance(way, Stamp)]
     rates = []
     for way in triggers if len(triggers) >= FEWEST else ways:
         parts = torch.split(pixels, CHUNK) if len(pixels) else ()
-        answers = [way.logits(shown, part[:0], part, torch.full((len(part),), STRONGER)).argmax(1) for part in parts]
+        answers = [way.logits(shown, part[:0], part, torch.full((len(part),), strength)).argmax(1) for part in parts]
         rates.append(float((torch.cat(answers) == label).double().mean()) if answers else 0.0)
     return statistics.median(rates) if rates else 0.0
 

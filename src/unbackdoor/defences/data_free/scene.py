@@ -131,6 +131,8 @@ class WaysIn:
     Attributes:
         label: the class.
         first: how easily the class is reached before any edit.
+        others: ways of another search before any edit, with all channels that push. They tell what a repair has left.
+        told: (K, C, H, W) in [0, 1], the images on which they tell it.
         firings: the channels that pushed hardest to the class before any edit.
         genuine: (K, C, H, W) crops of photographs that show the class (`defender.directions`); K may be 0.
     """
@@ -151,13 +153,12 @@ class WaysIn:
         if seen.pushes:
             self.firings = strongest(scene.shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
         triggers, ways = self._search(scene.shown, shown, told[2])
-        # By a search of their own, with all channels that push: they tell how far a repair has come.
-        self._others = ways
+        self.others = ways
         if ways:
-            self._others = self._search(scene.shown, shown, told[3], most=WATCHED)[1] or ways
+            self.others = self._search(scene.shown, shown, told[3], most=WATCHED)[1] or ways
         images = pool.others(label)
-        self._told = images[torch.randperm(len(images), generator=scene.generator)[:TOLD]]
-        left = success(shown, self._others, self._told, label)
+        self.told = images[torch.randperm(len(images), generator=scene.generator)[:TOLD]]
+        left = success(shown, self.others, self.told, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
         self.genuine = images[:0]
         if ways and len(images):
@@ -177,7 +178,7 @@ class WaysIn:
         return Standing(
             triggers=triggers,
             ways=ways,
-            left=success(quick, self._others, self._told, self.label),
+            left=success(quick, self.others, self.told, self.label),
             regained=regained(self.first.triggers, triggers, self._usual),
         )
 

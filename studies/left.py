@@ -1,0 +1,135 @@
+"""What does a repair leave, and what says so without data?
+
+    python studies/left.py FOLDER...     # networks of unbackdoor train; appends rows to left.jsonl, and shows the table
+    python studies/left.py               # the table of earlier runs, as Markdown
+
+Each repair of a network is told the attacker's class. After each of its rounds stand the true rates, and what `best`
+can see: the share of the generated images that ways of another search still move to the class, by the median of the
+triggers, as they were found and stronger, and by that of the channels. Of the population's pairs, only networks of the
+half for calibration are taken. Seed 0. ACC, ASR and the target's recall are measured on 2,000 test images. Needs the
+data sets. A network that is there already is passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import repairs
+import trained
+from repairs import attack_of
+from trained import Row
+from unbackdoor.attacks import load_attack
+from unbackdoor.data import load_dataset
+from unbackdoor.defences.data_free import Erase, Forget, Pushing
+from unbackdoor.defences.data_free.looking import Looking
+from unbackdoor.defences.data_free.scene import Scene, WaysIn
+from unbackdoor.defender.on_pixels import OnPixels
+from unbackdoor.defender.ways_in import Stamp, Way, success
+from unbackdoor.errors import MethodError
+from unbackdoor.prune import copy_model
+from witnesses import allowed, name_of, networks, truth
+
+ROWS = Path(__file__).with_suffix(".jsonl")
+IMAGES = 2000
+STRENGTHS = (1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials(Looking):
+    """Every repair on a copy, and what was seen after each round; the network itself stays as it is."""
+
+    name = "trials"
+
+    true: Callable[[nn.Module], Row]
+    rows: list[Row] = field(default_factory=list)
+
+    def close(self, scene: Scene, search: WaysIn) -> list[str]:
+        """See above."""
+        for method in (Erase(), Pushing(), Forget()):
+            shown = dataclasses.replace(scene.shown, model=copy_model(scene.shown.model))
+            copied = dataclasses.replace(scene, shown=shown)
+            try:
+                for number, _ in enumerate(method.each_round(copied, search, search.first), start=1):
+                    row = {"method": method.name, "round": number, **self.true(shown.model)}
+                    self.rows.append({**row, **seen(shown, search)})
+            except MethodError as error:
+                print(f"{method.name}: {error}", flush=True)
+        return []
+
+
+def seen(shown: OnPixels, search: WaysIn) -> Row:
+    """What `best` can see of a repaired network: for each strength what each trigger moves; what each channel does."""
+    triggers = [way for way in search.others if isinstance(way, Stamp)]
+    channels = [way for way in search.others if not isinstance(way, Stamp)]
+
+    def moved(way: Way, strength: float = 1.0) -> float:
+        return success(shown, [way], search.told, search.label, strength=strength)
+
+    return {
+        "triggers": [[moved(way, strength) for way in triggers] for strength in STRENGTHS],
+        "channels": [moved(way) for way in channels],
+    }
+
+
+def measure(folder: Path) -> list[Row]:
+    """A row a repair and round."""
+    config, _ = trained.read(folder)
+    test = load_dataset(trained.source(config["data"]), "test")
+    some = torch.randperm(len(test.images), generator=torch.Generator().manual_seed(0))[:IMAGES]
+    test = dataclasses.replace(test, images=test.images[some], labels=test.labels[some])
+    target = load_attack(folder / "attack.json").target
+    trials = Trials(label=target, true=lambda model: repairs.rates(model, test, folder))
+    trials.run(trained.case(folder, test.spec))
+    true = truth(folder)
+    before = {name: true.pop(name) for name in ("acc", "asr")}
+    return [{**true, "before": before, **row} for row in trials.rows]
+
+
+def table(rows: list[Row]) -> str:
+    """A row a repair and round, in percent."""
+    strengths = " | ".join(f"{strength:g} times" for strength in STRENGTHS)
+    lines = [
+        f"| network | attack | repair, round | ACC | recall | ASR | triggers, {strengths} | channels |",
+        "|---" * (7 + len(STRENGTHS)) + "|",
+    ]
+    for row in rows:
+        medians = [*map(_median, row["triggers"]), _median(row["channels"])]
+        network = f"{row['arch']}, {row['data']} | {attack_of(row)}"
+        rates = " | ".join(f"{100 * row[name]:.1f}" for name in ("acc", "recall", "asr"))
+        lines.append(f"| {network} | {row['method']}, {row['round']} | {rates} | {' | '.join(medians)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _median(shares: list[float]) -> str:
+    return f"{100 * statistics.median(shares):.0f}" if shares else ""
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="*", type=Path, metavar="FOLDER")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    done = {row["network"] for row in trained.rows(ROWS)}
+    for folder in networks(args.paths):
+        config, _ = trained.read(folder)
+        one = (config["attack"] or {}).get("mapping") == "all-to-one"
+        if one and allowed(config) and name_of(folder) not in done:
+            rows = measure(folder)
+            with ROWS.open("a") as out:
+                out.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
+            print(f"{folder.name}: {len(rows)} rows", flush=True)
+    print(table(trained.rows(ROWS)), end="")
+
+
+if __name__ == "__main__":
+    main()
