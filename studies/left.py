@@ -3,11 +3,13 @@
     python studies/left.py FOLDER...     # networks of unbackdoor train; appends rows to left.jsonl, and shows the table
     python studies/left.py               # the table of earlier runs, as Markdown
 
-Each repair of a network is told the attacker's class. After each of its rounds stand the true rates, and what `best`
-can see: the share of the generated images that ways of another search still move to the class, by the median of the
-triggers, as they were found and stronger, and by that of the channels. Of the population's pairs, only networks of the
-half for calibration are taken. Seed 0. ACC, ASR and the target's recall are measured on 2,000 test images. Needs the
-data sets. A network that is there already is passed over.
+Each repair of a network is told the attacker's class, and ends as it does by itself. After each of its rounds stand the
+true rates, what the repair says is left, and what each way of another search still moves of the generated images: the
+triggers as they were found and stronger, and the channels. The table has medians of these. A round that was undone
+stands as what it was undone to. ACC, ASR and the target's recall, before and after, are measured on 2,000 test images.
+
+Only networks with one target are taken, and of the population's pairs those of the half for calibration. A network that
+is there already is passed over. Seed 0. Needs the data sets.
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ from unbackdoor.defences.data_free import Erase, Forget, Pushing
 from unbackdoor.defences.data_free.looking import Looking
 from unbackdoor.defences.data_free.scene import Scene, WaysIn
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.ways_in import Stamp, Way, success
-from unbackdoor.errors import MethodError
+from unbackdoor.defender.ways_in import STRONGER, Stamp, Way, success
+from unbackdoor.errors import MethodError, UnbackdoorError
 from unbackdoor.prune import copy_model
 from witnesses import allowed, name_of, networks, truth
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 IMAGES = 2000
-STRENGTHS = (1.0, 1.5, 2.0)
+STRENGTHS = (1.0, STRONGER, 2.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +56,16 @@ class Trials(Looking):
 
     def close(self, scene: Scene, search: WaysIn) -> list[str]:
         """See above."""
+        if not search.first.ways:
+            print(f"no easy way into class {search.label} was found", flush=True)
+            return []
         for method in (Erase(), Pushing(), Forget()):
             shown = dataclasses.replace(scene.shown, model=copy_model(scene.shown.model))
             copied = dataclasses.replace(scene, shown=shown)
             try:
-                for number, _ in enumerate(method.each_round(copied, search, search.first), start=1):
+                for number, (_, standing) in enumerate(method.each_round(copied, search, search.first), start=1):
                     row = {"method": method.name, "round": number, **self.true(shown.model)}
+                    row |= {"left": standing.left, "regained": standing.regained}
                     self.rows.append({**row, **seen(shown, search)})
             except MethodError as error:
                 print(f"{method.name}: {error}", flush=True)
@@ -68,11 +74,11 @@ class Trials(Looking):
 
 def seen(shown: OnPixels, search: WaysIn) -> Row:
     """What `best` can see of a repaired network: for each strength what each trigger moves; what each channel does."""
-    triggers = [way for way in search.others if isinstance(way, Stamp)]
-    channels = [way for way in search.others if not isinstance(way, Stamp)]
+    triggers = [way for way in search.second if isinstance(way, Stamp)]
+    channels = [way for way in search.second if not isinstance(way, Stamp)]
 
     def moved(way: Way, strength: float = 1.0) -> float:
-        return success(shown, [way], search.told, search.label, strength=strength)
+        return success(shown, [way], search.judged_on, search.label, strength=strength)
 
     return {
         "triggers": [[moved(way, strength) for way in triggers] for strength in STRENGTHS],
@@ -87,18 +93,19 @@ def measure(folder: Path) -> list[Row]:
     some = torch.randperm(len(test.images), generator=torch.Generator().manual_seed(0))[:IMAGES]
     test = dataclasses.replace(test, images=test.images[some], labels=test.labels[some])
     target = load_attack(folder / "attack.json").target
+    case = trained.case(folder, test.spec)
+    before = repairs.rates(case.module, test, folder)
     trials = Trials(label=target, true=lambda model: repairs.rates(model, test, folder))
-    trials.run(trained.case(folder, test.spec))
-    true = truth(folder)
-    before = {name: true.pop(name) for name in ("acc", "asr")}
+    trials.run(case)
+    true = {key: value for key, value in truth(folder).items() if key not in ("acc", "asr")}
     return [{**true, "before": before, **row} for row in trials.rows]
 
 
 def table(rows: list[Row]) -> str:
     """A row a repair and round, in percent."""
-    strengths = " | ".join(f"{strength:g} times" for strength in STRENGTHS)
+    strengths = " | ".join(f"triggers, {strength:g} times" for strength in STRENGTHS)
     lines = [
-        f"| network | attack | repair, round | ACC | recall | ASR | triggers, {strengths} | channels |",
+        f"| network | attack | repair, round | ACC | recall | ASR | {strengths} | channels |",
         "|---" * (7 + len(STRENGTHS)) + "|",
     ]
     for row in rows:
@@ -122,9 +129,15 @@ def main() -> None:
     done = {row["network"] for row in trained.rows(ROWS)}
     for folder in networks(args.paths):
         config, _ = trained.read(folder)
-        one = (config["attack"] or {}).get("mapping") == "all-to-one"
-        if one and allowed(config) and name_of(folder) not in done:
-            rows = measure(folder)
+        attack, name = config["attack"], name_of(folder)
+        one = attack is not None and attack.get("mapping") != "all-to-all"
+        if one and allowed(config) and name not in done:
+            done.add(name)
+            try:
+                rows = measure(folder)
+            except UnbackdoorError as error:
+                print(f"{folder}: {error}", flush=True)
+                continue
             with ROWS.open("a") as out:
                 out.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
             print(f"{folder.name}: {len(rows)} rows", flush=True)

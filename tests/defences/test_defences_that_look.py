@@ -426,7 +426,7 @@ def test_a_trial_in_words() -> None:
     )  # type: ignore[arg-type]
     assert str(trial) == (
         "a changes 2.0% of the answers of other classes, and 0.1% of the sure ones, and is predicted to lose 1.2 "
-        "points of accuracy; easy ways of another search move 25% of the images, and triggers are 75% "
+        "points of accuracy; easy ways of another search move 25% of the images by their median, and triggers are 75% "
         "of the way, in factors, to what other classes need"
     )
 

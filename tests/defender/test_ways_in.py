@@ -12,7 +12,6 @@ from unbackdoor.defender.stimulation import Place
 from unbackdoor.defender.triggers import Trigger
 from unbackdoor.defender.ways_in import (
     SEARCHES,
-    STRONGER,
     Channel,
     Stamp,
     Together,
@@ -65,7 +64,7 @@ class _Moves:
     def logits(self, shown: Any, plain: Any, pixels: torch.Tensor, strength: Any = None) -> torch.Tensor:
         assert not len(plain)
         assert len(strength) == len(pixels)
-        moved = self._stronger if bool((strength == STRONGER).all()) else self._moved
+        moved = self._stronger if bool((strength > 1).all()) else self._moved
         return torch.eye(2)[(torch.arange(len(pixels)) < moved).long()]
 
 
@@ -96,4 +95,6 @@ def test_one_or_two_triggers_do_not_tell_alone() -> None:
 
 def test_what_is_left_is_told_by_triggers_that_are_stronger_than_they_were_found() -> None:
     """The attacker's trigger is larger than the smallest that leads to the class."""
-    assert success(cast(Any, None), [cast(Way, _Trigger(0, stronger=6))], torch.zeros(10, 1, 1, 1), 1) == 0.6
+    ways, images = [cast(Way, _Trigger(0, stronger=6))], torch.zeros(10, 1, 1, 1)
+    assert success(cast(Any, None), ways, images, 1) == 0.6
+    assert success(cast(Any, None), ways, images, 1, strength=1) == 0

@@ -43,7 +43,7 @@ def test_a_row_has_true_rates_and_the_medians_of_what_is_seen(study: ModuleType)
 
 
 def test_what_is_seen_of_a_network(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stub for each way: a trigger moves a tenth more the stronger it is shown, a channel always a half."""
+    """A stub for each way: a trigger moves a tenth of its strength, a channel a half."""
     seen = []
 
     def success(_shown: Any, ways: Any, _pixels: Any, label: int, *, strength: float) -> float:
@@ -52,6 +52,6 @@ def test_what_is_seen_of_a_network(study: ModuleType, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(study, "success", success)
     trigger = study.Stamp(form=None, size=1.0, usual=2.0)
-    search: Any = type("Search", (), {"others": [trigger, object()], "told": None, "label": 4})
-    assert study.seen(None, search) == {"triggers": [[0.1], [0.15], [0.2]], "channels": [0.5]}
+    search: Any = type("Search", (), {"second": [trigger, object()], "judged_on": None, "label": 4})
+    assert study.seen(None, search) == {"triggers": [[one / 10] for one in study.STRENGTHS], "channels": [0.5]}
     assert set(seen) == {(1, 4)}

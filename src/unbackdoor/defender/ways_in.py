@@ -39,10 +39,10 @@ CHANNELS = 6
 SEARCHES: tuple[type[Form], ...] = (PatientMask, Patch, PatientAdditive, Filter)
 #: Images a step of a search, and the share of them that must be moved.
 BATCH, SUCCESS = 32, 0.9
-#: How strong a trigger is shown when it is told what a repair has left. The smallest that leads to the class is found;
-#: the attacker's own is larger.
+#: How strongly triggers are shown to tell what a repair has left. The smallest that leads to the class is found; the
+#: attacker's own is larger.
 STRONGER = 1.5
-#: So many triggers tell alone what is left.
+#: With so many triggers or more, channels do not tell what is left.
 FEWEST = 3
 #: Other classes that say what a size is worth.
 OTHERS = 3
@@ -269,7 +269,7 @@ def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int, *,
     """The share of images that some ways still move to a class, by the median of the ways; 0 where there is none.
 
     Where there are `FEWEST` triggers or more, channels are not asked: there may be many, and they would outvote the
-    triggers. Fewer than that may be no part of a backdoor, and cannot tell alone.
+    triggers. One or two triggers may be no part of a backdoor; channels do outvote them.
 
     Args:
         shown: the network, edited or not.
@@ -278,13 +278,15 @@ def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int, *,
         label: the class.
         strength: of the triggers; 1 is as they were found.
     """
+    if not ways or not len(pixels):
+        return 0.0
     triggers = [way for way in ways if isinstance(way, Stamp)]
     rates = []
     for way in triggers if len(triggers) >= FEWEST else ways:
-        parts = torch.split(pixels, CHUNK) if len(pixels) else ()
+        parts = torch.split(pixels, CHUNK)
         answers = [way.logits(shown, part[:0], part, torch.full((len(part),), strength)).argmax(1) for part in parts]
-        rates.append(float((torch.cat(answers) == label).double().mean()) if answers else 0.0)
-    return statistics.median(rates) if rates else 0.0
+        rates.append(float((torch.cat(answers) == label).double().mean()))
+    return statistics.median(rates)
 
 
 def _others(classes: int, answers: Tensor, label: int, generator: torch.Generator) -> list[int]:

@@ -17,7 +17,7 @@ from unbackdoor.defences.data_free.scene import OutOfTime, Scene, Standing, Ways
 from unbackdoor.defender.case import Case, Progress, part, silent
 from unbackdoor.defender.look import look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
-from unbackdoor.defender.ways_in import Way
+from unbackdoor.defender.ways_in import FEWEST, STRONGER, Way
 from unbackdoor.defender.witnessed import witnessed
 from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.findings import Witness
@@ -44,8 +44,8 @@ class Looking(Defence):
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
     closed: float = setting(
         0.03,
-        "a class is closed once the triggers of another search, half as strong again, move at most this share of the "
-        "images, by their median; where these are few, channels count, too",
+        f"a class is closed once ways of another search, triggers {STRONGER:g} times as strong, move at most this "
+        f"share of the images, by their median; channels count only beside fewer than {FEWEST} triggers",
         least=0,
         most=1,
         own=True,

@@ -100,7 +100,7 @@ class Standing:
         triggers: of a new search.
         ways: those of them that are easy, and channels, by turns; the easiest first.
         left: the share of the surrogates that easy ways of another search still move to the class
-            (`defender.ways_in.success`). Medians, since a way that is no part of the backdoor must not decide.
+            (`defender.ways_in.success`). A median, since a way that is no part of the backdoor must not decide.
         regained: what triggers have regained that were easy at first (`defender.ways_in`); None where it is not known.
     """
 
@@ -110,7 +110,7 @@ class Standing:
     regained: float | None
 
     def __str__(self) -> str:
-        text = f"easy ways of another search move {self.left:.0%} of the images"
+        text = f"easy ways of another search move {self.left:.0%} of the images by their median"
         if self.regained is None:
             return text
         return f"{text}, and triggers are {self.regained:.0%} of the way, in factors, to what other classes need"
@@ -131,8 +131,9 @@ class WaysIn:
     Attributes:
         label: the class.
         first: how easily the class is reached before any edit.
-        others: ways of another search before any edit, with all channels that push. They tell what a repair has left.
-        told: (K, C, H, W) in [0, 1], the images on which they tell it.
+        second: ways of another search before any edit, with all channels that push; where it finds none, those of the
+            first. They tell what a repair has left.
+        judged_on: (K, C, H, W) in [0, 1], the images on which they tell it.
         firings: the channels that pushed hardest to the class before any edit.
         genuine: (K, C, H, W) crops of photographs that show the class (`defender.directions`); K may be 0.
     """
@@ -153,12 +154,12 @@ class WaysIn:
         if seen.pushes:
             self.firings = strongest(scene.shown, scene.graph, seen.drawn, seen.pushes, label, most=WATCHED)
         triggers, ways = self._search(scene.shown, shown, told[2])
-        self.others = ways
+        self.second = ways
         if ways:
-            self.others = self._search(scene.shown, shown, told[3], most=WATCHED)[1] or ways
+            self.second = self._search(scene.shown, shown, told[3], most=WATCHED)[1] or ways
         images = pool.others(label)
-        self.told = images[torch.randperm(len(images), generator=scene.generator)[:TOLD]]
-        left = success(shown, self.others, self.told, label)
+        self.judged_on = images[torch.randperm(len(images), generator=scene.generator)[:TOLD]]
+        left = success(shown, self.second, self.judged_on, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
         self.genuine = images[:0]
         if ways and len(images):
@@ -178,7 +179,7 @@ class WaysIn:
         return Standing(
             triggers=triggers,
             ways=ways,
-            left=success(quick, self.others, self.told, self.label),
+            left=success(quick, self.second, self.judged_on, self.label),
             regained=regained(self.first.triggers, triggers, self._usual),
         )
 
