@@ -31,7 +31,6 @@ import witnesses
 from trained import Row
 from unbackdoor.defender import meter
 from unbackdoor.defender.clean_networks import clean_networks
-from unbackdoor.errors import UnbackdoorError
 from unbackdoor.experiments import Store, read_grid
 
 HERE = Path(__file__).parent
@@ -71,19 +70,8 @@ def damaged(folder: Path) -> list[Row]:
 
 
 def measure(paths: list[Path], file: Path, rule: Callable[[Path], list[Row]]) -> None:
-    """Append the rows of networks that are not in a file."""
-    done = {row["network"] for row in trained.rows(file)}
-    for folder in _folders(paths):
-        if witnesses.name_of(folder) in done:
-            continue
-        try:
-            rows = rule(folder)
-        except UnbackdoorError as error:
-            print(f"{folder.name}: left out: {error}", flush=True)
-            continue
-        with file.open("a") as out:
-            out.writelines(json.dumps(row) + "\n" for row in rows)
-        print(f"{file.name}: {folder.name}, {len(rows)} rows", flush=True)
+    """Append the rows of the networks of this half that are not in a file."""
+    witnesses.append(_folders(paths), file, rule)
 
 
 def _folders(paths: list[Path]) -> Iterator[Path]:

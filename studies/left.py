@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,9 +35,9 @@ from unbackdoor.defences.data_free.looking import Looking
 from unbackdoor.defences.data_free.scene import Scene, WaysIn
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.ways_in import STRONGER, Stamp, Way, success
-from unbackdoor.errors import MethodError, UnbackdoorError
+from unbackdoor.errors import MethodError
 from unbackdoor.prune import copy_model
-from witnesses import allowed, name_of, networks, truth
+from witnesses import allowed, append, networks, truth
 
 ROWS = Path(__file__).with_suffix(".jsonl")
 IMAGES = 2000
@@ -86,6 +85,12 @@ def seen(shown: OnPixels, search: WaysIn) -> Row:
     }
 
 
+def is_taken(folder: Path) -> bool:
+    """Whether a network's backdoor has one target, and it may be looked at."""
+    config, _ = trained.read(folder)
+    return bool(config["attack"]) and config["attack"].get("mapping") != "all-to-all" and allowed(config)
+
+
 def measure(folder: Path) -> list[Row]:
     """A row a repair and round."""
     config, _ = trained.read(folder)
@@ -126,21 +131,7 @@ def main() -> None:
     parser.add_argument("paths", nargs="*", type=Path, metavar="FOLDER")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    done = {row["network"] for row in trained.rows(ROWS)}
-    for folder in networks(args.paths):
-        config, _ = trained.read(folder)
-        attack, name = config["attack"], name_of(folder)
-        one = attack is not None and attack.get("mapping") != "all-to-all"
-        if one and allowed(config) and name not in done:
-            done.add(name)
-            try:
-                rows = measure(folder)
-            except UnbackdoorError as error:
-                print(f"{folder}: {error}", flush=True)
-                continue
-            with ROWS.open("a") as out:
-                out.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-            print(f"{folder.name}: {len(rows)} rows", flush=True)
+    append(filter(is_taken, networks(args.paths)), ROWS, measure)
     print(table(trained.rows(ROWS)), end="")
 
 

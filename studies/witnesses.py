@@ -21,7 +21,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -77,6 +77,24 @@ def networks(paths: list[Path]) -> Iterator[Path]:
         for folder in [path] if (path / "record.json").exists() else inside:
             if (folder / "record.json").exists() and (folder / "model.safetensors").exists():
                 yield folder
+
+
+def append(folders: Iterable[Path], file: Path, rule: Callable[[Path], list[Row]]) -> None:
+    """Append the rows of networks that are not in a file; one that cannot be measured is left out, with the reason."""
+    done = {row["network"] for row in trained.rows(file)}
+    for folder in folders:
+        name = name_of(folder)
+        if name in done:
+            continue
+        done.add(name)
+        try:
+            rows = rule(folder)
+        except UnbackdoorError as error:
+            print(f"{folder.name}: left out: {error}", flush=True)
+            continue
+        with file.open("a") as out:
+            out.writelines(json.dumps(row) + "\n" for row in rows)
+        print(f"{file.name}: {folder.name}, {len(rows)} rows", flush=True)
 
 
 def name_of(folder: Path) -> str:
@@ -308,20 +326,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.what == "measure":
-        done = {row["network"] for row in trained.rows(args.rows)}
-        for folder in networks(args.paths):
-            name = name_of(folder)
-            if name in done or not allowed(trained.read(folder)[0]):
-                continue
-            done.add(name)
-            try:
-                row = measure(folder)
-            except UnbackdoorError as error:
-                print(f"{folder.name}: left out: {error}", flush=True)
-                continue
-            with args.rows.open("a") as out:
-                out.write(json.dumps(row) + "\n")
-            print(row["network"], row["seconds"], row["missing"], flush=True)
+        folders = (folder for folder in networks(args.paths) if allowed(trained.read(folder)[0]))
+        append(folders, args.rows, lambda folder: [measure(folder)])
         return
     rows = trained.rows(args.rows)
     if args.what == "show":

@@ -1,10 +1,9 @@
 """The final tables: which networks they take, their figures by hand, and intervals against known ones."""
 
 import dataclasses
-import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,14 +14,10 @@ from bench_grids import toy
 from unbackdoor.defender import meter
 from unbackdoor.experiments import Local, Store, Training, run_grid
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def study() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(ROOT / "studies"))
-    yield importlib.import_module("judgement")
-    sys.path.remove(str(ROOT / "studies"))
+def study(study_named: Callable[[str], ModuleType]) -> ModuleType:
+    return study_named("judgement")
 
 
 def a_repair(method: str, network: str, *, asr: float | None, acc: float = 0.8, recall: float = 0.9) -> dict[str, Any]:

@@ -1,28 +1,15 @@
 """The study of what a repair leaves: its table."""
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def study() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "studies"))
-    try:
-        spec = importlib.util.spec_from_file_location("left_study", ROOT / "studies" / "left.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules["left_study"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(ROOT / "studies"))
+def study(study_named: Callable[[str], ModuleType]) -> ModuleType:
+    return study_named("left")
 
 
 def test_a_row_has_true_rates_and_the_medians_of_what_is_seen(study: ModuleType) -> None:

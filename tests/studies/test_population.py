@@ -1,10 +1,9 @@
 """The population: its halves, its grids, and that nobody looks at the half that judges."""
 
-import importlib.util
 import json
 import re
-import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -17,13 +16,8 @@ GRIDS = ROOT / "grids" / "population"
 
 
 @pytest.fixture(scope="module")
-def population() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("population", ROOT / "studies" / "population.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["population"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def population(study_named: Callable[[str], ModuleType]) -> ModuleType:
+    return study_named("population")
 
 
 def test_the_halves_share_no_pair(population: ModuleType) -> None:

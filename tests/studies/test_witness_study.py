@@ -1,8 +1,8 @@
 """The study of the witnesses: whom it may look at, what it keeps, and that its fit does not depend on order."""
 
-import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,21 +11,10 @@ import pytest
 
 from unbackdoor.defender import clean_networks
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def study() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "studies"))
-    try:
-        spec = importlib.util.spec_from_file_location("witnesses_study", ROOT / "studies" / "witnesses.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = sys.modules["witnesses_study"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(ROOT / "studies"))
+def study(study_named: Callable[[str], ModuleType]) -> ModuleType:
+    return study_named("witnesses")
 
 
 def a_row(seed: int, *, target: int | None = None, **largest: float) -> dict:

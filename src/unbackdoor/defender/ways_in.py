@@ -281,9 +281,8 @@ def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int, *,
     if not ways or not len(pixels):
         return 0.0
     triggers = [way for way in ways if isinstance(way, Stamp)]
-    rates = []
+    parts, rates = torch.split(pixels, CHUNK), []
     for way in triggers if len(triggers) >= FEWEST else ways:
-        parts = torch.split(pixels, CHUNK)
         answers = [way.logits(shown, part[:0], part, torch.full((len(part),), strength)).argmax(1) for part in parts]
         rates.append(float((torch.cat(answers) == label).double().mean()))
     return statistics.median(rates)
