@@ -97,6 +97,7 @@ class Dataflow:
         parts = Parts(self.ops, pairs, layers=self.layers, doubts=self.doubts)
         layers = [_with_part(layer, parts.of_layer(layer.path)) for layer in layers]
         layers = [_noted(layer, _PUT_OUT) if parts.is_put_out(layer) else layer for layer in layers]
+        layers = [self._with_norm_behind(layer, parts) for layer in layers]
         norms = {layer.norm: layer for layer in layers if layer.norm is not None}
         unpaired = tuple(path for path in self.norms if path in calls and path not in norms)
         outputs = tuple(layer.path for layer in layers if layer.part == "answer")
@@ -116,6 +117,15 @@ class Dataflow:
             aside=aside,
             aliases=aliases,
         )
+
+    def _with_norm_behind(self, layer: Layer, parts: Parts) -> Layer:
+        """A hidden layer, with the norm that stands behind its activation, if one does."""
+        norm = self.norms.get(parts.norm_behind(layer.path) or "") if layer.norm is None else None
+        hidden = layer.part == "hidden" and norm is not None and parts.of_norm(norm.path).part == "hidden"
+        if norm is None or not hidden or norm.weight is None or norm.channels != layer.out_channels:
+            return layer
+        note = f"something stands between it and its norm ({norm.path}), so the score leaves the norm out"
+        return _noted(dataclasses.replace(layer, behind=norm.path), note)
 
     def _pair(self, layer: Layer, calls: Mapping[str, list[int]], readers: Mapping[int, list[Op]]) -> Layer | None:
         """The layer with its norm, if it has one; None (and a refusal) if its scale means nothing by itself."""

@@ -105,9 +105,12 @@ class Parts:
         for number in reversed(range(len(self._ops))):
             self._sweep(number)
         self._calls: dict[str, list[int]] = {}
+        self._reading: list[list[int]] = [[] for _ in self._ops]  # all ops that are given an op's result
         for number, op in enumerate(self._ops):
             if op.kind in ("layer", "norm"):
                 self._calls.setdefault(op.path, []).append(number)
+            for source in op.inputs:
+                self._reading[source].append(number)
         self._answers, self._doubted, self.known = self._follow_back()
 
     @property
@@ -146,21 +149,35 @@ class Parts:
             return Verdict("answer")
         return self._worst(calls) or Verdict("hidden")
 
+    def norm_behind(self, path: str) -> str | None:
+        """The norm that alone reads what functions of a layer's result make of it, each channel by itself; or None."""
+        calls, ends = self._calls[path], set[int]()
+        stack, seen = list(calls), set(calls)
+        while stack:
+            for reader in self._reading[stack.pop()]:
+                if self._ops[reader].kind not in ("alias", "other", "shape"):
+                    ends.add(reader)
+                elif reader not in seen:
+                    seen.add(reader)
+                    stack.append(reader)
+        norm = min((self._ops[end].path for end in ends if self._ops[end].kind == "norm"), default=None)
+        if norm is None or ends != set(self._calls[norm]):
+            return None
+        lines = [self._line(self._ops[end].inputs[0]) for end in ends]
+        alone = all(any(call in line and line[call].mixed is False for call in calls) for line in lines)
+        return norm if alone else None
+
     def no_classes(self, path: str) -> str | None:
         """Why the rows of the one answer layer are not known to be read as one number a class, if so.
 
         Rows of an embedding are compared, not read; those of a map are read at every place.
         """
-        readers: dict[int, list[int]] = {}
-        for number, op in enumerate(self._ops):
-            for source in op.inputs:
-                readers.setdefault(source, []).append(number)
-        made = {source for call in self._calls[path] for source in _behind(call, readers)} | {*self._calls[path]}
+        made = {source for call in self._calls[path] for source in self._made_of(call)} | {*self._calls[path]}
         stack = [(call, not self._layers[path].kind.lower().startswith("conv")) for call in self._calls[path]]
         seen = set(stack)
         while stack:
             source, flat = stack.pop()
-            for number in readers.get(source, ()):
+            for number in self._reading[source]:
                 op = self._ops[number]
                 name = canonical(op.effect.name)
                 if op.kind == "output" and not flat:
@@ -177,6 +194,17 @@ class Parts:
                     seen.add(step)
                     stack.append(step)
         return None
+
+    def _made_of(self, call: int) -> set[int]:
+        """Every op that is computed from a call's result."""
+        found: set[int] = set()
+        stack = [call]
+        while stack:
+            for number in self._reading[stack.pop()]:
+                if number not in found:
+                    found.add(number)
+                    stack.append(number)
+        return found
 
     def _worst(self, calls: Iterable[int]) -> Verdict | None:
         found: Verdict | None = None
@@ -344,18 +372,6 @@ class Parts:
 def _either(*known: bool | None) -> bool | None:
     """Whether one of several is so; None if that is not known."""
     return True if any(known) else None if None in known else False
-
-
-def _behind(call: int, readers: Mapping[int, list[int]]) -> set[int]:
-    """Every op that is computed from a call's result."""
-    found: set[int] = set()
-    stack = [call]
-    while stack:
-        for number in readers.get(stack.pop(), ()):
-            if number not in found:
-                found.add(number)
-                stack.append(number)
-    return found
 
 
 def _worse(a: Verdict | None, b: Verdict | None) -> Verdict | None:

@@ -85,6 +85,10 @@ class Editor:
         """Set some places of a tensor to zero."""
         self._add(name, index, lambda before: torch.zeros_like(before))
 
+    def _behind(self, layer: Layer) -> Norm | None:
+        """The norm behind a layer's activation, if there is one."""
+        return self.graph.norms.get(layer.behind or "")
+
     def _immutable(self, layer: Layer, norm: Norm | None, *, filters: bool) -> str | None:
         """Why tensors that would have to change cannot, or must not, if so.
 
@@ -94,7 +98,8 @@ class Editor:
         """
         if layer.part != "hidden":
             return layer.why or "its channels are not hidden channels"
-        tensors = (layer.bias,) if norm is None else (layer.bias, norm.weight, norm.bias, norm.mean, norm.var)
+        norms = [one for one in (norm, self._behind(layer)) if one is not None]
+        tensors = [layer.bias, *(name for one in norms for name in (one.weight, one.bias, one.mean, one.var))]
         if self._shared.intersection(tensors):
             return "its bias or norm is shared with another layer"
         if norm is not None and norm.weight is not None and not filters:
@@ -106,14 +111,18 @@ class Editor:
         return None
 
     def _prune(self, layer: Layer, norm: Norm | None, channels: Tensor, broken: Tensor) -> None:
-        """The channel's output becomes zero for every input (or its norm's beta, where that is kept)."""
+        """The channel's output becomes zero for every input (or its norm's beta, where that is kept).
+
+        So does the result of a norm behind an activation, which makes (f(0) - mean) gamma / std + beta of a zero: often
+        further from its mean than anything that the channel puts out.
+        """
         filters = channels
-        if norm is not None:
-            for name in (norm.weight, norm.bias if self.beta == "zero" else None):
+        for one in (norm, self._behind(layer)):
+            for name in () if one is None else (one.weight, one.bias if self.beta == "zero" else None):
                 if name is not None:
                     self.zero(name, (channels,))
-            if norm.weight is not None:
-                filters = broken  # NaN times zero is NaN: there the filter goes too
+        if norm is not None and norm.weight is not None:
+            filters = broken  # NaN times zero is NaN: there the filter goes too
         if not len(filters):
             return
         self._filter(layer, filters, None)
@@ -128,6 +137,7 @@ class Editor:
 
     def _shrink(self, layer: Layer, norm: Norm | None, channels: Tensor, factors: Tensor) -> None:
         """Multiply the slope of channels with factors."""
+        norm = norm or self._behind(layer)
         if norm is not None and norm.weight is not None and self.scale == "gamma":
             # Same slope as scaling the filter, and no shift: at the running mean the output stays beta.
             self._scale(norm.weight, (channels,), factors)

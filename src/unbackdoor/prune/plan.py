@@ -35,7 +35,7 @@ class Plan:
         classifier: the classifier step, or None.
         edits: the changes, tensor by tensor.
         not_covered, left_alone: what could not be read, and what was left as it is.
-        unpaired_norms: norms that no single layer feeds, of a method that scores layers.
+        unpaired_norms: norms that no single layer feeds directly, of a method that scores layers.
         score: what a score is; empty where it is a channel's Lipschitz constant.
         stages: how training went, of a method that trains.
         data: the images that the method was given, if any.

@@ -227,7 +227,8 @@ def _unpaired(report: Report) -> list[str]:
         return []
     shown = _and_more([short(path, 40) for path in norms[:FIRST]], len(norms))
     return _wrap(
-        f"{summary.count(len(norms), 'norm')} without a layer, as no single layer feeds them: {shown}", rest="  "
+        f"{summary.count(len(norms), 'norm')} without a layer, as no single layer feeds them directly: {shown}",
+        rest="  ",
     )
 
 
