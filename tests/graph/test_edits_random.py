@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from unbackdoor.defences.data_free import CLP, LPP
+from unbackdoor.findings.layers import Layer
 from unbackdoor.graph import layer_graph
 from unbackdoor.prune import Plan
 
@@ -278,13 +279,13 @@ def true_answers(seen: Seen, paired: set[str]) -> set[str]:
     return {path for path in direct - {"x"} if path not in paired or not read.get(path, set()) - {path}}
 
 
-def with_edits_of(model: Program, plan: Plan, path: str, norm: str | None) -> Program:
-    """A copy in which one layer alone is edited."""
+def with_edits_of(model: Program, plan: Plan, layer: Layer) -> Program:
+    """A copy in which one layer alone is edited, with its norm and those behind it."""
     edited = copy.deepcopy(model)
     tensors = {**dict(edited.named_parameters()), **dict(edited.named_buffers())}
     with torch.no_grad():
         for edit in plan.edits:
-            if edit.name.rpartition(".")[0] in (path, norm):
+            if edit.name.rpartition(".")[0] in (layer.path, layer.norm, *layer.behind):
                 tensors[edit.name][edit.index] = edit.after
     return edited
 
@@ -332,7 +333,7 @@ def check(model: Program, method: LPP | CLP) -> int:
     assert not answers & {layer.path for layer in edited}
     before = calls_of(model)
     for layer in edited:
-        _check_layer(model, plan, layer.path, layer.norm, seen, before)
+        _check_layer(model, plan, layer, seen, before)
     with torch.no_grad():
         repaired = tensors_in(method(model, graph=graph).model(X))
         if all(value.isfinite().all() for value in tensors_in(model(X))):
@@ -340,13 +341,14 @@ def check(model: Program, method: LPP | CLP) -> int:
     return len(edited)
 
 
-def _check_layer(model: Program, plan: Plan, path: str, norm: str | None, seen: Seen, before: Calls) -> None:
+def _check_layer(model: Program, plan: Plan, layer: Layer, seen: Seen, before: Calls) -> None:
     """With the results of all other layers held, the layer's own channel is off and the others are as they were.
 
     What the next layer reads of the channel is zero. Only a constant may have been added, so that the value is linear
-    in the channel's size; a norm may have made anything of it.
+    in the channel's size; a norm may have made anything of it, but one that stands behind the layer makes a zero.
     """
-    after = watch(with_edits_of(model, plan, path, norm), fixed=before, loose=path)
+    path, norm = layer.path, layer.norm
+    after = watch(with_edits_of(model, plan, layer), fixed=before, loose=path)
     half = watch(scaled(model, path, norm, 0.5), fixed=before, loose=path)
     rest = [j for j in range(CHANNELS) if j != LOUD]
     for step, ((name, old, sources), (_, new, _), (_, between, _)) in enumerate(
@@ -365,7 +367,7 @@ def _check_layer(model: Program, plan: Plan, path: str, norm: str | None, seen: 
             read = [values[0][:, LOUD] for values in (new, between, old)]
             shift = torch.allclose(read[1], (read[0] + read[2]) / 2, rtol=1e-9, atol=1e-9)
             assert not read[0].any() or shift, f"{name} reads a constant"
-        if name == (norm if norm == "n" else path.partition(".")[0]):
+        if name == (norm if norm == "n" else path.partition(".")[0]) or name in layer.behind:
             assert not new[-1][:, LOUD].any()
         if name in _PRODUCTS and any(alone[:2]) and not alone[2]:
             assert not new[-1][:, LOUD].any(), f"{name} of {path}"
@@ -415,7 +417,19 @@ def test_the_checks_can_fail_behind_a_layer(name: str, message: str) -> None:
     layers = tuple(dataclasses.replace(layer, part="hidden") for layer in graph.layers if layer.path == "c0")
     plan = _METHODS[0].plan(model, graph=dataclasses.replace(graph, layers=layers, outputs=(), classifier=None))
     with pytest.raises(AssertionError, match=message):
-        _check_layer(model, plan, "c0", None, watch(model), calls_of(model))
+        _check_layer(model, plan, layers[0], watch(model), calls_of(model))
+
+
+def test_the_checks_can_fail_behind_a_norm() -> None:
+    """A channel that was cut before a ReLU, and not behind it in the norm, too, is found out."""
+    model = Program([("p0", 0, 0), ("c0", -1, 0), ("relu", -1, 0), ("n", -1, 0), ("c1", -1, 0)], "one", (-1, -1))
+    graph = layer_graph(model)
+    plan = _METHODS[0].plan(model, graph=graph)
+    assert graph["c0"].behind == ("n",)
+    _check_layer(model, plan, graph["c0"], watch(model), calls_of(model))
+    less = dataclasses.replace(plan, edits=tuple(edit for edit in plan.edits if not edit.name.startswith("n.")))
+    with pytest.raises(AssertionError):
+        _check_layer(model, less, graph["c0"], watch(model), calls_of(model))
 
 
 def test_the_checks_can_fail() -> None:
@@ -426,4 +440,4 @@ def test_the_checks_can_fail() -> None:
     layers = tuple(dataclasses.replace(layer, part="hidden") for layer in graph.layers if layer.path == "c0")
     plan = _METHODS[0].plan(model, graph=dataclasses.replace(graph, layers=layers, outputs=(), classifier=None))
     with pytest.raises(AssertionError, match="gate of c0"):
-        _check_layer(model, plan, "c0", None, watch(model), calls_of(model))
+        _check_layer(model, plan, layers[0], watch(model), calls_of(model))

@@ -18,12 +18,13 @@ Forward = Callable[["Net", Tensor], Tensor]
 
 
 class Net(nn.Module):
-    """Convolutions a, b of 8 channels, a norm n, a Linear f, and a forward pass over them."""
+    """Convolutions a, b of 8 channels, norms n, m, o, Linears f, g, and a forward pass over them."""
 
     def __init__(self, forward: Forward) -> None:
         super().__init__()
-        self.a, self.b, self.n = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.f = nn.Linear(8, 4)
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.n, self.m, self.o = nn.BatchNorm2d(8), nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False)
+        self.f, self.g = nn.Linear(8, 4), nn.Linear(8, 8)
         self.run = forward
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,6 +47,8 @@ NOT_FOUND: dict[str, Forward] = {
     "the norm also reads another": lambda s, x: s.b(s.n((h := s.a(x)).relu()) + s.n(s.b(h.relu()).relu())),
     "channels change places": lambda s, x: s.b(s.n(s.a(x).relu().flip(1))),
     "along the channels": lambda s, x: s.b(s.n(s.a(x).softmax(1))),
+    "a Linear along the rows": lambda s, x: s.b(s.n(s.g(s.a(x)).movedim(3, 1).movedim(1, 3).relu())),
+    "without gamma and beta": lambda s, x: s.b(s.o(s.a(x).relu())),
     "a sum with something else": lambda s, x: s.b(s.n(s.a(x).relu() + x.mean(1, keepdim=True))),
 }
 
@@ -54,16 +57,51 @@ NOT_FOUND: dict[str, Forward] = {
 @pytest.mark.parametrize("case", FOUND)
 def test_it_is_found(case: str, example: Tensor | None) -> None:
     graph = layer_graph(Net(FOUND[case]), example)
-    assert graph["a"].behind == "n"
+    assert graph["a"].behind == ("n",)
     assert graph["a"].norm is None
-    assert "its norm (n)" in graph["a"].note
-    assert graph["b"].behind is None
+    assert "switched off behind n, too" in graph["a"].note
+    assert graph["b"].behind == ()
+    assert graph.unpaired_norms == ()
+
+
+@BOTH
+def test_one_behind_the_layers_own_norm_and_one_behind_that(example: Tensor | None) -> None:
+    graph = layer_graph(Net(lambda s, x: s.b(s.n(s.a(x).relu()).relu())), example)
+    assert graph["a"].behind == ("n",)
+    graph = layer_graph(Net(lambda s, x: s.b(s.m(F.elu(s.n(s.a(x)))))), example)
+    assert (graph["a"].norm, graph["a"].behind) == ("n", ("m",))
+    graph = layer_graph(Net(lambda s, x: s.b(s.m(F.elu(s.n(F.elu(s.a(x))))))), example)
+    assert (graph["a"].norm, graph["a"].behind) == (None, ("n", "m"))
 
 
 @BOTH
 @pytest.mark.parametrize("case", NOT_FOUND)
 def test_it_is_not_taken_for_one(case: str, example: Tensor | None) -> None:
-    assert all(layer.behind is None for layer in layer_graph(Net(NOT_FOUND[case]), example).layers)
+    assert all(layer.behind == () for layer in layer_graph(Net(NOT_FOUND[case]), example).layers)
+
+
+@BOTH
+def test_a_linear_has_none_since_its_channels_may_be_another_axis(example: Tensor | None) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    graph = layer_graph(net, None if example is None else torch.zeros(2, 8, 8))
+    assert graph["0"].behind == ()
+
+
+class Root(nn.BatchNorm2d):
+    """The network is a norm itself, whose path is empty, and normalises a sum."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu() + x.mean(1, keepdim=True)
+        h = F.batch_norm(h, self.running_mean, self.running_var, self.weight, self.bias)
+        return self.b(h).relu().mean((2, 3))[:, :4]
+
+
+def test_a_norm_with_an_empty_path_is_nobodys() -> None:
+    assert all(layer.behind == () for layer in layer_graph(Root()).layers)
 
 
 def trained(forward: Forward) -> Net:
@@ -74,7 +112,9 @@ def trained(forward: Forward) -> Net:
         net.a.weight[5] *= 8
         net.n.weight.uniform_(0.5, 2)
         net.n.bias.uniform_(-1, 1)
-    net.n.momentum = None  # the mean of all batches
+        net.m.weight.uniform_(0.5, 2)
+        net.m.bias.uniform_(-1, 1)
+    net.n.momentum = net.m.momentum = None  # the mean of all batches
     net(torch.randn(64, 3, 8, 8))
     return net.eval()
 
@@ -94,13 +134,31 @@ def test_a_pruned_channel_is_off_behind_it(case: str, method: LPP | CLP) -> None
     assert torch.count_nonzero(after[:, 5]) == 0
 
 
-def test_near_outliers_are_shrunk_in_the_norm_and_nothing_shifts_at_its_mean() -> None:
+def test_it_is_off_behind_all_of_them() -> None:
+    net, seen = trained(lambda s, x: s.b(s.m(F.elu(s.n(F.elu(s.a(x)))) - 0.1).relu())), list[Tensor]()
+    model = LPP(upper=2.0, fc_weights=0)(net).model
+    model.m.register_forward_hook(lambda _norm, _given, out: seen.append(out))
+    model(torch.randn(4, 3, 8, 8))
+    assert torch.count_nonzero(seen[0][:, 5]) == 0
+
+
+def test_near_outliers_are_shrunk_where_the_score_sees_it() -> None:
+    """Else each repair would shrink them again."""
     net = trained(FOUND["ELU"])
-    shrunk = LPP(upper=2.7, band=2.0, fc_weights=0)(net).model
-    changed = (shrunk.n.weight / net.n.weight).detach()
-    assert float(changed[5]) < 1
-    assert torch.equal(shrunk.a.weight, net.a.weight)
-    assert torch.equal(shrunk.n.bias, net.n.bias)
+    method = LPP(upper=2.7, band=2.0, fc_weights=0)
+    once = method(net).model
+    assert not torch.equal(once.a.weight, net.a.weight)
+    assert torch.equal(once.n.weight, net.n.weight)
+
+
+def test_a_broken_channel_is_finite_again_behind_it() -> None:
+    net = trained(FOUND["ELU"])
+    with torch.no_grad():
+        net.a.weight[5, 0, 0, 0] = torch.nan
+        net.n.running_mean[5] = net.n.running_var[5] = torch.nan
+    x = torch.randn(4, 3, 8, 8)
+    assert not bool(torch.isfinite(net(x)).any())
+    assert bool(torch.isfinite(LPP()(net).model(x)).all())
 
 
 def test_it_is_undone_bit_for_bit() -> None:

@@ -83,7 +83,7 @@ def _lines(file: ModelFile, *, with_tensors: bool) -> list[str]:
         lines.append(f"  {short(layer.path, 40):40} {layer.kind:16} {layer.out_channels:8}  {norm}")
     lines += ["", f"classifier: {visible(graph.classifier) if graph.classifier else 'none found'}"]
     if graph.unpaired_norms:
-        lines.append(f"norms that no single layer feeds directly ({len(graph.unpaired_norms)}):")
+        lines.append(f"norms of no single layer ({len(graph.unpaired_norms)}):")
         lines += [f"  {short(path, 90)}" for path in graph.unpaired_norms]
     unknown = _of_unknown_part(graph)
     for title, remarks in (

@@ -97,9 +97,10 @@ class Dataflow:
         parts = Parts(self.ops, pairs, layers=self.layers, doubts=self.doubts)
         layers = [_with_part(layer, parts.of_layer(layer.path)) for layer in layers]
         layers = [_noted(layer, _PUT_OUT) if parts.is_put_out(layer) else layer for layer in layers]
-        layers = [self._with_norm_behind(layer, parts) for layer in layers]
+        layers = [self._with_norms_behind(layer, calls, parts) for layer in layers]
         norms = {layer.norm: layer for layer in layers if layer.norm is not None}
-        unpaired = tuple(path for path in self.norms if path in calls and path not in norms)
+        taken = {*norms, *(path for layer in layers for path in layer.behind)}
+        unpaired = tuple(path for path in self.norms if path in calls and path not in taken)
         outputs = tuple(layer.path for layer in layers if layer.part == "answer")
         alone = len(outputs) == 1 and outputs[0] not in pairs and not parts.doubted
         no_classes = parts.no_classes(outputs[0]) if alone else None
@@ -118,14 +119,24 @@ class Dataflow:
             aliases=aliases,
         )
 
-    def _with_norm_behind(self, layer: Layer, parts: Parts) -> Layer:
-        """A hidden layer, with the norm that stands behind its activation, if one does."""
-        norm = self.norms.get(parts.norm_behind(layer.path) or "") if layer.norm is None else None
-        hidden = layer.part == "hidden" and norm is not None and parts.of_norm(norm.path).part == "hidden"
-        if norm is None or not hidden or norm.weight is None or norm.channels != layer.out_channels:
+    def _with_norms_behind(self, layer: Layer, calls: Mapping[str, list[int]], parts: Parts) -> Layer:
+        """A hidden convolution, with the norms that stand behind its activation and later ones."""
+        if layer.part != "hidden" or not layer.kind.lower().startswith("conv"):
             return layer
-        note = f"something stands between it and its norm ({norm.path}), so the score leaves the norm out"
-        return _noted(dataclasses.replace(layer, behind=norm.path), note)
+        place, behind, last = self.place(calls[layer.path][0]), list[str](), layer.norm or layer.path
+        while (path := parts.norm_behind(last)) is not None:
+            norm = self.norms[path]
+            along = all(self.place(self.ops[call].inputs[0]) == place for call in calls[path])
+            if norm.weight is None or not along or norm.channels != layer.out_channels:
+                break
+            if parts.of_norm(path).part != "hidden":
+                break
+            behind.append(path)
+            last = path
+        if not behind:
+            return layer
+        note = f"what is pruned is switched off behind {', '.join(behind)}, too, which no score includes"
+        return _noted(dataclasses.replace(layer, behind=tuple(behind)), note)
 
     def _pair(self, layer: Layer, calls: Mapping[str, list[int]], readers: Mapping[int, list[Op]]) -> Layer | None:
         """The layer with its norm, if it has one; None (and a refusal) if its scale means nothing by itself."""

@@ -143,14 +143,16 @@ class Parts:
         return layer.part == "hidden" and not self._answers.isdisjoint((layer.path, layer.norm))
 
     def of_norm(self, path: str) -> Verdict:
-        """The part of a norm that no single layer feeds: of one that is paired, ask the layer."""
+        """The part of a norm that belongs to no single layer: of one that is paired, ask the layer."""
         calls = self._calls[path]
         if path in self._answers and not any(self._readers[call] for call in calls):
             return Verdict("answer")
         return self._worst(calls) or Verdict("hidden")
 
     def norm_behind(self, path: str) -> str | None:
-        """The norm that alone reads what functions of a layer's result make of it, each channel by itself; or None."""
+        """The norm that alone reads what functions of a layer's or norm's result make of it, each channel by itself; or
+        None. It may work along another axis.
+        """
         calls, ends = self._calls[path], set[int]()
         stack, seen = list(calls), set(calls)
         while stack:

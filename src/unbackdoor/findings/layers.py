@@ -23,8 +23,8 @@ class Layer:
         kind: its type, for example "Conv2d", "ConvTranspose2d", "Linear", "MultiheadAttention".
         out_channels: number of output channels.
         norm: path of the BatchNorm that alone consumes its output, or None.
-        behind: path of the BatchNorm that alone reads what functions make of its output, each channel by itself, as
-            behind an activation; or None. The score leaves it out. A channel is switched off there, too.
+        behind: paths of BatchNorms that alone read what functions make of a convolution's output, or its norm's, each
+            channel by itself, as behind an activation. The score leaves them out; what is pruned is off there, too.
         rule: how that was found: "fx", "export", "arch" or "names".
         weight, bias: names of its tensors; the bias may be None.
         groups: of a grouped convolution.
@@ -47,7 +47,7 @@ class Layer:
     kind: str
     out_channels: int
     norm: str | None = None
-    behind: str | None = None
+    behind: tuple[str, ...] = ()
     rule: str
     weight: str
     bias: str | None = None
@@ -107,7 +107,7 @@ class LayerGraph:
     Attributes:
         layers: in the order in which the network calls them.
         norms: every norm with running statistics, by path.
-        unpaired_norms: paths of those that no single layer feeds directly.
+        unpaired_norms: paths of those that belong to no single layer.
         classifier: path of the layer whose rows are the network's classes, where there is exactly one, without a norm.
         no_classes: why the one layer of the outputs is none, for a reader.
         outputs: paths of all layers whose rows are answers: their results reach the network's output past no other.

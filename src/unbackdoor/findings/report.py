@@ -154,7 +154,7 @@ class Report:
         not_covered: what could not be read or paired, or is scored and never edited, since its part in the network is
             not known; it makes the report incomplete.
         left_alone: what was read, but is not this method's to change.
-        unpaired_norms: norms that no single layer feeds directly.
+        unpaired_norms: norms that belong to no single layer.
         stages: how training went, for methods that train.
         data: the images that the method was given, or None.
         story: what a method that chooses by itself tried, what came of it and what it chose, in sentences.

@@ -85,10 +85,6 @@ class Editor:
         """Set some places of a tensor to zero."""
         self._add(name, index, lambda before: torch.zeros_like(before))
 
-    def _behind(self, layer: Layer) -> Norm | None:
-        """The norm behind a layer's activation, if there is one."""
-        return self.graph.norms.get(layer.behind or "")
-
     def _immutable(self, layer: Layer, norm: Norm | None, *, filters: bool) -> str | None:
         """Why tensors that would have to change cannot, or must not, if so.
 
@@ -98,7 +94,7 @@ class Editor:
         """
         if layer.part != "hidden":
             return layer.why or "its channels are not hidden channels"
-        norms = [one for one in (norm, self._behind(layer)) if one is not None]
+        norms = [*([norm] if norm else []), *(self.graph.norms[path] for path in layer.behind)]
         tensors = [layer.bias, *(name for one in norms for name in (one.weight, one.bias, one.mean, one.var))]
         if self._shared.intersection(tensors):
             return "its bias or norm is shared with another layer"
@@ -117,10 +113,14 @@ class Editor:
         further from its mean than anything that the channel puts out.
         """
         filters = channels
-        for one in (norm, self._behind(layer)):
-            for name in () if one is None else (one.weight, one.bias if self.beta == "zero" else None):
+        behind = [self.graph.norms[path] for path in layer.behind]
+        for one in ([] if norm is None else [norm]) + behind:
+            for name in (one.weight, one.bias if self.beta == "zero" else None):
                 if name is not None:
                     self.zero(name, (channels,))
+        for one in behind if len(broken) else []:  # it has seen numbers that were none
+            self.zero(one.mean, (broken,))
+            self._one(one.var, broken)
         if norm is not None and norm.weight is not None:
             filters = broken  # NaN times zero is NaN: there the filter goes too
         if not len(filters):
@@ -137,7 +137,6 @@ class Editor:
 
     def _shrink(self, layer: Layer, norm: Norm | None, channels: Tensor, factors: Tensor) -> None:
         """Multiply the slope of channels with factors."""
-        norm = norm or self._behind(layer)
         if norm is not None and norm.weight is not None and self.scale == "gamma":
             # Same slope as scaling the filter, and no shift: at the running mean the output stays beta.
             self._scale(norm.weight, (channels,), factors)

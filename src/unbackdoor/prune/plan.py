@@ -35,7 +35,7 @@ class Plan:
         classifier: the classifier step, or None.
         edits: the changes, tensor by tensor.
         not_covered, left_alone: what could not be read, and what was left as it is.
-        unpaired_norms: norms that no single layer feeds directly, of a method that scores layers.
+        unpaired_norms: norms that belong to no single layer, of a method that scores layers.
         score: what a score is; empty where it is a channel's Lipschitz constant.
         stages: how training went, of a method that trains.
         data: the images that the method was given, if any.
@@ -73,8 +73,8 @@ class Plan:
             count, of = int(selection.broken.sum()), len(selection.broken)
             if count > of / 2:
                 names = [selection.layer.weight, selection.layer.bias]
-                norm = self.graph.norms.get(selection.layer.norm or "")
-                if norm is not None:
+                if selection.layer.norm is not None:
+                    norm = self.graph.norms[selection.layer.norm]
                     names += [norm.weight, norm.bias, norm.mean, norm.var]
                 return (
                     f"{selection.path!r}: expected channels with a finite score, got {count} of {of} without one "

@@ -259,7 +259,7 @@ class View:
     def unpaired(self) -> Sequence[summary.Group]:
         """The norms without a layer."""
         norms = self.report.unpaired_norms
-        return [summary.Group("", "no single layer feeds them directly", norms)] if norms else []
+        return [summary.Group("", "of no single layer", norms)] if norms else []
 
     @property
     def notes(self) -> Sequence[summary.Group]:

@@ -227,7 +227,7 @@ def _unpaired(report: Report) -> list[str]:
         return []
     shown = _and_more([short(path, 40) for path in norms[:FIRST]], len(norms))
     return _wrap(
-        f"{summary.count(len(norms), 'norm')} without a layer, as no single layer feeds them directly: {shown}",
+        f"{summary.count(len(norms), 'norm')} of no single layer: {shown}",
         rest="  ",
     )
 
