@@ -34,21 +34,18 @@ def scores_of(
         return []
     flat = constants_of([_weight(tensors, layer) for layer in layers], layers, norm)
     sizes = [layer.out_channels for layer in layers]
-    norms = [graph.norms[layer.norm] for layer in layers if layer.norm is not None]
-    if norms:
-        gamma = together([_gamma(tensors, norm) for norm in norms])
-        var = together([tensors[norm.var].detach() for norm in norms])
+    starts = np.cumsum([0, *sizes[:-1]]).tolist()
+    placed = [(start, norm) for layer, start in zip(layers, starts, strict=True) for norm in graph.norms_of(layer)]
+    if placed:
+        norms = [one for _, one in placed]
+        gamma = together([_gamma(tensors, one) for one in norms])
+        var = together([tensors[one.var].detach() for one in norms])
         eps = torch.tensor(norms[0].eps, dtype=torch.float64)
-        if any(norm.eps != norms[0].eps for norm in norms):
-            eps = torch.from_numpy(np.repeat([norm.eps for norm in norms], [norm.channels for norm in norms]))
-        factors = fold_factors(gamma, var, eps, factor)
-        if len(norms) < len(layers):
-            folded = iter(torch.split(factors, [norm.channels for norm in norms]))
-            ones = torch.ones(max(sizes), dtype=torch.float64)
-            factors = torch.cat(
-                [next(folded) if layer.norm is not None else ones[: layer.out_channels] for layer in layers]
-            )
-        flat = flat * factors
+        if any(one.eps != norms[0].eps for one in norms):
+            eps = torch.from_numpy(np.repeat([one.eps for one in norms], [one.channels for one in norms]))
+        factors = torch.split(fold_factors(gamma, var, eps, factor), [one.channels for one in norms])
+        for (start, _), folded in zip(placed, factors, strict=True):
+            flat[start : start + len(folded)] *= folded
     if norm == "l2sq":
         flat = flat**2
     return list(torch.split(_mark_broken(flat, tensors, layers, graph), sizes))
@@ -59,8 +56,7 @@ def _mark_broken(flat: Tensor, tensors: Tensors, layers: Sequence[Layer], graph:
     places: list[tuple[int, Tensor]] = []
     start = 0
     for layer in layers:
-        norm = graph.norms[layer.norm] if layer.norm is not None else None
-        names = (layer.bias,) if norm is None else (layer.bias, norm.mean, norm.bias)
+        names = (layer.bias, *(name for norm in graph.norms_of(layer) for name in (norm.mean, norm.bias)))
         places += [(start, tensors[name].detach()) for name in names if name is not None]
         start += layer.out_channels
     if places and not torch.isfinite(together([shift for _, shift in places])).all():

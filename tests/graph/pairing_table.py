@@ -54,7 +54,8 @@ same networks. {versions}.
 {rules}
 
 "Extra" counts norms that no layer alone feeds. They follow a sum, a concatenation or an activation, or normalise more
-than one layer. A wrong or extra pair gives a wrong score without any error. A missed pair gives no score.
+than one layer. A wrong or extra pair gives a wrong score without any error. A missed pair gives no score. Norms behind
+an activation are found apart (`Layer.behind`); they are part of the score, and no pairs of this table.
 
 The package uses the last rule for files without an architecture, and where no tracer can follow the network. That rule
 can offer {offered:.0%} of these norms. The package then edits a pair only if the statistics support it too. The

@@ -348,8 +348,9 @@ def _check_layer(model: Program, plan: Plan, layer: Layer, seen: Seen, before: C
     in the channel's size; a norm may have made anything of it, but one that stands behind the layer makes a zero.
     """
     path, norm = layer.path, layer.norm
+    last = layer.behind[-1] if layer.behind else norm
     after = watch(with_edits_of(model, plan, layer), fixed=before, loose=path)
-    half = watch(scaled(model, path, norm, 0.5), fixed=before, loose=path)
+    half = watch(scaled(model, path, last, 0.5), fixed=before, loose=path)
     rest = [j for j in range(CHANNELS) if j != LOUD]
     for step, ((name, old, sources), (_, new, _), (_, between, _)) in enumerate(
         zip(seen.steps, after.steps, half.steps, strict=True)
@@ -359,15 +360,17 @@ def _check_layer(model: Program, plan: Plan, layer: Layer, seen: Seen, before: C
         alone = [source == {path} for source in sources]
         if norm == "n" and name in (path, "n"):  # what only the norm reads is not the channel yet
             alone[0], alone[-1] = False, name == "n"
+        if layer.behind and not meets_a_norm(model, step):  # nor what only a norm behind it reads
+            alone = [False] * (len(alone) - 1) + [name == "n"]
         for was, is_, own in zip(old, new, alone, strict=True):
             if own:
                 assert torch.equal(was[:, rest], is_[:, rest])
                 assert torch.equal(is_[:, LOUD], is_[:1, LOUD, :1, :1].expand(3, 1, 3, 3)[:, 0])
-        if name in (*_CONVS, *_PAIRS) and alone[0] and (norm == "n" or not meets_a_norm(model, step)):
+        if name in (*_CONVS, *_PAIRS) and alone[0] and (last == "n" or not meets_a_norm(model, step)):
             read = [values[0][:, LOUD] for values in (new, between, old)]
             shift = torch.allclose(read[1], (read[0] + read[2]) / 2, rtol=1e-9, atol=1e-9)
             assert not read[0].any() or shift, f"{name} reads a constant"
-        if name == (norm if norm == "n" else path.partition(".")[0]) or name in layer.behind:
+        if name == (last if last == "n" else path.partition(".")[0]):
             assert not new[-1][:, LOUD].any()
         if name in _PRODUCTS and any(alone[:2]) and not alone[2]:
             assert not new[-1][:, LOUD].any(), f"{name} of {path}"

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unbackdoor.channel_scores import channel_lipschitz
 from unbackdoor.defences.data_free import CLP, LPP
 from unbackdoor.graph import layer_graph
 
@@ -59,7 +60,7 @@ def test_it_is_found(case: str, example: Tensor | None) -> None:
     graph = layer_graph(Net(FOUND[case]), example)
     assert graph["a"].behind == ("n",)
     assert graph["a"].norm is None
-    assert "switched off behind n, too" in graph["a"].note
+    assert graph["a"].note == "a norm stands behind its activation, and is part of its score"
     assert graph["b"].behind == ()
     assert graph.unpaired_norms == ()
 
@@ -105,12 +106,12 @@ def test_a_norm_with_an_empty_path_is_nobodys() -> None:
 
 
 def trained(forward: Forward) -> Net:
-    """Channel 5 of the first layer is an outlier, and the norm's statistics are those of random images."""
+    """Channel 5 of the first norm is an outlier, and the norm's statistics are those of random images."""
     torch.manual_seed(0)
     net = Net(forward)
     with torch.no_grad():
-        net.a.weight[5] *= 8
         net.n.weight.uniform_(0.5, 2)
+        net.n.weight[5] *= 8
         net.n.bias.uniform_(-1, 1)
         net.m.weight.uniform_(0.5, 2)
         net.m.bias.uniform_(-1, 1)
@@ -135,20 +136,37 @@ def test_a_pruned_channel_is_off_behind_it(case: str, method: LPP | CLP) -> None
 
 
 def test_it_is_off_behind_all_of_them() -> None:
-    net, seen = trained(lambda s, x: s.b(s.m(F.elu(s.n(F.elu(s.a(x)))) - 0.1).relu())), list[Tensor]()
+    net, seen = trained(lambda s, x: s.b(s.m(F.elu(s.n(F.elu(s.a(x)))) - 0.1).relu()).relu()), list[Tensor]()
+    assert layer_graph(net)["a"].behind == ("n", "m")
+    with torch.no_grad():
+        net.m.weight[5] *= 8  # which undoes what the first norm did
     model = LPP(upper=2.0, fc_weights=0)(net).model
     model.m.register_forward_hook(lambda _norm, _given, out: seen.append(out))
     model(torch.randn(4, 3, 8, 8))
     assert torch.count_nonzero(seen[0][:, 5]) == 0
 
 
-def test_near_outliers_are_shrunk_where_the_score_sees_it() -> None:
-    """Else each repair would shrink them again."""
+def test_its_factor_is_part_of_the_score() -> None:
+    """By hand: the length of the filter times |gamma| / sqrt(var + eps), of one norm and of two."""
+    for case, norms in ((FOUND["ELU"], "n"), (lambda s, x: s.b(s.m(F.elu(s.n(F.elu(s.a(x)))))), "nm")):
+        net = trained(case)
+        expected = net.a.weight.flatten(1).norm(dim=1).double()
+        for norm in (net.get_submodule(name) for name in norms):
+            expected = expected * norm.weight.abs() / (norm.running_var + norm.eps).sqrt()
+        torch.testing.assert_close(channel_lipschitz(net)["a"], expected.detach(), rtol=1e-5, atol=0)
+        alone = channel_lipschitz(net, factor="none")["a"]
+        torch.testing.assert_close(alone, net.a.weight.flatten(1).norm(dim=1).double().detach(), rtol=1e-5, atol=0)
+
+
+def test_near_outliers_are_shrunk_in_it_once() -> None:
     net = trained(FOUND["ELU"])
     method = LPP(upper=2.7, band=2.0, fc_weights=0)
     once = method(net).model
-    assert not torch.equal(once.a.weight, net.a.weight)
-    assert torch.equal(once.n.weight, net.n.weight)
+    assert torch.equal(once.a.weight, net.a.weight)
+    assert float((once.n.weight / net.n.weight)[5].detach()) < 1
+    before, after = (channel_lipschitz(one)["a"] for one in (net, once))
+    assert after[5] < before[5]
+    assert torch.equal(after[:5], before[:5])
 
 
 def test_a_broken_channel_is_finite_again_behind_it() -> None:

@@ -21,6 +21,7 @@ from unbackdoor.findings.layers import Layer, LayerGraph, Norm
 
 _Known = TypeVar("_Known", Layer, Norm)
 
+_BEHIND = "a norm stands behind its activation, and is part of its score"
 _PUT_OUT = "the network also returns its result, so channels pruned here are zero in that output too"
 
 
@@ -135,8 +136,7 @@ class Dataflow:
             last = path
         if not behind:
             return layer
-        note = f"what is pruned is switched off behind {', '.join(behind)}, too, which no score includes"
-        return _noted(dataclasses.replace(layer, behind=tuple(behind)), note)
+        return _noted(dataclasses.replace(layer, behind=tuple(behind)), _BEHIND)
 
     def _pair(self, layer: Layer, calls: Mapping[str, list[int]], readers: Mapping[int, list[Op]]) -> Layer | None:
         """The layer with its norm, if it has one; None (and a refusal) if its scale means nothing by itself."""

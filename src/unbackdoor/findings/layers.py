@@ -24,7 +24,7 @@ class Layer:
         out_channels: number of output channels.
         norm: path of the BatchNorm that alone consumes its output, or None.
         behind: paths of BatchNorms that alone read what functions make of a convolution's output, or its norm's, each
-            channel by itself, as behind an activation. The score leaves them out; what is pruned is off there, too.
+            channel by itself, as behind an activation. They are part of the score, and of every edit, as `norm` is.
         rule: how that was found: "fx", "export", "arch" or "names".
         weight, bias: names of its tensors; the bias may be None.
         groups: of a grouped convolution.
@@ -132,6 +132,10 @@ class LayerGraph:
             if layer.path == path:
                 return layer
         raise KeyError(path)
+
+    def norms_of(self, layer: Layer) -> tuple[Norm, ...]:
+        """The norm that reads a layer, if there is one, and those behind its activations."""
+        return tuple(self.norms[path] for path in (layer.norm, *layer.behind) if path is not None)
 
     @property
     def pairs(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ class LayerReport:
     Attributes:
         path: its name in the network.
         kind: its type, for example "Conv2d".
-        norm: the norm folded into its scores, or None.
+        norm: the norm folded into its scores, or several with commas between; or None.
         rule: how that pair was found ("fx", "export", "arch", "names").
         scores: one a channel; None where the score is not a finite number.
         mean, std: of the finite scores.

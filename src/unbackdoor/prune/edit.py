@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,46 +60,45 @@ class Editor:
         if not prunes and not shrinks:
             return selection
         layer = selection.layer
-        norm = self.graph.norms[layer.norm] if layer.norm is not None else None
+        norms = self.graph.norms_of(layer)
         scaled, broken = self.scale == "weight" and bool(near.any()), bool(selection.broken.any())
-        reason = self._immutable(layer, norm, filters=scaled or broken)
+        reason = self._immutable(layer, norms, filters=scaled or broken)
         if reason is not None:
             if layer.part != "unknown":  # those are listed already: they are not covered
                 self.left_alone.append(Remark(selection.path, layer.kind, f"its outliers cannot be pruned: {reason}"))
             return dataclasses.replace(selection, immutable=True)
         if prunes:
-            self._prune(layer, norm, _numbers(pruned, selection.start), _numbers(selection.broken, selection.start))
+            self._prune(layer, norms, _numbers(pruned, selection.start), _numbers(selection.broken, selection.start))
         if shrinks:
-            self._shrink(layer, norm, _numbers(near, selection.start), torch.from_numpy(selection.factors[near]))
+            self._shrink(layer, norms, _numbers(near, selection.start), torch.from_numpy(selection.factors[near]))
         return selection
 
     def off(self, layer: Layer, channel: int) -> str | None:
         """Prune one channel of a layer; where its tensors cannot carry that, why."""
-        norm = self.graph.norms[layer.norm] if layer.norm is not None else None
-        reason = self._immutable(layer, norm, filters=False)
+        norms = self.graph.norms_of(layer)
+        reason = self._immutable(layer, norms, filters=False)
         if reason is None:
             index = torch.tensor([channel])
-            self._prune(layer, norm, index, index[:0])
+            self._prune(layer, norms, index, index[:0])
         return reason
 
     def zero(self, name: str, index: tuple[Any, ...]) -> None:
         """Set some places of a tensor to zero."""
         self._add(name, index, lambda before: torch.zeros_like(before))
 
-    def _immutable(self, layer: Layer, norm: Norm | None, *, filters: bool) -> str | None:
+    def _immutable(self, layer: Layer, norms: Sequence[Norm], *, filters: bool) -> str | None:
         """Why tensors that would have to change cannot, or must not, if so.
 
         Args:
-            layer, norm: the layer, and the norm behind it.
+            layer, norms: the layer, and the norms behind it.
             filters: whether filters change even if there is a norm with a gamma.
         """
         if layer.part != "hidden":
             return layer.why or "its channels are not hidden channels"
-        norms = [*([norm] if norm else []), *(self.graph.norms[path] for path in layer.behind)]
-        tensors = [layer.bias, *(name for one in norms for name in (one.weight, one.bias, one.mean, one.var))]
+        tensors = [layer.bias, *(name for norm in norms for name in (norm.weight, norm.bias, norm.mean, norm.var))]
         if self._shared.intersection(tensors):
             return "its bias or norm is shared with another layer"
-        if norm is not None and norm.weight is not None and not filters:
+        if any(norm.weight is not None for norm in norms) and not filters:
             return None
         if layer.parametrization == "other" or (layer.parametrization == "weight_norm" and layer.transposed):
             return "its weight or bias is computed by a parametrization that couples its channels"
@@ -106,23 +106,19 @@ class Editor:
             return "its weight is shared with another layer"
         return None
 
-    def _prune(self, layer: Layer, norm: Norm | None, channels: Tensor, broken: Tensor) -> None:
+    def _prune(self, layer: Layer, norms: Sequence[Norm], channels: Tensor, broken: Tensor) -> None:
         """The channel's output becomes zero for every input (or its norm's beta, where that is kept).
 
-        So does the result of a norm behind an activation, which makes (f(0) - mean) gamma / std + beta of a zero: often
-        further from its mean than anything that the channel puts out.
+        So does the result of each norm behind an activation, which would make (f(0) - mean) gamma / std + beta of a
+        zero: often further from its mean than anything that the channel puts out.
         """
         filters = channels
-        behind = [self.graph.norms[path] for path in layer.behind]
-        for one in ([] if norm is None else [norm]) + behind:
-            for name in (one.weight, one.bias if self.beta == "zero" else None):
+        for norm in norms:
+            for name in (norm.weight, norm.bias if self.beta == "zero" else None):
                 if name is not None:
                     self.zero(name, (channels,))
-        for one in behind if len(broken) else []:  # it has seen numbers that were none
-            self.zero(one.mean, (broken,))
-            self._one(one.var, broken)
-        if norm is not None and norm.weight is not None:
-            filters = broken  # NaN times zero is NaN: there the filter goes too
+            if norm.weight is not None:
+                filters = broken  # NaN times zero is NaN: there the filter goes too
         if not len(filters):
             return
         self._filter(layer, filters, None)
@@ -130,20 +126,21 @@ class Editor:
             self._one(layer.weight, broken)
         if layer.bias is not None:
             self.zero(layer.bias, (filters,))
-        if norm is not None:
+        for norm in norms:
             self.zero(norm.mean, (filters,))  # (0 - 0) / sqrt(var + eps) = 0
             if len(broken):
                 self._one(norm.var, broken)
 
-    def _shrink(self, layer: Layer, norm: Norm | None, channels: Tensor, factors: Tensor) -> None:
+    def _shrink(self, layer: Layer, norms: Sequence[Norm], channels: Tensor, factors: Tensor) -> None:
         """Multiply the slope of channels with factors."""
-        if norm is not None and norm.weight is not None and self.scale == "gamma":
+        gamma = next((norm.weight for norm in norms if norm.weight is not None), None)
+        if gamma is not None and self.scale == "gamma":
             # Same slope as scaling the filter, and no shift: at the running mean the output stays beta.
-            self._scale(norm.weight, (channels,), factors)
+            self._scale(gamma, (channels,), factors)
             return
         self._filter(layer, channels, factors)
-        if norm is not None and self.scale == "gamma":  # no gamma: filter, bias and running mean together
-            self._scale(norm.mean, (channels,), factors)
+        if norms and self.scale == "gamma":  # no gamma: filter, bias and running mean together
+            self._scale(norms[0].mean, (channels,), factors)
             if layer.bias is not None:
                 self._scale(layer.bias, (channels,), factors)
 

@@ -73,8 +73,7 @@ class Plan:
             count, of = int(selection.broken.sum()), len(selection.broken)
             if count > of / 2:
                 names = [selection.layer.weight, selection.layer.bias]
-                if selection.layer.norm is not None:
-                    norm = self.graph.norms[selection.layer.norm]
+                for norm in self.graph.norms_of(selection.layer):
                     names += [norm.weight, norm.bias, norm.mean, norm.var]
                 return (
                     f"{selection.path!r}: expected channels with a finite score, got {count} of {of} without one "
@@ -183,7 +182,7 @@ def _layer_report(selection: Selection) -> LayerReport:
     return LayerReport(
         path=selection.path,
         kind=layer.kind,
-        norm=layer.norm,
+        norm=", ".join(path for path in (layer.norm, *layer.behind) if path) or None,
         rule=layer.rule,
         scores=tuple(number(x) for x in selection.scores.tolist()),
         mean=number(selection.mean),
