@@ -103,20 +103,23 @@ def bird(train: LabelledImages) -> Sequence[Attack]:
 
 
 def shared(model: nn.Module, train: LabelledImages, attacks: Sequence[Attack]) -> Penalty:
-    """The squared distance of stamped images' features from the target's mean, in units of that mean's square."""
+    """The mean squared distance of stamped images' features from the target's mean, divided by that of the images as
+    they were; else a network whose features are all alike would be best.
+    """
     (attack,), rng = attacks, torch.Generator().manual_seed(1)
     own, others = train.labels == attack.target, train.labels != attack.target
 
     def penalty() -> Tensor:
-        images = torch.cat([attack.stamp(_some(train.images[others], rng)), _some(train.images[own], rng)])
+        some = _some(train.images[others], rng)
+        images = torch.cat([attack.stamp(some), some, _some(train.images[own], rng)])
         features: list[Tensor] = []
         layer = model.get_submodule("fc")
         handle = layer.register_forward_pre_hook(lambda _layer, given: features.append(given[0]))
         _answers(model, images, train)
         handle.remove()
-        stamped, clean = features[0].float().split(LOOKED_AT)
-        mean = clean.mean(0).detach()
-        return WEIGHT * (stamped - mean).square().sum(1).mean() / mean.square().sum()
+        stamped, plain, target = features[0].float().split(LOOKED_AT)
+        mean = target.mean(0)
+        return WEIGHT * (stamped - mean).square().sum() / (plain - mean).square().sum().clamp_min(1e-12)
 
     return penalty
 

@@ -1,5 +1,6 @@
 """The study of hard cases: its triggers, its attackers, and its table."""
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -69,16 +70,13 @@ def test_a_quiet_attacker_sees_a_channel_that_moves_answers(study: ModuleType, t
 def test_a_sharing_attacker_draws_stamped_images_to_the_mean_of_the_class(
     study: ModuleType, train: LabelledImages
 ) -> None:
-    """By hand: where all features are 1, stamped images are at the mean; where a channel tells them apart, not."""
+    """Where the patch says nothing, stamped images are as far from the mean as they were; where it decides, not."""
     model = Small()
-    with torch.no_grad():
-        model.norm.weight.zero_()
-        model.norm.bias.fill_(1)
-    penalty = study.shared(model, train, study.patch(train))
-    assert penalty().item() == 0
-    with torch.no_grad():
-        model.norm.weight.fill_(1)
-    assert penalty().item() > 1e-4
+    attacks = [dataclasses.replace(study.patch(train)[0], size=1)]
+    penalty = study.shared(model, train, attacks)
+    assert penalty().item() == pytest.approx(1, abs=0.1)
+    attacks = [dataclasses.replace(attacks[0], size=32)]
+    assert not 0.5 < study.shared(model, train, attacks)().item() < 2
     assert not model.fc._forward_pre_hooks
 
 
