@@ -334,6 +334,39 @@ def test_a_class_that_cannot_be_closed_does_not_cost_the_repair_of_the_first(mon
     assert outcome.report.story[-1] == "Nothing was changed for class 1: half way through"
 
 
+@pytest.mark.parametrize("still", [True, False])
+def test_another_class_is_closed_only_if_it_is_still_suspected_then(
+    monkeypatch: pytest.MonkeyPatch, *, still: bool
+) -> None:
+    looks: list[torch.Tensor] = []
+
+    def suspicious(shown: OnPixels, *words: Any, **more: Any) -> Any:
+        looks.append(shown.model[-1].bias.detach().clone())
+        found = looked(shown, *words, **more)
+        suspects = (TARGET, 1, 2) if len(looks) == 1 or still else (2,)
+        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=suspects))
+
+    def close(_self: Defence, scene: Any, search: Any) -> list[str]:
+        assert torch.equal(scene.pool.answers, scene.shown.logits(scene.pool.images).argmax(1)), (
+            "of the network as it is"
+        )
+        with torch.no_grad():
+            scene.shown.model[-1].bias[search.label] -= 50.0
+        return [f"Closed {search.label}."]
+
+    looked = looking.look
+    monkeypatch.setattr(looking, "look", suspicious)
+    monkeypatch.setattr(Erase, "close", close)
+    model = trained()
+    outcome = repaired(Erase(**QUICK), model)
+    moved = (outcome.model[-1].bias != cast(Any, model)[-1].bias).nonzero().flatten().tolist()  # type: ignore[index]
+    told = [line for line in outcome.report.story if "lass" in line or "losed" in line]
+    assert set(moved) == ({TARGET, 1, 2} if still else {TARGET, 2})
+    assert ("Class 1 is no longer suspected, so nothing was changed for it." in told) is not still
+    assert len(looks) == (3 if still else 2), "the network is looked at again where it was changed, and only there"
+    assert all(float(bias[TARGET]) < -40 for bias in looks[1:])
+
+
 @pytest.mark.usefixtures("all_tried")
 def test_a_class_that_no_time_is_left_for_does_not_cost_the_repair_of_the_first(
     monkeypatch: pytest.MonkeyPatch,

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free.scene import OutOfTime, Scene, Standing, WaysIn, pool_of
 from unbackdoor.defender.case import Case, Progress, part, silent
-from unbackdoor.defender.look import look
+from unbackdoor.defender.look import Look, look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.ways_in import FEWEST, STRONGER, Way
 from unbackdoor.defender.witnessed import witnessed
 from unbackdoor.errors import MethodError, SettingError
 from unbackdoor.findings import Witness
+from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune import Plan, rewritten
 from unbackdoor.settings import setting
@@ -30,7 +31,7 @@ from unbackdoor.settings import setting
 class Looking(Defence):
     """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
 
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     needs_gradients: ClassVar[bool] = True
     paper: ClassVar[None] = None
 
@@ -78,8 +79,15 @@ class Looking(Defence):
             OutOfTime: the time ran out, and nothing was edited for the class.
         """
 
+    def _look(self, shown: OnPixels, graph: LayerGraph, generator: torch.Generator, progress: Progress) -> Look:
+        """At the network as it is now."""
+        return look(shown, graph, generator, progress, count=self.surrogates, steps=self.search_steps)
+
     def plan_for(self, case: Case) -> Plan:
-        """Look, close the suspected classes on a copy, and put down what changed."""
+        """Look, close the suspected classes on a copy, and put down what changed.
+
+        Of several classes each is closed only if it is still suspected once those before are.
+        """
         graph = case.layers()
         original = case.module
         case = dataclasses.replace(case, graph=graph)
@@ -87,14 +95,7 @@ class Looking(Defence):
             shown, note = on_pixels(case, model)
             if self.label >= shown.classes:
                 raise SettingError(f"label: expected a class below {shown.classes}, got {self.label}")
-            seen = look(
-                shown,
-                graph,
-                case.rng,
-                part(case.progress, 0, 0.45),
-                count=self.surrogates,
-                steps=self.search_steps,
-            )
+            seen = self._look(shown, graph, case.rng, part(case.progress, 0, 0.45))
             witness = witnessed(shown, seen, note, case.rng.initial_seed())
             suspects = seen.verdict.suspects if self.label < 0 else (self.label,)
             story = [_suspicion(witness, given=self.label)]
@@ -107,12 +108,20 @@ class Looking(Defence):
                     generator=case.rng,
                     progress=case.progress,
                 )
+                looked_at = held(model)
                 for number, label in enumerate(suspects):
                     ends = [0.5 + 0.5 * (number + more) / len(suspects) for more in (0, 1)]
-                    pool = scene.pool.answered_by(shown) if number else scene.pool
-                    here = dataclasses.replace(scene, pool=pool, progress=part(case.progress, *ends))
+                    told = part(case.progress, *ends)
                     before = held(model)
                     try:
+                        if any(not torch.equal(tensor, looked_at[name]) for name, tensor in before.items()):
+                            seen, looked_at = self._look(shown, graph, case.rng, part(told, 0, 0.3)), before
+                            scene = dataclasses.replace(scene, seen=seen, pool=scene.pool.answered_by(shown))
+                            told = part(told, 0.3, 1)
+                        if number and label not in seen.verdict.suspects:
+                            story.append(f"Class {label} is no longer suspected, so nothing was changed for it.")
+                            continue
+                        here = dataclasses.replace(scene, progress=told)
                         search = WaysIn(here, label, self.search_steps)
                         story += self.close(dataclasses.replace(here, progress=part(here.progress, 0.2, 1)), search)
                     except OutOfTime:
