@@ -148,6 +148,9 @@ FURTHER = (
 #: Repairs that are judged: those that are given no data, and rivals that are given shares of clean training images.
 #: ANP, which takes twenty minutes a network, comes last.
 REPAIRS = ("none", "lpp", "clp", "lpp@auto", "clp@auto", "best")
+#: What chooses its own threshold, and fixed ones beside it.
+AUTO = ("lpp@auto", "clp@auto")
+FIXED = ("2", "2.5", "3", "3.5", "4", "5")
 RIVALS = ("bnp", "ep", "nad", "ibau", "ft", "fp", "rnp")
 LAST = ("anp",)
 CLEAN = (0.05, 0.01)
@@ -200,12 +203,23 @@ def repairs() -> str:
     return "\n".join(lines) + "\n"
 
 
+def thresholds() -> str:
+    """LPP and CLP on every network of the judgement half, at each fixed threshold and at one that is chosen."""
+    lines = _head("thresholds", "Thresholds, judgement half")
+    methods = [*AUTO, *(f"lpp:upper={u},lower=-{u}" for u in FIXED), *(f"clp:u={u}" for u in FIXED)]
+    named = ", ".join(f'"{method}"' for method in methods)
+    for network in networks(halves()["judgement"]):
+        lines += [*_run(network), f"method = [{named}]"]
+    return "\n".join(lines) + "\n"
+
+
 def grids() -> dict[str, str]:
     """Every grid by the name of its file."""
     return {
         **{half: grid(half, f"The population, {half} half", networks(pairs)) for half, pairs in halves().items()},
         "further": grid("further", "Ten further networks", FURTHER),
         "repairs": repairs(),
+        "thresholds": thresholds(),
     }
 
 
