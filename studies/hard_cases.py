@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import trained
+from repairs import suspected
 from trained import Row
 from unbackdoor import metrics
 from unbackdoor.attacks import Attack, DataPoisoning, parse_attack
@@ -177,13 +178,12 @@ def _answers(model: nn.Module, images: Tensor, data: LabelledImages) -> Tensor:
 
 def network(name: str, train: LabelledImages, folder: Path) -> nn.Module:
     """A case's network: the one in the folder, or a new one."""
+    torch.manual_seed(0)
     model, file = parse_arch(ARCH).build(), folder / f"{name}.safetensors"
     if file.exists():
         model.load_state_dict(load_file(file))
         return model.eval()
     case, images, labels, rng = CASES[name], train.images, train.labels, torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    model = parse_arch(ARCH).build()
     attacks = case.attacks(train)
     for attack in attacks:
         poisoned = attack.poison(images, labels, rate=RATE, num_classes=train.spec.num_classes, generator=rng)
@@ -246,11 +246,8 @@ def table(rows: Sequence[Row]) -> str:
         "|---" * 7 + "|",
     ]
     for row in sorted(rows, key=lambda row: (list(CASES).index(row["case"]), METHODS.index(row["method"]))):
-        suspects = row.get("suspects")
-        named = "" if suspects is None else ", ".join(map(str, suspects)) or "none"
         lines.append(
-            f"| {row['case']} | {row['method']} | "
-            f"{named} | {100 * row['rates']['acc']:.1f} | "
+            f"| {row['case']} | {row['method']} | {suspected(row)} | {100 * row['rates']['acc']:.1f} | "
             f"{_percent(row['rates']['asr'])} | {_percent(row['rates']['recall'])} | "
             f"{100 * row['again']['acc']:.1f}, {_percent(row['again']['asr'])} |"
         )

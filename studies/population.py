@@ -147,12 +147,12 @@ FURTHER = (
 
 #: Repairs that are judged: those that are given no data, and rivals that are given shares of clean training images.
 #: ANP, which takes twenty minutes a network, comes last.
-REPAIRS = ("none", "lpp", "clp", "lpp@auto", "clp@auto", "best")
-#: What chooses its own threshold, and fixed ones beside it.
 AUTO = ("lpp@auto", "clp@auto")
-FIXED = ("2", "2.5", "3", "3.5", "4", "5")
+REPAIRS = ("none", "lpp", "clp", *AUTO, "best")
 RIVALS = ("bnp", "ep", "nad", "ibau", "ft", "fp", "rnp")
 LAST = ("anp",)
+#: Fixed thresholds beside those that `AUTO` chooses.
+FIXED = ("2", "2.5", "3", "3.5", "4", "5")
 CLEAN = (0.05, 0.01)
 #: EP asks for the training set, poisoned images and all: of its images, this share carries the trigger.
 POISONED = 0.1
@@ -198,8 +198,7 @@ def repairs() -> str:
     given = [f"clean = [{', '.join(map(str, CLEAN))}]", f"poisoned = {POISONED}"]
     for methods, more in ((REPAIRS, []), (RIVALS, given), (LAST, given)):
         for network in networks(halves()["judgement"]):
-            named = ", ".join(f'"{method}"' for method in methods)
-            lines += [*_run(network), f"method = [{named}]", *more]
+            lines += [*_run(network, methods), *more]
     return "\n".join(lines) + "\n"
 
 
@@ -207,9 +206,8 @@ def thresholds() -> str:
     """LPP and CLP on every network of the judgement half, at each fixed threshold and at one that is chosen."""
     lines = _head("thresholds", "Thresholds, judgement half")
     methods = [*AUTO, *(f"lpp:upper={u},lower=-{u}" for u in FIXED), *(f"clp:u={u}" for u in FIXED)]
-    named = ", ".join(f'"{method}"' for method in methods)
     for network in networks(halves()["judgement"]):
-        lines += [*_run(network), f"method = [{named}]"]
+        lines += _run(network, methods)
     return "\n".join(lines) + "\n"
 
 
@@ -228,7 +226,7 @@ def _head(name: str, title: str) -> list[str]:
     return [head, f'name = "population-{name}"', f'title = "{title}"']
 
 
-def _run(network: Network) -> list[str]:
+def _run(network: Network, methods: Sequence[str] = ()) -> list[str]:
     pair = network.pair
     data = "runs/population/data.toml:tiny20" if pair.data == "tiny20" else pair.data
     slow = 3 if network.attack.partition(":")[0] in SLOW else 1
@@ -236,6 +234,9 @@ def _run(network: Network) -> list[str]:
     lines += [f"epochs = {slow * pair.epochs}", f"seed = {network.seed}", 'dtype = "bfloat16"']
     if network.attack != "none":
         lines += [f'attack = "{network.attack}"', f"rate = {network.rate}", f"target = {network.target}"]
+    if methods:
+        named = ", ".join(f'"{method}"' for method in methods)
+        lines += [f"method = [{named}]"]
     return lines
 
 

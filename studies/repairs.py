@@ -144,12 +144,11 @@ def listed(kept: list[Row]) -> str:
             f"{_percent(row['before'].get(key))} -> {_percent(row['after'].get(key))}"
             for key in ("acc", "asr", "recall")
         ]
-        suspected = "" if row["suspects"] is None else ", ".join(map(str, row["suspects"])) or "none"
         cells = [cell if "None" not in cell else "" for cell in cells]
         lines.append(
             f"| {row['arch']}, {row['data']} | {attack_of(row)} | {row['method']} | "
             + " | ".join(cells)
-            + f" | {suspected} | {row['seconds']:.0f} |"
+            + f" | {suspected(row)} | {row['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -161,6 +160,11 @@ def shared(kept: list[Row]) -> list[Row]:
     for row in kept:
         on.setdefault(row["network"], set()).add(row["method"])
     return [row for row in kept if on[row["network"]] == methods]
+
+
+def suspected(row: Row) -> str:
+    """The classes that a method suspected; empty where it does not look for one."""
+    return "" if row.get("suspects") is None else ", ".join(map(str, row["suspects"])) or "none"
 
 
 def attack_of(row: Row) -> str:

@@ -34,8 +34,8 @@ def scores_of(
         return []
     flat = constants_of([_weight(tensors, layer) for layer in layers], layers, norm)
     sizes = [layer.out_channels for layer in layers]
-    starts = np.cumsum([0, *sizes[:-1]]).tolist()
-    placed = [(start, norm) for layer, start in zip(layers, starts, strict=True) for norm in graph.norms_of(layer)]
+    parts = zip(layers, torch.split(flat, sizes), strict=True)
+    placed = [(part, one) for layer, part in parts for one in graph.norms_of(layer)]
     if placed:
         norms = [one for _, one in placed]
         gamma = together([_gamma(tensors, one) for one in norms])
@@ -44,8 +44,8 @@ def scores_of(
         if any(one.eps != norms[0].eps for one in norms):
             eps = torch.from_numpy(np.repeat([one.eps for one in norms], [one.channels for one in norms]))
         factors = torch.split(fold_factors(gamma, var, eps, factor), [one.channels for one in norms])
-        for (start, _), folded in zip(placed, factors, strict=True):
-            flat[start : start + len(folded)] *= folded
+        for (part, _), folded in zip(placed, factors, strict=True):
+            part.mul_(folded)
     if norm == "l2sq":
         flat = flat**2
     return list(torch.split(_mark_broken(flat, tensors, layers, graph), sizes))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -61,18 +61,32 @@ def test_a_backdoor_is_closed(name: str, left: float, kept: float) -> None:
     assert "was given" in outcome.report.story[0]
 
 
+def suspect(monkeypatch: pytest.MonkeyPatch, rule: Callable[[Any, OnPixels], tuple[int, ...]]) -> None:
+    """The witnesses suspect what a rule makes of a look, and of the network that was looked at."""
+    looked = looking.look
+
+    def look(shown: OnPixels, *words: Any, **more: Any) -> Any:
+        found = looked(shown, *words, **more)
+        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=rule(found, shown)))
+
+    monkeypatch.setattr(looking, "look", look)
+
+
+def classes_moved(one: Any, other: Any) -> list[int]:
+    """The classes whose biases differ in the last layers of two networks."""
+    classes: list[int] = (one[-1].bias != other[-1].bias).nonzero().flatten().tolist()
+    return classes
+
+
 def test_the_class_that_the_witnesses_suspect_is_closed_and_the_plan_is_the_same_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def suspicious(*words: Any, **more: Any) -> Any:
+    def highest(found: Any, _shown: OnPixels) -> tuple[int, ...]:
         """The class with the largest z is suspected, whatever the honest networks say of so small a network."""
-        found = looked(*words, **more)
         highest = [max(z or 0.0 for z in scores) for scores in zip(*found.verdict.standard.values(), strict=True)]
-        suspects = (highest.index(max(highest)),)
-        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=suspects))
+        return (highest.index(max(highest)),)
 
-    looked = looking.look
-    monkeypatch.setattr(looking, "look", suspicious)
+    suspect(monkeypatch, highest)
     model = trained()
     plans = [Erase(**QUICK).plan(model, generator=torch.Generator().manual_seed(3), **LEARNT) for _ in range(2)]
     assert plans[0].report().to_json() == plans[1].report().to_json()
@@ -92,12 +106,7 @@ def test_the_class_that_the_witnesses_suspect_is_closed_and_the_plan_is_the_same
 
 @pytest.mark.parametrize("name", LOOKING)
 def test_nothing_suspected_is_nothing_changed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsuspicious(*words: Any, **more: Any) -> Any:
-        found = looked(*words, **more)
-        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=()))
-
-    looked = looking.look
-    monkeypatch.setattr(looking, "look", unsuspicious)
+    suspect(monkeypatch, lambda _found, _shown: ())
     outcome = repaired(LOOKING[name](surrogates=12, search_steps=2), trained())
     assert state(outcome.model) == state(trained())
     assert "nothing was changed" in outcome.report.story[0]
@@ -313,10 +322,6 @@ def test_the_time_limit_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_class_that_cannot_be_closed_does_not_cost_the_repair_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    def suspicious(*words: Any, **more: Any) -> Any:
-        found = looked(*words, **more)
-        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=(TARGET, 1)))
-
     def close(_self: Defence, scene: Any, search: Any) -> list[str]:
         with torch.no_grad():
             scene.shown.model[-1].bias[search.label] -= 50.0
@@ -324,13 +329,11 @@ def test_a_class_that_cannot_be_closed_does_not_cost_the_repair_of_the_first(mon
             raise MethodError("half way through")
         return ["Closed."]
 
-    looked = looking.look
-    monkeypatch.setattr(looking, "look", suspicious)
+    suspect(monkeypatch, lambda _found, _shown: (TARGET, 1))
     monkeypatch.setattr(Erase, "close", close)
     model = trained()
     outcome = repaired(Erase(**QUICK), model)
-    moved = (outcome.model[-1].bias != cast(Any, model)[-1].bias).nonzero().flatten().tolist()  # type: ignore[index]
-    assert moved == [TARGET]
+    assert classes_moved(outcome.model, model) == [TARGET]
     assert outcome.report.story[-1] == "Nothing was changed for class 1: half way through"
 
 
@@ -340,11 +343,9 @@ def test_another_class_is_closed_only_if_it_is_still_suspected_then(
 ) -> None:
     looks: list[torch.Tensor] = []
 
-    def suspicious(shown: OnPixels, *words: Any, **more: Any) -> Any:
-        looks.append(shown.model[-1].bias.detach().clone())
-        found = looked(shown, *words, **more)
-        suspects = (TARGET, 1, 2) if len(looks) == 1 or still else (2,)
-        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=suspects))
+    def suspicious(_found: Any, shown: OnPixels) -> tuple[int, ...]:
+        looks.append(cast(Any, shown.model)[-1].bias.detach().clone())
+        return (TARGET, 1, 2) if len(looks) == 1 or still else (2,)
 
     def close(_self: Defence, scene: Any, search: Any) -> list[str]:
         assert torch.equal(scene.pool.answers, scene.shown.logits(scene.pool.images).argmax(1)), (
@@ -354,14 +355,12 @@ def test_another_class_is_closed_only_if_it_is_still_suspected_then(
             scene.shown.model[-1].bias[search.label] -= 50.0
         return [f"Closed {search.label}."]
 
-    looked = looking.look
-    monkeypatch.setattr(looking, "look", suspicious)
+    suspect(monkeypatch, suspicious)
     monkeypatch.setattr(Erase, "close", close)
     model = trained()
     outcome = repaired(Erase(**QUICK), model)
-    moved = (outcome.model[-1].bias != cast(Any, model)[-1].bias).nonzero().flatten().tolist()  # type: ignore[index]
     told = [line for line in outcome.report.story if "lass" in line or "losed" in line]
-    assert set(moved) == ({TARGET, 1, 2} if still else {TARGET, 2})
+    assert set(classes_moved(outcome.model, model)) == ({TARGET, 1, 2} if still else {TARGET, 2})
     assert ("Class 1 is no longer suspected, so nothing was changed for it." in told) is not still
     assert len(looks) == (3 if still else 2), "the network is looked at again where it was changed, and only there"
     assert all(float(bias[TARGET]) < -40 for bias in looks[1:])
@@ -373,17 +372,12 @@ def test_a_class_that_no_time_is_left_for_does_not_cost_the_repair_of_the_first(
 ) -> None:
     clock = SimpleNamespace(now=0.0)
 
-    def suspicious(*words: Any, **more: Any) -> Any:
-        found = looked(*words, **more)
-        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=(TARGET, 1)))
-
     def late(_self: Defence, _scene: Any, _search: Any, _start: Any) -> Iterator[tuple[str, Standing]]:
         clock.now = 61.0
         raise MethodError("not on this network")
         yield
 
-    looked = looking.look
-    monkeypatch.setattr(looking, "look", suspicious)
+    suspect(monkeypatch, lambda _found, _shown: (TARGET, 1))
     monkeypatch.setattr(sys.modules[Best.__module__], "time", SimpleNamespace(monotonic=lambda: clock.now))
     fake(monkeypatch, Erase, -50.0)
     fake(monkeypatch, Pushing, None)

@@ -285,7 +285,7 @@ def with_edits_of(model: Program, plan: Plan, layer: Layer) -> Program:
     tensors = {**dict(edited.named_parameters()), **dict(edited.named_buffers())}
     with torch.no_grad():
         for edit in plan.edits:
-            if edit.name.rpartition(".")[0] in (layer.path, layer.norm, *layer.behind):
+            if edit.name.rpartition(".")[0] in (layer.path, *layer.norms):
                 tensors[edit.name][edit.index] = edit.after
     return edited
 

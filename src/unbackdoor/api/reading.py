@@ -307,8 +307,7 @@ def _checked(graph: LayerGraph, found: Checkpoint) -> LayerGraph:
     named = [name for layer in graph.layers for name in (layer.weight, layer.bias)]
     named += [name for norm in norms for name in (norm.weight, norm.bias, norm.mean, norm.var)]
     missing = [name for name in named if name is not None and name not in found.tensors]
-    paths = [path for layer in graph.layers for path in (layer.norm, *layer.behind) if path is not None]
-    missing += [path for path in paths if path not in graph.norms]
+    missing += [path for layer in graph.layers for path in layer.norms if path not in graph.norms]
     if missing:
         raise CheckpointError(f"{found.path}: its layers name tensors that it does not hold: {_first(missing)}")
     return graph

@@ -79,8 +79,7 @@ def _lines(file: ModelFile, *, with_tensors: bool) -> list[str]:
         ]
     lines += ["", f"  {'layer':40} {'kind':16} {'channels':>8}  norm (how it was found)"]
     for layer in graph.layers:
-        norms = ", ".join(norm.path for norm in graph.norms_of(layer)) or "-"
-        norm = f"{short(norms, 36)} ({layer.rule})"
+        norm = f"{short(', '.join(layer.norms), 36) if layer.norms else '-'} ({layer.rule})"
         lines.append(f"  {short(layer.path, 40):40} {layer.kind:16} {layer.out_channels:8}  {norm}")
     lines += ["", f"classifier: {visible(graph.classifier) if graph.classifier else 'none found'}"]
     if graph.unpaired_norms:

@@ -9,18 +9,20 @@ half; if it is read with weights instead, the channel is not off but stuck.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from unbackdoor.dataflow.effects import AT_ZERO, FLATTENS, NORMALISES, ROW_BY_ROW, Role, canonical
-from unbackdoor.dataflow.ops import Op
+from unbackdoor.dataflow.ops import Kind, Op
 from unbackdoor.findings.layers import Layer, Part
 
 _UNREAD = "no reader of its result was found, so its result may be an answer of the network"
 _BLIND = "no output of the network could be traced back to a layer, so the layers that make its answers are not known"
 
 
+#: Ops without weights.
+_FUNCTIONS: tuple[Kind, ...] = ("alias", "other", "shape")
 #: Of several verdicts on a layer, the first of these stands.
 _GRAVITY: tuple[Part, ...] = ("gate", "unknown", "coupled", "constant")
 
@@ -153,15 +155,8 @@ class Parts:
         """The norm that alone reads what functions of a layer's or norm's result make of it, each channel by itself; or
         None. It may work along another axis.
         """
-        calls, ends = self._calls[path], set[int]()
-        stack, seen = list(calls), set(calls)
-        while stack:
-            for reader in self._reading[stack.pop()]:
-                if self._ops[reader].kind not in ("alias", "other", "shape"):
-                    ends.add(reader)
-                elif reader not in seen:
-                    seen.add(reader)
-                    stack.append(reader)
+        calls = self._calls[path]
+        ends = {end for end in self._made_of(calls, past=_FUNCTIONS) if self._ops[end].kind not in _FUNCTIONS}
         norm = min((self._ops[end].path for end in ends if self._ops[end].kind == "norm"), default=None)
         if norm is None or ends != set(self._calls[norm]):
             return None
@@ -174,7 +169,7 @@ class Parts:
 
         Rows of an embedding are compared, not read; those of a map are read at every place.
         """
-        made = {source for call in self._calls[path] for source in self._made_of(call)} | {*self._calls[path]}
+        made = self._made_of(self._calls[path]) | {*self._calls[path]}
         stack = [(call, not self._layers[path].kind.lower().startswith("conv")) for call in self._calls[path]]
         seen = set(stack)
         while stack:
@@ -197,15 +192,16 @@ class Parts:
                     stack.append(step)
         return None
 
-    def _made_of(self, call: int) -> set[int]:
-        """Every op that is computed from a call's result."""
+    def _made_of(self, calls: Iterable[int], *, past: Collection[Kind] | None = None) -> set[int]:
+        """Every op that is computed from the results of some calls; with `past`, up to the first ops of other kinds."""
         found: set[int] = set()
-        stack = [call]
+        stack = list(calls)
         while stack:
             for number in self._reading[stack.pop()]:
                 if number not in found:
                     found.add(number)
-                    stack.append(number)
+                    if past is None or self._ops[number].kind in past:
+                        stack.append(number)
         return found
 
     def _worst(self, calls: Iterable[int]) -> Verdict | None:

@@ -61,6 +61,11 @@ class Layer:
     why: str = ""
     note: str = ""
 
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Paths of the norm that reads it, if there is one, and of those behind its activations."""
+        return self.behind if self.norm is None else (self.norm, *self.behind)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
@@ -134,8 +139,8 @@ class LayerGraph:
         raise KeyError(path)
 
     def norms_of(self, layer: Layer) -> tuple[Norm, ...]:
-        """The norm that reads a layer, if there is one, and those behind its activations."""
-        return tuple(self.norms[path] for path in (layer.norm, *layer.behind) if path is not None)
+        """A layer's norms, in the order of its `norms`."""
+        return tuple(self.norms[path] for path in layer.norms)
 
     @property
     def pairs(self) -> dict[str, str]:

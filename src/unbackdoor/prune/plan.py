@@ -182,7 +182,7 @@ def _layer_report(selection: Selection) -> LayerReport:
     return LayerReport(
         path=selection.path,
         kind=layer.kind,
-        norm=", ".join(path for path in (layer.norm, *layer.behind) if path) or None,
+        norm=", ".join(layer.norms) if layer.norms else None,
         rule=layer.rule,
         scores=tuple(number(x) for x in selection.scores.tolist()),
         mean=number(selection.mean),

@@ -226,10 +226,7 @@ def _unpaired(report: Report) -> list[str]:
     if not norms:
         return []
     shown = _and_more([short(path, 40) for path in norms[:FIRST]], len(norms))
-    return _wrap(
-        f"{summary.count(len(norms), 'norm')} of no single layer: {shown}",
-        rest="  ",
-    )
+    return _wrap(f"{summary.count(len(norms), 'norm')} of no single layer: {shown}", rest="  ")
 
 
 def _notes(report: Report) -> list[str]:

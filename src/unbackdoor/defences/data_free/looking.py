@@ -108,14 +108,14 @@ class Looking(Defence):
                     generator=case.rng,
                     progress=case.progress,
                 )
-                looked_at = held(model)
+                before: dict[str, Tensor] = {}
                 for number, label in enumerate(suspects):
                     ends = [0.5 + 0.5 * (number + more) / len(suspects) for more in (0, 1)]
                     told = part(case.progress, *ends)
-                    before = held(model)
+                    last, before = before, held(model)
                     try:
-                        if any(not torch.equal(tensor, looked_at[name]) for name, tensor in before.items()):
-                            seen, looked_at = self._look(shown, graph, case.rng, part(told, 0, 0.3)), before
+                        if number and any(not torch.equal(tensor, last[name]) for name, tensor in before.items()):
+                            seen = self._look(shown, graph, case.rng, part(told, 0, 0.3))
                             scene = dataclasses.replace(scene, seen=seen, pool=scene.pool.answered_by(shown))
                             told = part(told, 0.3, 1)
                         if number and label not in seen.verdict.suspects:
