@@ -142,7 +142,7 @@ def edited_layers(tensors: dict[str, Tensor], graph: LayerGraph) -> tuple[set[st
     for method in METHODS:
         plan = method.plan(tensors, graph=graph)
         names = {edit.name.rpartition(".")[0] for edit in plan.edits}
-        edited |= {layer.path for layer in graph.layers if layer.path in names or layer.norm in names}
+        edited |= {layer.path for layer in graph.layers if not names.isdisjoint((layer.path, *layer.norms))}
         uncovered &= {remark.path for remark in plan.not_covered}
     return edited, uncovered
 
