@@ -145,6 +145,36 @@ FURTHER = (
     Network(Pair("resnet18:width=16,stride=2", "fast:lr=0.2", "tiny_imagenet", 8), 9090, "blended", 0.05, 77),
 )
 
+_GENTLY = "fast:optimiser=adam,lr=0.001,weight_decay=0.0005"
+#: Clean networks beside the population, of pairs that no half has: more honest ones to compare a network with.
+HONEST = tuple(
+    Network(pair, 5000 + 10 * place)
+    for place, pair in enumerate(
+        (
+            Pair("resnet18:width=12,stride=2", "fast:lr=0.05", "cifar10", 6),
+            Pair("mobilenetv2:width=10,stride=2", "fast:lr=0.02", "cifar10", 6),
+            Pair("mixer_small:width=64,patch=8", _GENTLY, "gtsrb", 14, batch_norm=False),
+            Pair("resnet18:width=9,stride=2", _GENTLY, "cifar10", 8),
+            Pair("vgg19_bn:width=8", "fast:lr=0.05", "gtsrb", 8),
+            Pair("preactresnet18:width=12,stride=2", _GENTLY, "cifar10", 6),
+            Pair("mobilenetv2:width=14,stride=2", _GENTLY, "gtsrb", 6),
+            Pair("vgg16_bn:width=12", "fast:lr=0.05,weight_decay=0.001", "cifar10", 6),
+            Pair("resnet18:width=12,stride=2", _BARE, "gtsrb", 6),
+            Pair("wideresnet16:width=8,stride=2", _GENTLY, "cifar10", 8),
+            Pair("resnet18:width=10,stride=2", "fast:crop_padding=0,flip=false", "cifar10", 6),
+            Pair("mobilenetv2:width=14,stride=2", "fast:weight_decay=0.001", "cifar10", 6),
+            Pair("vgg16_bn_elu:width=12", "fast:lr=0.02", "cifar10", 6),
+            Pair("vit_small:width=64,depth=3,patch=8", _GENTLY, "gtsrb", 10, batch_norm=False),
+            Pair("resnet34:width=6,stride=2", "fast:lr=0.05", "gtsrb", 6),
+            Pair("mixer_small:width=80,patch=8", "fast:optimiser=adam,lr=0.002", "cifar10", 12, batch_norm=False),
+            Pair("resnet18_gn:width=12,stride=2", _GENTLY, "gtsrb", 8, batch_norm=False),
+            Pair("vgg19:width=10", "fast:optimiser=adam,lr=0.0005", "gtsrb", 8, batch_norm=False),
+            Pair("preactresnet18:width=10,stride=2", "fast:lr=0.1,weight_decay=0.001", "gtsrb", 6),
+            Pair("wideresnet16:width=16,stride=2", "fast:lr=0.05,weight_decay=0.001", "cifar10", 6),
+        )
+    )
+)
+
 #: Repairs that are judged: those that are given no data, and rivals that are given shares of clean training images.
 #: ANP, which takes twenty minutes a network, comes last.
 AUTO = ("lpp@auto", "clp@auto")
@@ -216,6 +246,7 @@ def grids() -> dict[str, str]:
     return {
         **{half: grid(half, f"The population, {half} half", networks(pairs)) for half, pairs in halves().items()},
         "further": grid("further", "Ten further networks", FURTHER),
+        "honest": grid("honest", "More honest networks", HONEST),
         "repairs": repairs(),
         "thresholds": thresholds(),
     }

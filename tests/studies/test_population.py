@@ -31,7 +31,7 @@ def test_the_halves_share_no_pair(population: ModuleType) -> None:
 
 def test_the_grids_are_those_that_the_study_writes(population: ModuleType) -> None:
     assert {path.stem: path.read_text() for path in GRIDS.glob("*.toml")} == population.grids()
-    assert set(population.grids()) == {*population.halves(), "further", "repairs", "thresholds"}
+    assert set(population.grids()) == {*population.halves(), "further", "honest", "repairs", "thresholds"}
 
 
 def test_what_it_holds(population: ModuleType) -> None:
@@ -112,7 +112,7 @@ def test_what_is_kept_is_of_the_population(population: ModuleType) -> None:
             one.attack.partition(":")[0],
             one.rate,
         )
-        for networks in (*map(population.networks, population.halves().values()), population.FURTHER)
+        for networks in (*map(population.networks, population.halves().values()), population.FURTHER, population.HONEST)
         for one in networks
     }
     kept = sorted(population.KEPT.glob("training/*/record.json"))

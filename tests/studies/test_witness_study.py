@@ -70,6 +70,18 @@ def test_the_further_networks_are_not_looked_at(study: ModuleType) -> None:
         assert not study.is_further({**config, "recipe": "fast"})
 
 
+def test_more_honest_networks_are_of_no_half(study: ModuleType) -> None:
+    known = {(pair.data, pair.arch) for pair in study.population.PAIRS}
+    known |= {(one.pair.data, one.pair.arch) for one in study.population.FURTHER}
+    honest = study.population.HONEST
+    assert len({one.pair for one in honest}) == len({one.seed for one in honest}) == len(honest)
+    for one in honest:
+        assert one.attack == "none"
+        assert (one.pair.data, one.pair.arch) not in known
+        config = {"data": one.pair.data, "arch": f"{one.pair.arch},num_classes=10", "recipe": one.pair.recipe}
+        assert study.allowed(config)
+
+
 def test_folders_and_their_truth(study: ModuleType, tmp_path: Path) -> None:
     one = a_folder(tmp_path / "store" / "a", "resnet18:width=16,num_classes=10", "fast")
     (tmp_path / "store" / "running").mkdir()
