@@ -164,7 +164,7 @@ HONEST = tuple(
             Pair("resnet18:width=10,stride=2", "fast:crop_padding=0,flip=false", "cifar10", 6),
             Pair("mobilenetv2:width=14,stride=2", "fast:weight_decay=0.001", "cifar10", 6),
             Pair("vgg16_bn_elu:width=12", "fast:lr=0.02", "cifar10", 6),
-            Pair("vit_small:width=64,depth=3,patch=8", _GENTLY, "gtsrb", 10, batch_norm=False),
+            Pair("vit_small:width=72,depth=3,patch=8", _GENTLY, "gtsrb", 10, batch_norm=False),
             Pair("resnet34:width=6,stride=2", "fast:lr=0.05", "gtsrb", 6),
             Pair("mixer_small:width=80,patch=8", "fast:optimiser=adam,lr=0.002", "cifar10", 12, batch_norm=False),
             Pair("resnet18_gn:width=12,stride=2", _GENTLY, "gtsrb", 8, batch_norm=False),
