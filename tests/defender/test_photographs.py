@@ -4,9 +4,11 @@ from importlib import resources
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from unbackdoor.defender import photographs as module
-from unbackdoor.defender.photographs import photographs
+from unbackdoor.defender.on_pixels import CHUNK, OnPixels
+from unbackdoor.defender.photographs import answered_with, photographs
 from unbackdoor.inputs import InputSpec
 
 PICTURES = resources.files("unbackdoor.defender").joinpath("pictures")
@@ -58,3 +60,30 @@ def test_large_images_and_small_ones() -> None:
     assert photographs(1, spec(3, 500, 300), torch.Generator().manual_seed(0)).shape == (1, 3, 500, 300)
     assert photographs(2, spec(3, 1, 1), torch.Generator().manual_seed(0)).shape == (2, 3, 1, 1)
     assert photographs(0, spec(3, 8, 8), torch.Generator().manual_seed(0)).shape == (0, 3, 8, 8)
+
+
+class Brightness(nn.Module):
+    """Answers 1 where an image is brighter than a limit, else 0."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.mean((1, 2, 3)) - self.limit
+        return torch.stack([-bright, bright], 1)
+
+
+def test_crops_that_are_answered_with_a_class_are_all_of_them() -> None:
+    shown = OnPixels(Brightness(0.5), spec(3, 6, 6), exact=True)
+    among = CHUNK + 50
+    parts = [photographs(size, shown.spec, seed) for seed in [torch.Generator().manual_seed(3)] for size in (CHUNK, 50)]
+    crops = torch.cat(parts)
+    bright = answered_with(shown, 1, among, torch.Generator().manual_seed(3))
+    assert torch.equal(bright, crops[crops.mean((1, 2, 3)) > 0.5])
+    assert 0 < len(bright) < among
+
+
+def test_a_class_that_no_crop_shows_has_none() -> None:
+    shown = OnPixels(Brightness(1.5), spec(1, 6, 6), exact=True)
+    assert answered_with(shown, 1, 30, torch.Generator().manual_seed(3)).shape == (0, 1, 6, 6)

@@ -1,26 +1,20 @@
 """What ways into a class do to the classifier's input.
 
-    t      the class
-    h      the classifier's input on a surrogate that is not answered with t; mu and S their mean and covariance
-    d      the mean change of h on each way into t (`defender.ways_in`), each of length 1, summed
-    l      a small share of the mean of S's diagonal, added to it
-    u      (S + l)^-1 d / (d^T (S + l)^-1 d): of all linear functions that are 1 at d, the one that varies least over h
-    c(x)   u^T (h(x) - mu): how far an image is on the ways; about 0 where they are not walked, and 1 behind them
-
-Images are answered with t for what they show, or since they carry the trigger, or something like it. c tells:
-of those that show the class, it is small.
+t      the class
+h      the classifier's input on a surrogate that is not answered with t; mu and S their mean and covariance
+d      the mean change of h on each way into t (`defender.ways_in`), each of length 1, summed
+l      a small share of the mean of S's diagonal, added to it
+u      (S + l)^-1 d / (d^T (S + l)^-1 d): of all linear functions that are 1 at d, the one that varies least over h
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from unbackdoor.defender.on_pixels import CHUNK, OnPixels
-from unbackdoor.defender.photographs import photographs
 from unbackdoor.defender.ways_in import Way
 from unbackdoor.errors import MethodError
 from unbackdoor.graph.activations import watched
@@ -29,10 +23,6 @@ from unbackdoor.graph.activations import watched
 WIDE = 4096
 #: l, in units of the mean of S's diagonal.
 RIDGE = 0.02
-#: Crops of photographs among which images of a class are looked for, and the share of those with the smallest c.
-CROPS, GENUINE = 1500, 0.25
-#: Fewer of these say little of the class.
-FEWEST = 8
 
 
 def direction(shown: OnPixels, path: str, ways: Sequence[Way], pixels: Tensor, h: Tensor) -> Tensor:
@@ -65,40 +55,6 @@ def across(h: Tensor, own: Tensor, d: Tensor, ridge: float = RIDGE) -> Tensor:
     if not bool(torch.isfinite(u).all()):
         raise MethodError("the ways into the class have no common direction at the classifier's input")
     return u
-
-
-def genuine(
-    shown: OnPixels,
-    path: str,
-    label: int,
-    ways: Sequence[Way],
-    others: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    """(K, C, H, W) crops of photographs that are answered with a class and lie least on the ways into it; K may be 0.
-
-    Args:
-        shown: the network.
-        path: of its classifier.
-        label: the class.
-        ways: into it.
-        others: (N, C, H, W) surrogates that are not answered with it.
-        generator: of the crops.
-
-    Raises:
-        MethodError: as `classifier_inputs` and `across`.
-    """
-    found = []
-    for done in range(0, CROPS, CHUNK):  # all at once would fill the memory where images are large
-        part = photographs(min(CHUNK, CROPS - done), shown.spec, generator)
-        found.append(part[shown.logits(part).argmax(1) == label])
-    crops = torch.cat(found)
-    if not len(crops):
-        return crops
-    h = classifier_inputs(shown, path, others)
-    u = across(h, h[:0], direction(shown, path, ways, others, h))
-    on_the_ways = (classifier_inputs(shown, path, crops) - h.mean(0)) @ u
-    return crops[on_the_ways.argsort()[: math.ceil(GENUINE * len(crops))]]
 
 
 def _by_features(h: Tensor, own: Tensor, d: Tensor, ridge: float) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unbackdoor.defender.on_pixels import CHUNK, OnPixels
 from unbackdoor.inputs import InputSpec
 
 #: The smallest crop, as a share of the largest that a photograph holds.
@@ -67,6 +68,22 @@ def photographs(count: int, spec: InputSpec, generator: torch.Generator) -> Tens
         part = ((part - mean) * _between(contrast) + mean * _between(light)).clamp(0, 1)
         found[place] = _coloured(part, channels, generator)
     return found
+
+
+def answered_with(shown: OnPixels, label: int, among: int, generator: torch.Generator) -> Tensor:
+    """(K, C, H, W) crops in [0, 1] that a network answers with a class; K may be 0.
+
+    Args:
+        shown: the network.
+        label: the class.
+        among: so many crops.
+        generator: of the crops.
+    """
+    found = [torch.empty(0, *shown.spec.shape)]
+    for done in range(0, among, CHUNK):  # all at once would fill the memory where images are large
+        crops = photographs(min(CHUNK, among - done), shown.spec, generator)
+        found.append(crops[shown.logits(crops).argmax(1) == label])
+    return torch.cat(found)
 
 
 def _between(share: float) -> float:

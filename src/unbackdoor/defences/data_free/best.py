@@ -7,36 +7,30 @@ no data, and has no paper of its own.
     changed    the share of the surrogates, answered with other classes, whose answer a repair changes
     sure       the same share, of those that the network was sure of; where there is none, of all
     damage     the points of accuracy that the damage meter predicts to be lost
-    agreed     of the impressions of the class that are made on the repaired network, the share that the network before
-               and another repair take for the class, too; the median over the other repairs
-    kept       of the crops of photographs that show the class (`scene.WaysIn`), the share still answered with it
-    lost       of the same impressions made on the other repairs that may be taken, the share that this repair does not
-               take for the class
+    kept       of the images that are answered with the class (`scene.WaysIn.held_out`), the share that still is
+    cost       `damage`, and `CLASS` points for the class itself, as far as it is not kept: the meter leaves it out
 
 A repair closes the class if `left` is at most `closed` and `regained` at least that of the settings: a network that was
 trained to resist some ways may give in to others that are nearly as easy.
 Surrogates answered with the class itself do not count as changed: many of them carry the trigger. So a repair that
-takes the class away with the trigger seems cheap. But what it takes for the class afterwards is then something else
-than before, and than what other repairs take for it: `agreed` tells.
+takes the class away with the trigger seems cheap. `kept` tells: crops of photographs that no repair has seen.
 Erasing is tried first. If it closes the class and changes next to nothing (`ENOUGH`), no more is tried. Else pruning
 what pushes (where something does) and forgetting are; if none closes the class, erasing is tried behind forgetting. A
 repair that changes too many sure answers of other classes, or is predicted to do too much damage, is never taken. One
-that agrees on too few images of the class is taken only where all are so: where the class was answered for its trigger
-alone (SIG, which poisons all its images), nothing of it is left. Among the others that close the class, the one is
-taken that costs least: `changed` counts for each of the other classes, and `lost` for the class itself. Where none
-closes it, it is taken from those that leave least, give or take `closed`: so few images tell no smaller difference.
+that keeps too few images of the class is taken only where all do: where the class was answered for its trigger alone
+(SIG, which poisons all its images), nothing of it is left. Among the others that close the class, the one is taken that
+costs least. Where none closes it, it is taken from those that leave least, give or take `closed`: so few images tell no
+smaller difference.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
@@ -44,11 +38,10 @@ from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
 from unbackdoor.defences.data_free.looking import InRounds, Looking, put_back
 from unbackdoor.defences.data_free.pushing import Pushing
-from unbackdoor.defences.data_free.scene import OutOfTime, Scene, Standing, WaysIn
-from unbackdoor.defender import directions, meter
+from unbackdoor.defences.data_free.scene import OutOfTime, Pool, Scene, Standing, WaysIn
+from unbackdoor.defender import meter
 from unbackdoor.defender.case import Case, Progress, part
 from unbackdoor.defender.on_pixels import OnPixels
-from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Channel
 from unbackdoor.errors import MethodError
 from unbackdoor.graph.tensors import Tensors
@@ -61,14 +54,12 @@ NO_REPAIR = (
 )
 #: Repairs that are tried at most.
 TRIALS = 4
-#: Images of the class that are made on a repaired network.
-OWN = 24
-#: With fewer that are of the class to both networks, a repair has none.
-FEWEST = 3
 #: The probability from which on the network is sure of an answer.
 SURE = 0.7
 #: `changed`, `sure` and `damage` up to which no cheaper repair is looked for, and the least `kept`.
-ENOUGH, KEPT = (0.02, 0.01, 0.5), 0.7
+ENOUGH, KEPT = (0.05, 0.01, 0.5), 0.8
+#: Points of accuracy that the class itself is worth, as one of ten; where there are more, it matters no less.
+CLASS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,10 +70,8 @@ class Trial:
         name: of the repair.
         shown: the repaired copy.
         standing: how easily the class is reached in it; `left` and `regained`, see above.
-        changed, sure, kept: see above, in [0, 1]; `kept` is None where too few crops show the class.
+        changed, sure, kept: see above, in [0, 1].
         damage: see above, in points.
-        own: impressions of the class made on the copy, which it takes for the class, and so did the network before.
-        strange: of those that the copy takes for the class, the share that the network before took for something else.
         told: what it says of itself.
     """
 
@@ -91,34 +80,20 @@ class Trial:
     standing: Standing
     changed: float
     sure: float
-    kept: float | None
+    kept: float
     damage: float
-    own: Tensor
-    strange: float
     told: tuple[str, ...]
 
-    def agreed(self, trials: Sequence[Trial], label: int) -> float:
-        """See above, in [0, 1]; without another repair that has such images, with the network before alone."""
-        if len(self.own) < FEWEST:
-            return 0.0
-        shares = [trial.takes(self.own, label) for trial in trials if trial is not self and len(trial.own)]
-        return (1 - self.strange) * (statistics.median(shares) if shares else 1.0)
-
-    def cost(self, rivals: Sequence[Trial], label: int) -> float:
-        """((K - 1) `changed` + `lost`) / K for K classes, in [0, 1]; without another repair, nothing is lost."""
-        others = torch.cat([self.own[:0], *(trial.own for trial in rivals if trial is not self)])
-        lost = 1 - self.takes(others, label) if len(others) else 0.0
-        classes = self.shown.classes
-        return ((classes - 1) * self.changed + lost) / classes
-
-    def takes(self, images: Tensor, label: int) -> float:
-        """The share of images that it takes for a class."""
-        return _share(self.shown.logits(images).argmax(1) == label)
+    @property
+    def cost(self) -> float:
+        """See above, in points."""
+        return self.damage + CLASS * (1 - self.kept)
 
     def __str__(self) -> str:
         return (
             f"{self.name} changes {self.changed:.1%} of the answers of other classes, and {self.sure:.1%} of the sure "
-            f"ones, and is predicted to lose {self.damage:.1f} points of accuracy; {self.standing}"
+            f"ones, keeps {self.kept:.0%} of those of the class, and is predicted to lose {self.damage:.1f} points of "
+            f"accuracy; {self.standing}"
         )
 
 
@@ -146,9 +121,9 @@ class Best(Looking):
         own=True,
     )
 
-    agreed: float = setting(
+    kept: float = setting(
         0.35,
-        "a repair of whose images of the class a smaller share is of that class to others is taken only if all are so",
+        "a repair that keeps a smaller share of the answers of the class is taken only if all do",
         least=0,
         most=1,
         own=True,
@@ -191,12 +166,12 @@ class Best(Looking):
 
         try:
             erased = tried(Erase())
-            if not (erased and self._is_enough(erased, label)):
+            if not (erased and self._is_enough(erased)):
                 if any(isinstance(way, Channel) for way in ways):
                     tried(Pushing())
                 forgotten = tried(Forget())
                 closing = [trial for trial in trials if not self._too_dear(trial) and self.is_closed(trial.standing)]
-                if forgotten and not any(trial.agreed(trials, label) >= self.agreed for trial in closing):
+                if forgotten and not any(trial.kept >= self.kept for trial in closing):
                     tried(Erase(rounds=1), behind=forgotten)
         except OutOfTime:
             if not trials:
@@ -207,12 +182,10 @@ class Best(Looking):
         cheap = [trial for trial in trials if trial.name not in dear]
         if not cheap:
             return [*story, NO_REPAIR]
-        agreed = {trial.name: trial.agreed(trials, label) for trial in cheap}
-        sound = [trial for trial in cheap if agreed[trial.name] >= self.agreed]
+        sound = [trial for trial in cheap if trial.kept >= self.kept]
         if sound:
             story += [
-                f"{trial.name} is not taken: only {agreed[trial.name]:.0%} of its images of class {label} are of that "
-                "class to the others."
+                f"{trial.name} is not taken: it keeps only {trial.kept:.0%} of the answers of class {label}."
                 for trial in cheap
                 if trial not in sound
             ]
@@ -222,8 +195,7 @@ class Best(Looking):
                 "alone, or it may hardly be answered any more."
             )
             sound = cheap
-        near = self.nearest(sound)
-        chosen = min(near, key=lambda trial: trial.cost(near, label))
+        chosen = min(self.nearest(sound), key=lambda trial: trial.cost)
         put_back(scene.shown.model, Tensors(chosen.shown.model))
         cheapest = "it closes the class at the smallest cost, the class itself included"
         verdict = cheapest if self.is_closed(chosen.standing) else "it leaves least, though not little"
@@ -243,12 +215,11 @@ class Best(Looking):
             return f"it is predicted to lose {trial.damage:.1f} points of accuracy"
         return ""
 
-    def _is_enough(self, trial: Trial, label: int) -> bool:
+    def _is_enough(self, trial: Trial) -> bool:
         """Whether a repair closes the class at so small a cost that no other is needed."""
         costs = zip((trial.changed, trial.sure, trial.damage), ENOUGH, strict=True)
         cheap = not self._too_dear(trial) and all(cost <= enough for cost, enough in costs)
-        cheap = cheap and (trial.kept is None or trial.kept >= KEPT)
-        return cheap and self.is_closed(trial.standing) and trial.agreed([trial], label) >= self.agreed
+        return cheap and self.is_closed(trial.standing) and trial.kept >= max(KEPT, self.kept)
 
     def _try(
         self,
@@ -265,7 +236,7 @@ class Best(Looking):
         shown = dataclasses.replace(scene.shown, model=copy_model((behind or scene).shown.model))
         before = len(story) - 1  # a sentence each, whatever came of it
         here = part(scene.progress, before / TRIALS, (before + 1) / TRIALS)
-        copied = dataclasses.replace(scene, shown=shown, progress=part(here, 0, 0.9))
+        copied = dataclasses.replace(scene, shown=shown, progress=here)
         method = dataclasses.replace(method, closed=self.closed, regained=self.regained)
         start = behind.standing if behind else search.first
         if not start.ways:
@@ -273,8 +244,7 @@ class Best(Looking):
         try:
             steps = list(method.each_round(copied, search, start))
             told, standing = (*told, *(said for said, _ in steps)), steps[-1][1]
-            judging = dataclasses.replace(scene, progress=part(here, 0.9, 1))
-            trial = _judged(judging, seen, shown, name, search, standing, told)
+            trial = _judged(scene.pool, seen, shown, name, search, standing, told)
         except MethodError as error:
             story.append(f"{name} was tried, and cannot work here: {error}")
             return None
@@ -296,7 +266,7 @@ def _until(seconds: float, progress: Progress) -> Progress:
 
 
 def _judged(
-    scene: Scene,
+    pool: Pool,
     seen: meter.Shown,
     shown: OnPixels,
     name: str,
@@ -304,25 +274,19 @@ def _judged(
     standing: Standing,
     told: tuple[str, ...],
 ) -> Trial:
-    pool, label, crops = scene.pool, search.label, search.genuine
-    before, after = pool.answers, shown.logits(pool.images).argmax(1)
+    label, before, after = search.label, pool.answers, shown.logits(pool.images).argmax(1)
     others = before != label
     sure = others & (pool.logits.softmax(1).amax(1) >= SURE)
     if not bool(sure.any()):
         sure = others
-    own = impressions_of(shown, label, OWN, scene.generator, scene.progress)
-    own = own[shown.logits(own).argmax(1) == label]
-    same = scene.shown.logits(own).argmax(1) == label if len(own) else torch.zeros(0, dtype=torch.bool)
     return Trial(
         name=name,
         shown=shown,
         standing=standing,
         changed=_share((after != before)[others]),
         sure=_share((after != before)[sure]),
-        kept=_share(shown.logits(crops).argmax(1) == label) if len(crops) >= directions.FEWEST else None,
+        kept=_share(shown.logits(search.held_out).argmax(1) == label),
         damage=meter.predict(seen, dataclasses.replace(shown, exact=True)).loss,
-        own=own[same],
-        strange=1 - _share(same),
         told=told,
     )
 

@@ -21,15 +21,14 @@ It is an oblique projection: it takes out what lies along d, measured where imag
 (u = d / d^T d) takes away what honest classes have along d. With a = 1 a stamped image has the logits of an average
 image, which may still be t; a > 1 takes it past that.
 
-The class itself must not lie along u. Surrogates answered with t may carry the trigger, so they are left out of mu and
-S. Instead the erasure is made twice. The first one closes the ways, roughly. Class impressions of t are made on what
-it leaves: they look like t in another way than by the trigger. They are x_t, together with crops of photographs that
-are answered with t and lie least on the ways (`defender.directions`). The first erasure is undone, and the second takes
+The class itself must not lie along u. Impressions answered with t may carry the trigger, so they are left out of mu
+and S. Crops of photographs that are answered with t mostly show something like t: they are x_t, and
 
     S' = S + E[(h(x_t) - mu) (h(x_t) - mu)^T]
 
-for S, so that u^T (h(x_t) - mu) is small, and t is answered as before. It works on a network with one linear
-classifier.
+is taken for S, so that u^T (h(x_t) - mu) is small, and t is answered as before. Then more x_t are made: class
+impressions of t on the network that was erased in this way, which look like t in another way than by the trigger. That
+erasure is undone, and the one with all x_t is made. It works on a network with one linear classifier.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class Erase(InRounds):
     rounds: int = setting(2, "searches for easy ways, each followed by an edit", least=1, own=True)
     overshoot: float = setting(1.25, "how far along the direction is gone back; 1 is to the mean", above=0, own=True)
     protected: int = setting(
-        40, "impressions of the class among x_t, which are answered as before; 0: no x_t", least=0, own=True
+        40, "impressions of the class among x_t, which are answered as before; 0: crops alone", least=0, own=True
     )
     ridge: float = setting(
         RIDGE, "added to the covariance's diagonal, in units of its mean", above=0, most=1e6, own=True
@@ -99,11 +98,11 @@ class Erase(InRounds):
         def step(found: Sequence[Way], progress: Progress) -> str:
             nonlocal own
             if own is None:
-                own = others[:0]
+                own = search.examples
                 if self.protected:
                     with dataclasses.replace(self, protected=0).for_once(scene, search, found) as shown:
-                        own = impressions_of(shown, search.label, self.protected, scene.generator, progress)
-                    own = torch.cat([own[shown.logits(own).argmax(1) == search.label], search.genuine])
+                        made = impressions_of(shown, search.label, self.protected, scene.generator, progress)
+                    own = torch.cat([made[shown.logits(made).argmax(1) == search.label], own])
             take_out(found, own)
             return f"Their common direction was taken out of {path}."
 

@@ -20,11 +20,11 @@ one way at a time, with the gradient's norm clipped to `clip`. It ends when the 
 way is easy, or after `rounds` rounds.
 
 Surrogates answered with t may carry the trigger, or something like it. To keep the answers to them is to keep the
-backdoor, so they are left out. But t must be answered still. Of many crops that are answered with t, those are x_t that
-lie least on the ways at the classifier's input (`defender.directions`), and r is what the network answered to them.
-Where too few photographs show t, the ways are erased from the classifier, roughly, as in `erase`; impressions x_t of t
-are made on what is left, and r is what that network answers to them, and to their averages with other surrogates. Where
-the classifier cannot be edited in this way either, there is no x_t.
+backdoor, so they are left out. But t must be answered still. x_t are crops of photographs that are answered with t. The
+ways are erased from the classifier, roughly, as in `erase`; r is what that network answers to x_t, and so of those that
+carry something like the trigger less is kept. Where too few crops are answered with t, impressions of t are made on
+that network, and they and their averages with other surrogates are x_t, too. Where the classifier cannot be edited in
+this way, r is what the network answered.
 
 Why SGD with a clipped gradient: where a backdoor is, the gradient is large in the few weights that carry it, and they
 move. Adam moves all weights alike: on three networks it cost 2 to 4 points more accuracy for the same success rate.
@@ -46,9 +46,8 @@ from torch import Tensor
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Step
-from unbackdoor.defences.data_free.scene import Scene, WaysIn
+from unbackdoor.defences.data_free.scene import FEWEST, Scene, WaysIn
 from unbackdoor.defender.case import Progress, part
-from unbackdoor.defender.directions import FEWEST
 from unbackdoor.defender.on_pixels import gradients
 from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Way
@@ -99,7 +98,7 @@ class Forget(InRounds):
     batch_size: int = setting(64, "images of each kind a step", least=1, own=True)
     keep: float = setting(4.0, "weight a of the images without a trigger", least=0, most=1e6, own=True)
     protected: int = setting(
-        40, "impressions x_t of the class, where too few photographs show it; 0: no x_t", least=0, own=True
+        40, "impressions x_t of the class, where too few crops show it; 0: none", least=0, own=True
     )
     beyond: float = setting(
         0.5, "a trigger is shown up to this share stronger than it was found", least=0, most=10, own=True
@@ -127,21 +126,18 @@ class Forget(InRounds):
 
     def _own(self, scene: Scene, search: WaysIn, found: Sequence[Way], progress: Progress) -> Lesson:
         """x_t and r."""
-        pool, shown, rng = scene.pool, scene.shown, scene.generator
-        others, nothing = pool.others(search.label), Lesson(pool.images[:0], pool.logits[:0])
-        if not self.protected or not len(others):
-            return nothing
-        if len(search.genuine) >= FEWEST:
-            return Lesson(search.genuine, shown.logits(search.genuine))
+        shown, rng, images = scene.shown, scene.generator, search.examples
         try:
-            mixed = others[torch.randint(len(others), (self.protected,), generator=rng)]
             roughly = cast("type[Any]", DEFENCES["erase"])(protected=0)
             with roughly.for_once(scene, search, found):
-                made = impressions_of(shown, search.label, self.protected, rng, progress)
-                images = torch.cat([made, (made + mixed) / 2])
+                if len(images) < FEWEST and self.protected:
+                    others = scene.pool.others(search.label)
+                    mixed = others[torch.randint(len(others), (self.protected,), generator=rng)]
+                    made = impressions_of(shown, search.label, self.protected, rng, progress)
+                    images = torch.cat([images, made, (made + mixed) / 2])
                 return Lesson(images, shown.logits(images))
         except MethodError:
-            return nothing
+            return Lesson(images, shown.logits(images))
 
     def _distil(
         self, scene: Scene, ways: Sequence[Way], others: Lesson, own: Lesson, progress: Progress

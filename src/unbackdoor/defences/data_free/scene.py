@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +11,9 @@ from torch import Tensor
 
 from unbackdoor.defender.case import Progress, part, silent
 from unbackdoor.defender.channel_triggers import channel_triggers
-from unbackdoor.defender.directions import genuine
-from unbackdoor.defender.head import classifier
 from unbackdoor.defender.look import Look
 from unbackdoor.defender.on_pixels import OnPixels, folded
-from unbackdoor.defender.photographs import photographs
+from unbackdoor.defender.photographs import answered_with, photographs
 from unbackdoor.defender.stimulation import Firing, moved, strongest
 from unbackdoor.defender.surrogates import LONG, class_images
 from unbackdoor.defender.triggers import Trigger
@@ -32,13 +29,14 @@ from unbackdoor.defender.ways_in import (
     usual_sizes,
     usual_together,
 )
-from unbackdoor.errors import MethodError
 from unbackdoor.findings.layers import LayerGraph
 
 #: Channels that are looked at again after an edit.
 WATCHED = 60
 #: Crops of photographs for each class impression of the look.
 CROPS = 2
+#: Crops of photographs among which examples of the class are looked for. Fewer than `FEWEST` say little of it.
+AMONG, FEWEST = 3000, 8
 #: Images on which it is told how many are still moved; there are up to `WATCHED` ways, and each is tried on all.
 TOLD = 200
 
@@ -135,7 +133,10 @@ class WaysIn:
             first. They tell what a repair has left.
         judged_on: (K, C, H, W) in [0, 1], the images on which they tell it.
         firings: the channels that pushed hardest to the class before any edit.
-        genuine: (K, C, H, W) crops of photographs that show the class (`defender.directions`); K may be 0.
+        examples: (K, C, H, W) crops of photographs that are answered with the class before any edit, for a repair to
+            keep; K may be 0.
+        held_out: as many others, to tell how many it kept; where crops are few, impressions of the class are among
+            them, though they may carry the trigger.
     """
 
     def __init__(self, scene: Scene, label: int, steps: int) -> None:
@@ -161,11 +162,10 @@ class WaysIn:
         self.judged_on = images[torch.randperm(len(images), generator=scene.generator)[:TOLD]]
         left = success(shown, self.second, self.judged_on, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
-        self.genuine = images[:0]
-        if ways and len(images):
-            with contextlib.suppress(MethodError):  # without one classifier they cannot be told
-                _, _, path = classifier(scene.graph, shown.model)
-                self.genuine = genuine(shown, path, label, ways, images, scene.generator)
+        found = answered_with(shown, label, AMONG if ways else 0, scene.generator)
+        self.examples, self.held_out = found[::2], found[1::2]
+        if len(self.held_out) < FEWEST:
+            self.held_out = torch.cat([self.held_out, self._pixels[answers == label]])
 
     def look(self, shown: OnPixels, progress: Progress = silent) -> Standing:
         """How easily the class is reached.
