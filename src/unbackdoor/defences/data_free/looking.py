@@ -31,7 +31,7 @@ from unbackdoor.settings import setting
 class Looking(Defence):
     """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
 
-    version: ClassVar[int] = 8
+    version: ClassVar[int] = 9
     needs_gradients: ClassVar[bool] = True
     paper: ClassVar[None] = None
 
