@@ -18,7 +18,7 @@ from unbackdoor.defences.base import Defence, Outcome
 from unbackdoor.defences.data_free import Best, Erase, Forget, Pushing, looking
 from unbackdoor.defences.data_free.best import Trial
 from unbackdoor.defences.data_free.erase import erased
-from unbackdoor.defences.data_free.scene import Standing
+from unbackdoor.defences.data_free.scene import Standing, WaysIn
 from unbackdoor.defences.table import DEFENCES
 from unbackdoor.defender import directions, ways_in
 from unbackdoor.defender.case import silent
@@ -309,6 +309,32 @@ def trial() -> Trial:
     standing, shown = Standing(triggers=(), ways=(), left=0.0, regained=1.0), cast(OnPixels, None)
     more: dict[str, Any] = {"changed": 0.0, "sure": 0.0, "kept": 1.0, "damage": 0.0, "told": ()}
     return Trial(name="a", shown=shown, standing=standing, **more)
+
+
+@pytest.mark.parametrize("among", [400, 0])
+def test_images_of_the_class_are_kept_and_others_tell_how_many(monkeypatch: pytest.MonkeyPatch, among: int) -> None:
+    """Crops of photographs; where none is answered with the class, impressions of it tell."""
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def each_round(_self: Defence, scene: Any, search: Any, _start: Any) -> Iterator[tuple[str, Standing]]:
+        found.append((search.examples, search.held_out))
+        for images in found[0]:
+            right = scene.shown.logits(images).argmax(1) == TARGET
+            assert int((~right).sum()) <= len(images) // 20  # found by a folded copy, which rounds otherwise
+        with torch.no_grad():
+            scene.shown.model[-1].bias[TARGET] -= 50.0
+        yield "Moved.", search.look(scene.shown)
+
+    monkeypatch.setattr(sys.modules[WaysIn.__module__], "AMONG", among)
+    monkeypatch.setattr(Erase, "each_round", each_round)
+    fake(monkeypatch, Forget, None)
+    fake(monkeypatch, Pushing, None)
+    story = repaired(Best(label=TARGET, **CRUDE), trained()).report.story
+    examples, held_out = found[0]
+    assert len(held_out)
+    assert bool(len(examples)) == bool(among)
+    assert not {image.numpy().tobytes() for image in examples} & {image.numpy().tobytes() for image in held_out}
+    assert any(line.startswith("Tried: erase") and "keeps 0% of those of the class" in line for line in story)
 
 
 @pytest.mark.usefixtures("all_tried")

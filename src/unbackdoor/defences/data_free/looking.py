@@ -44,7 +44,7 @@ class Looking(Defence):
     )
     search_steps: int = setting(60, "of Adam in the search for a trigger", least=1, own=True)
     closed: float = setting(
-        0.03,
+        0.05,
         f"a class is closed once ways of another search, triggers {STRONGER:g} times as strong, move at most this "
         f"share of the images, by their median; channels count only beside fewer than {FEWEST} triggers",
         least=0,
