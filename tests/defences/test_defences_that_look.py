@@ -337,6 +337,29 @@ def test_images_of_the_class_are_kept_and_others_tell_how_many(monkeypatch: pyte
     assert any(line.startswith("Tried: erase") and "keeps 0% of those of the class" in line for line in story)
 
 
+def test_of_too_many_images_of_the_class_those_on_the_ways_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = sys.modules[WaysIn.__module__]
+    found: list[torch.Tensor] = []
+
+    def along(_shown: OnPixels, _path: str, _ways: Any, _others: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        found.append(images)
+        return images.mean((1, 2, 3))
+
+    def each_round(_self: Defence, _scene: Any, search: Any, _start: Any) -> Iterator[tuple[str, Standing]]:
+        found.append(torch.cat([search.examples, search.held_out]))
+        raise MethodError("not on this network")
+        yield
+
+    monkeypatch.setattr(scene, "along", along)
+    monkeypatch.setattr(scene, "FAIR", 0.1)
+    monkeypatch.setattr(Erase, "each_round", each_round)
+    with pytest.raises(MethodError, match="not on this network"):
+        repaired(Erase(label=TARGET, **QUICK), trained())
+    among, kept = (images.mean((1, 2, 3)).sort().values for images in found)
+    assert len(kept) == round(0.1 * scene.AMONG / 6) < len(among)
+    assert torch.equal(kept, among[: len(kept)])
+
+
 @pytest.mark.usefixtures("all_tried")
 def test_the_time_limit_keeps_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)

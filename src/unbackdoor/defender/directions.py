@@ -1,10 +1,13 @@
 """What ways into a class do to the classifier's input.
 
-t      the class
-h      the classifier's input on a surrogate that is not answered with t; mu and S their mean and covariance
-d      the mean change of h on each way into t (`defender.ways_in`), each of length 1, summed
-l      a small share of the mean of S's diagonal, added to it
-u      (S + l)^-1 d / (d^T (S + l)^-1 d): of all linear functions that are 1 at d, the one that varies least over h
+    t      the class
+    h      the classifier's input on a surrogate that is not answered with t; mu and S their mean and covariance
+    d      the mean change of h on each way into t (`defender.ways_in`), each of length 1, summed
+    l      a small share of the mean of S's diagonal, added to it
+    u      (S + l)^-1 d / (d^T (S + l)^-1 d): of all linear functions that are 1 at d, the one that varies least over h
+    c(x)   u^T (h(x) - mu): how far an image is on the ways; about 0 where they are not walked, and 1 behind them
+
+Images are answered with t for what they show, or since they carry the trigger, or something like it: then c is large.
 """
 
 from __future__ import annotations
@@ -55,6 +58,24 @@ def across(h: Tensor, own: Tensor, d: Tensor, ridge: float = RIDGE) -> Tensor:
     if not bool(torch.isfinite(u).all()):
         raise MethodError("the ways into the class have no common direction at the classifier's input")
     return u
+
+
+def along(shown: OnPixels, path: str, ways: Sequence[Way], others: Tensor, images: Tensor) -> Tensor:
+    """(K,) float64: c of some images.
+
+    Args:
+        shown: the network.
+        path: of its classifier.
+        ways: into a class.
+        others: (N, C, H, W) surrogates that are not answered with it.
+        images: (K, C, H, W).
+
+    Raises:
+        MethodError: as `classifier_inputs` and `across`.
+    """
+    h = classifier_inputs(shown, path, others)
+    u = across(h, h[:0], direction(shown, path, ways, others, h))
+    return (classifier_inputs(shown, path, images) - h.mean(0)) @ u
 
 
 def _by_features(h: Tensor, own: Tensor, d: Tensor, ridge: float) -> Tensor:

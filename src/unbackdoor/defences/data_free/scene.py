@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from unbackdoor.defender.case import Progress, part, silent
 from unbackdoor.defender.channel_triggers import channel_triggers
+from unbackdoor.defender.directions import along
+from unbackdoor.defender.head import classifier
 from unbackdoor.defender.look import Look
 from unbackdoor.defender.on_pixels import OnPixels, folded
 from unbackdoor.defender.photographs import answered_with, photographs
@@ -29,14 +32,16 @@ from unbackdoor.defender.ways_in import (
     usual_sizes,
     usual_together,
 )
+from unbackdoor.errors import MethodError
 from unbackdoor.findings.layers import LayerGraph
 
 #: Channels that are looked at again after an edit.
 WATCHED = 60
 #: Crops of photographs for each class impression of the look.
 CROPS = 2
-#: Crops of photographs among which examples of the class are looked for. Fewer than `FEWEST` say little of it.
-AMONG, FEWEST = 3000, 8
+#: Crops of photographs among which examples of the class are looked for. Fewer than `FEWEST` say little of it. Of more
+#: than `FAIR` times its share of them, some carry the trigger, or something like it.
+AMONG, FEWEST, FAIR = 3000, 8, 1.5
 #: Images on which it is told how many are still moved; there are up to `WATCHED` ways, and each is tried on all.
 TOLD = 200
 
@@ -134,7 +139,7 @@ class WaysIn:
         judged_on: (K, C, H, W) in [0, 1], the images on which they tell it.
         firings: the channels that pushed hardest to the class before any edit.
         examples: (K, C, H, W) crops of photographs that are answered with the class before any edit, for a repair to
-            keep; K may be 0.
+            keep; K may be 0. Where these are too many, those are left out that lie farthest along the ways.
         held_out: as many others, to tell how many it kept; where crops are few, impressions of the class are among
             them, though they may carry the trigger.
     """
@@ -163,6 +168,10 @@ class WaysIn:
         left = success(shown, self.second, self.judged_on, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
         found = answered_with(shown, label, AMONG if ways else 0, scene.generator)
+        if len(found) > (most := round(FAIR * AMONG / shown.classes)):
+            with contextlib.suppress(MethodError):  # without one classifier it cannot be told
+                _, _, path = classifier(scene.graph, shown.model)
+                found = found[along(shown, path, ways, images, found).argsort()[:most]]
         self.examples, self.held_out = found[::2], found[1::2]
         if len(self.held_out) < FEWEST:
             self.held_out = torch.cat([self.held_out, self._pixels[answers == label]])
