@@ -123,7 +123,7 @@ OWN = {
     "fp": set(),
     "ft": set(),
     "ibau": {"radius"},
-    "best": {*LOOKING, "most", "agreed", "damage", "time_limit"},
+    "best": {*LOOKING, "most", "kept", "damage", "time_limit"},
     "erase": {*LOOKING, "rounds", "overshoot", "protected", "ridge"},
     "pushing": {*LOOKING, "rounds", "channels", "alone", "outlier", "deviations"},
     "forget": {*LOOKING, "rounds", "steps", "lr", "momentum", "beyond", "clip", "batch_size", "keep", "protected"},
