@@ -152,6 +152,19 @@ def fake(monkeypatch: pytest.MonkeyPatch, kind: type[Defence], bias: float | Non
     monkeypatch.setattr(kind, "each_round", each_round)
 
 
+def judge(monkeypatch: pytest.MonkeyPatch, rule: Callable[[Trial], dict[str, float]]) -> None:
+    """Of what a trial came to, some figures are what a rule makes of it."""
+    best = sys.modules[Best.__module__]
+    judged = best._judged
+
+    def replaced(*words: Any) -> Trial:
+        found: Trial = judged(*words)
+        figures: dict[str, Any] = {**rule(found)}
+        return dataclasses.replace(found, **figures)
+
+    monkeypatch.setattr(best, "_judged", replaced)
+
+
 @pytest.fixture
 def all_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """No repair is cheap enough to end the trials."""
@@ -191,13 +204,8 @@ def test_the_repair_that_closes_the_class_is_taken(
 def test_no_more_is_tried_where_erasing_is_cheap_enough(
     monkeypatch: pytest.MonkeyPatch, costs: tuple[float, float, float], kept: float, more: bool
 ) -> None:
-    judged = sys.modules[Best.__module__]._judged
-
-    def costing(*words: Any) -> Trial:
-        changed, sure, damage = costs
-        return dataclasses.replace(judged(*words), changed=changed, sure=sure, damage=damage, kept=kept)
-
-    monkeypatch.setattr(sys.modules[Best.__module__], "_judged", costing)
+    changed, sure, damage = costs
+    judge(monkeypatch, lambda _trial: {"changed": changed, "sure": sure, "damage": damage, "kept": kept})
     fake(monkeypatch, Erase, -50.0)
     fake(monkeypatch, Forget, None)
     fake(monkeypatch, Pushing, None)
@@ -247,14 +255,7 @@ def test_a_repair_that_takes_the_class_away_is_not_taken_if_another_does_not(mon
     for kind in (Erase, Forget):
         fake(monkeypatch, kind, -50.0)
     fake(monkeypatch, Pushing, None)
-    best = sys.modules[Best.__module__]
-    judged = best._judged
-
-    def keeping(*words: Any) -> Trial:
-        found: Trial = judged(*words)
-        return dataclasses.replace(found, kept=0.35 if found.name == "forget" else 0.34)
-
-    monkeypatch.setattr(best, "_judged", keeping)
+    judge(monkeypatch, lambda trial: {"kept": 0.35 if trial.name == "forget" else 0.34})
     story = repaired(Best(label=TARGET, **QUICK), trained()).report.story
     assert f"erase is not taken: it keeps only 34% of the answers of class {TARGET}." in story
     assert "Chosen: forget" in story[-1]
@@ -279,15 +280,8 @@ def test_of_repairs_that_close_the_class_the_one_that_keeps_more_of_it_is_taken(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One is predicted to cost the other classes less, and keeps less of the class."""
-    best = sys.modules[Best.__module__]
-    judged, costs = best._judged, {"erase": (0.1, 0.5), "forget": (1.0, 0.7)}
-
-    def costing(*words: Any) -> Trial:
-        found: Trial = judged(*words)
-        damage, kept = costs[found.name]
-        return dataclasses.replace(found, damage=damage, kept=kept)
-
-    monkeypatch.setattr(best, "_judged", costing)
+    costs = {"erase": {"damage": 0.1, "kept": 0.5}, "forget": {"damage": 1.0, "kept": 0.7}}
+    judge(monkeypatch, lambda trial: costs[trial.name])
     for kind in (Erase, Forget):
         fake(monkeypatch, kind, -50.0)
     fake(monkeypatch, Pushing, None)
@@ -298,8 +292,8 @@ def test_of_repairs_that_close_the_class_the_one_that_keeps_more_of_it_is_taken(
     ("left", "near"), [((0.04, 0.06, 0.08), [0, 1]), ((0.04, 0.03, 0.0), [1, 2]), ((0.5, 0.9, 0.2), [2])]
 )
 def test_repairs_that_close_the_class_or_leave_about_the_least(left: tuple[float, ...], near: list[int]) -> None:
-    standing = Standing(triggers=(), ways=(), left=0.0, regained=1.0)
-    trials = [dataclasses.replace(trial(), standing=dataclasses.replace(standing, left=share)) for share in left]
+    standings = [dataclasses.replace(trial().standing, left=share) for share in left]
+    trials = [dataclasses.replace(trial(), standing=standing) for standing in standings]
     found = Best(closed=0.03).nearest(trials)
     assert [trials.index(one) for one in found] == near
 
