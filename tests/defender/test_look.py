@@ -1,9 +1,11 @@
 """All witnesses at once, on networks with a planted way into class 4."""
 
+import pytest
 import torch
 from torch import nn
 
 from planted_networks import EXAMPLE, PLAIN, Deaf, Stripes, Toy
+from unbackdoor.defender import on_pixels as on_pixels_module
 from unbackdoor.defender.case import Case
 from unbackdoor.defender.clean_networks import CleanNetwork, CleanNetworks
 from unbackdoor.defender.look import Look, has_running_statistics, look
@@ -54,6 +56,14 @@ def test_channels_that_speak_for_a_class() -> None:
     done = [one for one, _, _ in told]
     assert done == sorted(done)
     assert (told[-1][0], {total for _, total, _ in told}) == (1000, {1000})
+
+
+def test_a_heavy_network_is_shown_half_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_pixels_module, "HEAVY", 0)
+    found = seen(Toy(channel=200.0))
+    assert len(found.made.images) == 12
+    assert len(found.drawn) == 12
+    assert found.verdict.suspects[0] == 4
 
 
 def test_a_corner_that_speaks_for_a_class() -> None:

@@ -91,3 +91,17 @@ def test_layers_without_a_fast_bfloat16_run_in_float32(
     OnPixels(model, SPEC, exact=True)(torch.rand(2, 3, 8, 8))
     assert seen[1] == torch.float32
     assert (seen[0] == torch.float32) == (fast is None)
+
+
+def test_operations_of_one_image() -> None:
+    shown = OnPixels(network(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)), SPEC, exact=True)
+    assert shown.operations == 2 * (3 * 9 * 4 * 64 + 256 * 6 + 6 * 5)
+
+
+def test_searches_of_heavy_networks_have_half_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
+    light = OnPixels(model, SPEC)
+    monkeypatch.setattr(on_pixels, "HEAVY", light.operations + 1)
+    assert [light.fewer(count) for count in (0, 1, 15, 32)] == [0, 1, 15, 32]
+    monkeypatch.setattr(on_pixels, "HEAVY", light.operations)
+    assert [light.fewer(count) for count in (0, 1, 15, 32)] == [0, 1, 8, 16]

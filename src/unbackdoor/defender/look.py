@@ -90,16 +90,18 @@ def look(
         graph: its layers.
         generator: of everything that is drawn.
         progress: called with (done, total, a note).
-        count: of class impressions.
+        count: of class impressions; half as many where the network is heavy (`on_pixels.HEAVY`).
         stimulated: of them, on which each channel fires; fewer where there are more than 5,000 channels.
-        steps: of a trigger's reconstruction, `batch` images each, of which a share `success` must be moved.
+        steps: of a trigger's reconstruction, `batch` images each (half as many where the network is heavy), of which a
+            share `success` must be moved.
         known: clean networks to compare with; those of the package by default.
 
     Raises:
         MethodError: the network does not answer such images.
     """
     parts = _Parts(progress)
-    made = class_images(shown, count, generator, progress=parts(0.3))
+    batch = shown.fewer(batch)
+    made = class_images(shown, shown.fewer(count), generator, progress=parts(0.3))
     channels = sum(layer.out_channels for layer in graph.layers if layer.part == "hidden")
     stimulated = max(min(FEWEST, stimulated), min(stimulated, STIMULATIONS // max(1, channels)))
     drawn = made.images[torch.randperm(len(made.images), generator=generator)[:stimulated]]

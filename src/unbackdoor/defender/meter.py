@@ -27,7 +27,6 @@ from importlib import resources
 import msgspec
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.surrogates import class_images, dead_leaves
@@ -81,9 +80,7 @@ def coefficients() -> Coefficients:
 
 def effort(network: OnPixels) -> float:
     """Floating-point operations that one image of each kind takes."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.full((1, *network.spec.shape), 0.5))
-    return float(PASSES * counter.get_total_flops())
+    return float(PASSES * network.operations)
 
 
 def count_for(each: float) -> int:

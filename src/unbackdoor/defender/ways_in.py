@@ -37,7 +37,7 @@ PUSHES = 0.3
 CHANNELS = 6
 #: The forms that are searched. They are patient ones: after a repair, that none is found must mean that there is none.
 SEARCHES: tuple[type[Form], ...] = (PatientMask, Patch, PatientAdditive, Filter)
-#: Images a step of a search, and the share of them that must be moved.
+#: Images a step of a search (half as many where the network is heavy), and the share of them that must be moved.
 BATCH, SUCCESS = 32, 0.9
 #: How strongly triggers are shown to tell what a repair has left. The smallest that leads to the class is found; the
 #: attacker's own is larger.
@@ -297,4 +297,5 @@ def _others(classes: int, answers: Tensor, label: int, generator: torch.Generato
 def _search(
     shown: OnPixels, pixels: Tensor, label: int, form: type[Form], generator: torch.Generator, steps: int
 ) -> Trigger:
-    return reconstruct(shown, pixels, label, form, steps=steps, batch=BATCH, success=SUCCESS, generator=generator)
+    batch = shown.fewer(BATCH)
+    return reconstruct(shown, pixels, label, form, steps=steps, batch=batch, success=SUCCESS, generator=generator)

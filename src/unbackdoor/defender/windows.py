@@ -18,7 +18,8 @@ from unbackdoor.defender.on_pixels import AT_ONCE, OnPixels, gradients, needs_gr
 
 #: A window's side, as a part of the image's, and windows along a side.
 PART, ALONG = 4, 7
-#: Steps of Adam, the last of them whose mean loss counts, its learning rate, and images a step and window.
+#: Steps of Adam, the last of them whose mean loss counts, its learning rate, and images a step and window (half as many
+#: where the network is heavy).
 STEPS, LAST, LR, EACH = 8, 3, 0.5, 8
 
 
@@ -64,8 +65,9 @@ def easiest_window(shown: OnPixels, pixels: Tensor, label: int, generator: torch
         inside[number, ..., top : top + rows, left : left + columns] = 1
     free = torch.randn(len(places), 1, channels, height, width, generator=generator)
     losses = torch.empty(len(places))
-    for part in torch.split(torch.arange(len(places)), max(1, AT_ONCE // (EACH * height * width))):
-        free[part], losses[part] = _optimise(shown, pixels, label, inside[part], free[part], generator)
+    each = shown.fewer(EACH)
+    for part in torch.split(torch.arange(len(places)), max(1, AT_ONCE // (each * height * width))):
+        free[part], losses[part] = _optimise(shown, pixels, label, inside[part], free[part], each, generator)
     best = int(losses.argmin())
     top, left = places[best]
     pattern = free[best, :, :, top : top + rows, left : left + columns]
@@ -73,16 +75,16 @@ def easiest_window(shown: OnPixels, pixels: Tensor, label: int, generator: torch
 
 
 def _optimise(
-    shown: OnPixels, pixels: Tensor, label: int, inside: Tensor, start: Tensor, generator: torch.Generator
+    shown: OnPixels, pixels: Tensor, label: int, inside: Tensor, start: Tensor, each: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """(windows, 1, C, H, W) patterns after all steps, and (windows,) the losses of the last ones."""
     inside, free = inside.to(shown.device), start.to(shown.device).requires_grad_()
     optimiser = torch.optim.Adam([free], lr=LR)
     losses = []
     for _ in range(STEPS):
-        drawn = pixels[torch.randint(len(pixels), (EACH,), generator=generator)].to(free.device)
+        drawn = pixels[torch.randint(len(pixels), (each,), generator=generator)].to(free.device)
         stamped = (1 - inside) * drawn + inside * free.sigmoid()
-        logits = shown(stamped.flatten(0, 1)).view(len(free), EACH, -1)
+        logits = shown(stamped.flatten(0, 1)).view(len(free), each, -1)
         needs_gradients(logits)
         loss = -logits.log_softmax(2)[:, :, label].mean(1)
         (free.grad,) = gradients(loss.sum(), [free])
