@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations
 
 from unbackdoor.defender import on_pixels
 from unbackdoor.defender.on_pixels import OnPixels, folded
+from unbackdoor.errors import MethodError
 from unbackdoor.graph import layer_graph
 from unbackdoor.inputs import InputSpec
 
@@ -105,3 +106,41 @@ def test_searches_of_heavy_networks_have_half_the_images(monkeypatch: pytest.Mon
     assert [light.fewer(count) for count in (0, 1, 15, 32)] == [0, 1, 15, 32]
     monkeypatch.setattr(on_pixels, "HEAVY", light.operations)
     assert [light.fewer(count) for count in (0, 1, 15, 32)] == [0, 1, 8, 16]
+
+
+class Squeezed(nn.Module):
+    """It cannot run on one image alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.mean((2, 3)).squeeze())
+
+
+class Attends(nn.Module):
+    """A transformer, for which torch has shortcuts that no counter sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.layer(x.flatten(1).unflatten(1, (24, 8))).mean(1))
+
+
+def test_operations_of_networks_that_are_hard_to_count() -> None:
+    assert OnPixels(Squeezed().eval(), SPEC).operations == 2 * 3 * 5
+    layer = 24 * (4 * 8 * 8 + 2 * 8 * 16) + 2 * 24 * 24 * 8  # projections and the two layers behind, and attention
+    assert OnPixels(Attends().eval(), SPEC, exact=True).operations == 2 * (layer + 8 * 5)
+
+
+def test_what_cannot_be_counted_is_light(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**_words: object) -> None:
+        raise MethodError("no counter")
+
+    monkeypatch.setattr(on_pixels, "FlopCounterMode", fails)
+    assert OnPixels(Squeezed().eval(), SPEC).operations == 0
+    assert OnPixels(Squeezed().eval(), SPEC).fewer(9) == 9

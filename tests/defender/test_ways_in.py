@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
+from unbackdoor.defender import ways_in
 from unbackdoor.defender.channel_triggers import ChannelTrigger
 from unbackdoor.defender.stimulation import Place
 from unbackdoor.defender.triggers import Trigger
 from unbackdoor.defender.ways_in import (
+    BATCH,
     SEARCHES,
     Channel,
     Stamp,
@@ -18,6 +21,7 @@ from unbackdoor.defender.ways_in import (
     Way,
     easy_together,
     regained,
+    search,
     success,
 )
 
@@ -98,3 +102,19 @@ def test_what_is_left_is_told_by_triggers_that_are_stronger_than_they_were_found
     ways, images = [cast(Way, _Trigger(0, stronger=6))], torch.zeros(10, 1, 1, 1)
     assert success(cast(Any, None), ways, images, 1) == 0.6
     assert success(cast(Any, None), ways, images, 1, strength=1) == 0
+
+
+@pytest.mark.parametrize(("heavy", "batch"), [(False, BATCH), (True, BATCH // 2)])
+def test_searches_of_heavy_networks_have_half_the_batch(
+    monkeypatch: pytest.MonkeyPatch, heavy: bool, batch: int
+) -> None:
+    found: list[int] = []
+
+    def reconstruct(*_words: Any, **more: Any) -> Trigger:
+        found.append(more["batch"])
+        return Trigger(1, None, math.inf, 0.0)
+
+    monkeypatch.setattr(ways_in, "reconstruct", reconstruct)
+    shown = SimpleNamespace(fewer=lambda count: count // 2 if heavy else count)
+    search(cast(Any, shown), torch.zeros(3, 3, 4, 4), 1, torch.Generator(), steps=1)
+    assert found == [batch] * len(SEARCHES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defender import windows
+from unbackdoor.defender import on_pixels, windows
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.triggers import Patch
 from unbackdoor.defender.windows import Window, easiest_window
@@ -105,3 +105,17 @@ def test_a_patch_changes_its_window_alone() -> None:
     assert not bool(changed[:, :20].any())
     assert bool(changed[28:, 28:].any())
     assert float(form.size().detach()) == pytest.approx(64 / (1 + torch.tensor(-2.0).exp().item()), rel=1e-4)
+
+
+def test_heavy_networks_are_shown_half_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_pixels, "HEAVY", 0)
+    seen: list[int] = []
+
+    class Counting(Place):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    easiest_window(OnPixels(Counting(28, 0), SPEC), pixels(), 1, numbers())
+    searched = [count for count in seen if count > 2]  # two count its operations
+    assert sum(searched) == windows.STEPS * windows.ALONG**2 * windows.EACH // 2

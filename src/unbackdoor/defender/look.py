@@ -101,7 +101,7 @@ def look(
     """
     parts = _Parts(progress)
     batch = shown.fewer(batch)
-    made = class_images(shown, shown.fewer(count), generator, progress=parts(0.3))
+    made = class_images(shown, max(2, shown.fewer(count)), generator, progress=parts(0.3))
     channels = sum(layer.out_channels for layer in graph.layers if layer.part == "hidden")
     stimulated = max(min(FEWEST, stimulated), min(stimulated, STIMULATIONS // max(1, channels)))
     drawn = made.images[torch.randperm(len(made.images), generator=generator)[:stimulated]]

@@ -129,11 +129,11 @@ class Forget(InRounds):
         shown, rng, images = scene.shown, scene.generator, search.examples
         try:
             roughly = cast("type[Any]", DEFENCES["erase"])(protected=0)
-            with roughly.for_once(scene, search, found):
+            with roughly.for_once(scene, search, found, part(progress, 0, 0)):
                 if len(images) < FEWEST and self.protected:
-                    others = scene.pool.others(search.label)
-                    mixed = others[torch.randint(len(others), (self.protected,), generator=rng)]
-                    made = impressions_of(shown, search.label, self.protected, rng, progress)
+                    others, count = scene.pool.others(search.label), shown.fewer(self.protected)
+                    mixed = others[torch.randint(len(others), (count,), generator=rng)]
+                    made = impressions_of(shown, search.label, count, rng, progress)
                     images = torch.cat([images, made, (made + mixed) / 2])
                 return Lesson(images, shown.logits(images))
         except MethodError:
