@@ -1,4 +1,4 @@
-"""Crops of nine photographs that ship with the package: surrogates with natural statistics that no network has made.
+"""Crops of the photographs that ship with the package: surrogates with natural statistics that no network has made.
 
 One photograph, cut into many crops, is enough to teach a network what another one knows (Asano & Saeed, "Extrapolating
 from a single image to a thousand classes using distillation", ICLR 2023). So crops also say what an edit does to a
