@@ -21,8 +21,9 @@ from unbackdoor.defences.data_free.erase import erased
 from unbackdoor.defences.data_free.scene import Standing, WaysIn
 from unbackdoor.defences.table import DEFENCES
 from unbackdoor.defender import directions, ways_in
+from unbackdoor.defender import on_pixels as on_pixels_module
 from unbackdoor.defender.case import silent
-from unbackdoor.defender.directions import classifier_inputs
+from unbackdoor.defender.directions import across, classifier_inputs
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.stimulation import Firing, Place
 from unbackdoor.defender.triggers import Mask
@@ -102,6 +103,12 @@ def test_the_class_that_the_witnesses_suspect_is_closed_and_the_plan_is_the_same
     finally:
         plans[1].undo(copy)
     assert state(model) == before
+
+
+def test_the_fewest_surrogates_are_enough_for_a_heavy_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_pixels_module, "HEAVY", 0)
+    outcome = repaired(Pushing(label=TARGET, surrogates=2, search_steps=2), trained())
+    assert "was given" in outcome.report.story[0]
 
 
 @pytest.mark.parametrize("name", LOOKING)
@@ -331,7 +338,11 @@ def test_images_of_the_class_are_kept_and_others_tell_how_many(monkeypatch: pyte
     assert any(line.startswith("Tried: erase") and "keeps 0% of those of the class" in line for line in story)
 
 
-def test_of_too_many_images_of_the_class_those_on_the_ways_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("fair", "far"), [(0.1, 1.0), (100.0, 0.4)])
+def test_images_of_the_class_that_lie_on_the_ways_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, fair: float, far: float
+) -> None:
+    """Those beyond `FAR`, and of more than `FAIR` times the class's share the farthest."""
     scene = sys.modules[WaysIn.__module__]
     found: list[torch.Tensor] = []
 
@@ -345,13 +356,14 @@ def test_of_too_many_images_of_the_class_those_on_the_ways_are_left_out(monkeypa
         yield
 
     monkeypatch.setattr(scene, "along", along)
-    monkeypatch.setattr(scene, "FAIR", 0.1)
+    monkeypatch.setattr(scene, "FAIR", fair)
+    monkeypatch.setattr(scene, "FAR", far)
     monkeypatch.setattr(Erase, "each_round", each_round)
     with pytest.raises(MethodError, match="not on this network"):
         repaired(Erase(label=TARGET, **QUICK), trained())
     among, kept = (images.mean((1, 2, 3)).sort().values for images in found)
-    assert len(kept) == round(0.1 * scene.AMONG / 6) < len(among)
-    assert torch.equal(kept, among[: len(kept)])
+    assert 0 < len(kept) < len(among)
+    assert torch.equal(kept, among[among <= far][: round(fair * scene.AMONG / 6)])
 
 
 @pytest.mark.usefixtures("all_tried")
@@ -626,22 +638,18 @@ def test_a_bias_that_another_layer_adds_too_is_not_edited() -> None:
 def test_what_has_no_direction_is_not_erased(d: tuple[float, ...], ridge: float) -> None:
     """No change at all; or one along a feature that never varies, and no ridge."""
     h = torch.rand(40, 3, dtype=torch.float64) * torch.tensor([1.0, 1.0, 0.0])
-    weight, bias, along = torch.eye(3).double(), torch.zeros(3).double(), torch.tensor(d, dtype=torch.float64)
+    along = torch.tensor(d, dtype=torch.float64)
     with pytest.raises(MethodError, match="no common direction"):
-        erased(weight, bias, h, along, h[:0], overshoot=1.0, ridge=ridge)
+        across(h, h[:0], along, ridge)
 
 
 @pytest.mark.parametrize("own", [0, 4])
 def test_a_wide_classifier_is_erased_by_the_system_of_its_images(own: int, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = torch.Generator().manual_seed(0)
-    weight, bias, h, d, x = (
-        torch.randn(size, generator=numbers, dtype=torch.float64)
-        for size in ((5, 90), (5,), (31, 90), (90,), (own, 90))
-    )
-    dense = erased(weight, bias, h, d, x, overshoot=1.25, ridge=0.02)
+    h, d, x = (torch.randn(size, generator=numbers, dtype=torch.float64) for size in ((31, 90), (90,), (own, 90)))
+    dense = across(h, x, d, 0.02)
     monkeypatch.setattr(directions, "WIDE", 89)
-    for one, other in zip(dense, erased(weight, bias, h, d, x, overshoot=1.25, ridge=0.02), strict=True):
-        assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(dense, across(h, x, d, 0.02), rtol=1e-9, atol=1e-12)
 
 
 def test_ways_are_walked_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -662,19 +670,49 @@ def test_ways_are_walked_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch)
     assert ways_in.success(cast(Any, None), [], images, 1) == 0
 
 
+@pytest.mark.parametrize(
+    ("overshoot", "shares", "times"),
+    [
+        (1.5, [0.0, 0.5, 0.04, 0.03], "1.375"),  # of the last distance, then from the first on
+        (1.5, [0.04, 0.06, 0.05], "1.25"),  # no more than 1 % above the last
+        (1.3, [0.1, 0.9], "1.25"),
+        (1.2, [], "1.125"),
+        (1.0, [], "1"),
+        (0.5, [], "0.5"),
+    ],
+)
+def test_no_more_is_erased_than_the_triggers_ask_for(
+    monkeypatch: pytest.MonkeyPatch, overshoot: float, shares: list[float], times: str
+) -> None:
+    """In steps of an eighth, until they move at most 3 % of the images, or hardly more than at the last."""
+    left, done = iter(shares), []
+
+    def noted(*words: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        done.append((words[-1], *erased(*words)))
+        return done[-1][1:]
+
+    monkeypatch.setattr(sys.modules[Erase.__module__], "success", lambda *_: next(left))
+    monkeypatch.setattr(sys.modules[Erase.__module__], "erased", noted)
+    erase = Erase(label=TARGET, rounds=1, protected=0, overshoot=overshoot, **QUICK)
+    outcome = repaired(erase, trained())
+    assert f", {times} times." in outcome.report.story[1]
+    assert not list(left)
+    assert done[-1][0] == float(times)
+    assert torch.equal(outcome.model[-1].weight, done[-1][1].float())
+
+
 def test_what_is_erased_by_hand() -> None:
     """Two features with variances 4 and 1, d along both: u = S^-1 d / (d^T S^-1 d) = (1/4, 1) / 1.25."""
     h = torch.tensor([[3.0, 1.0], [-1.0, 1.0], [1.0, 2.0], [1.0, 0.0]], dtype=torch.float64) * torch.tensor([1.0, 1.0])
     assert torch.allclose(torch.cov(h.T), torch.tensor([[8 / 3, 0], [0, 2 / 3]], dtype=torch.float64))
     weight, bias = torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     d = torch.ones(2, dtype=torch.float64)
-    none = h[:0]
-    new, shift = erased(weight, bias, h, d, none, overshoot=1.0, ridge=1e-12)
+    u, mu = across(h, h[:0], d, 1e-12), h.mean(0)
+    new, shift = erased(weight, bias, mu, d, u, 1.0)
     assert torch.allclose(new, torch.tensor([[0.8, -0.8], [-0.2, 0.2]], dtype=torch.float64))
-    mu = h.mean(0)
     assert torch.allclose(new @ (mu + d) + shift, mu)  # mu + d has the logits of mu
     assert torch.allclose(new @ mu + shift, mu)  # and mu keeps its own
-    beyond, back = erased(weight, bias, h, d, none, overshoot=1.25, ridge=1e-12)
+    beyond, back = erased(weight, bias, mu, d, u, 1.25)
     assert torch.allclose(beyond @ (mu + d) + back, mu - 0.25 * d)
 
 
@@ -683,7 +721,7 @@ def test_what_is_erased_spares_the_class_itself() -> None:
     h = torch.tensor([[3.0, 1.0], [-1.0, 1.0], [1.0, 2.0], [1.0, 0.0]], dtype=torch.float64)
     weight, bias = torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     d, own = torch.ones(2, dtype=torch.float64), h.mean(0) + torch.tensor([[0.0, 30.0]], dtype=torch.float64)
-    new, shift = erased(weight, bias, h, d, own, overshoot=1.0, ridge=1e-12)
+    new, shift = erased(weight, bias, h.mean(0), d, across(h, own, d, 1e-12), 1.0)
     variances = torch.tensor([8 / 3, 2 / 3 + 900], dtype=torch.float64)
     u = (d / variances) / (d / variances).sum()
     assert torch.allclose(new, weight - torch.outer(d, u))

@@ -1,6 +1,6 @@
 """Directions at the classifier's input."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,15 +14,15 @@ from unbackdoor.inputs import InputSpec
 class MeanColour(nn.Module):
     """Answers the colour of which an image has most."""
 
-    def __init__(self) -> None:
+    def __init__(self, scale: float) -> None:
         super().__init__()
-        self.fc = nn.Linear(3, 3)
+        self.scale, self.fc = scale, nn.Linear(3, 3)
         with torch.no_grad():
             self.fc.weight.copy_(torch.eye(3))
             self.fc.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.mean((2, 3)))
+        return self.fc(self.scale * x.mean((2, 3)))
 
 
 class Reddened:
@@ -32,8 +32,8 @@ class Reddened:
         return shown(torch.cat([plain, pixels + torch.tensor([0.5, 0.0, 0.0])[:, None, None]]))
 
 
-def network() -> OnPixels:
-    return OnPixels(MeanColour().eval(), InputSpec(shape=(3, 6, 6), mean=(0.0,) * 3, std=(1.0,) * 3), exact=True)
+def network(scale: float = 1.0) -> OnPixels:
+    return OnPixels(MeanColour(scale).eval(), InputSpec(shape=(3, 6, 6), mean=(0.0,) * 3, std=(1.0,) * 3), exact=True)
 
 
 def test_what_a_way_changes_at_the_classifier() -> None:
@@ -44,11 +44,15 @@ def test_what_a_way_changes_at_the_classifier() -> None:
 
 
 def test_how_far_images_are_on_the_ways() -> None:
-    """The way adds red, and no other colour tells of it, so c counts red: 1 for a half more."""
-    shown, seed = network(), torch.Generator().manual_seed(4)
+    """The way adds a half of red, and no other colour tells of it, so c counts halves of red.
+
+    It makes no difference in which units the classifier's input is, nor how often the same way was found.
+    """
+    seed = torch.Generator().manual_seed(4)
     others = torch.rand(200, 3, 1, 1, generator=seed).expand(-1, -1, 6, 6)
-    ways: Any = [Reddened()]
     images = others[:20] + torch.tensor([1.0, 0.0, 0.0])[:, None, None]
-    before, after = (along(shown, "fc", ways, others, some) for some in (others[:20], images))
-    assert torch.allclose(after - before, torch.ones(20, dtype=torch.float64), atol=1e-4)
-    assert float(along(shown, "fc", ways, others, others).mean()) == pytest.approx(0, abs=1e-6)
+    for scale, count in ((1.0, 1), (10.0, 1), (0.1, 3)):
+        shown, ways = network(scale), cast(Any, [Reddened()] * count)
+        before, after = (along(shown, "fc", ways, others, some) for some in (others[:20], images))
+        assert torch.allclose(after - before, torch.full((20,), 2.0, dtype=torch.float64), atol=1e-4)
+        assert float(along(shown, "fc", ways, others, others).mean()) == pytest.approx(0, abs=1e-6)

@@ -5,7 +5,8 @@
     d      the mean change of h on each way into t (`defender.ways_in`), each of length 1, summed
     l      a small share of the mean of S's diagonal, added to it
     u      (S + l)^-1 d / (d^T (S + l)^-1 d): of all linear functions that are 1 at d, the one that varies least over h
-    c(x)   u^T (h(x) - mu): how far an image is on the ways; about 0 where they are not walked, and 1 behind them
+    c(x)   u^T (h(x) - mu), in units of its mean change on the ways: how far an image is on them; about 0 where they are
+           not walked, and 1 behind them
 
 Images are answered with t for what they show, or since they carry the trigger, or something like it: then c is large.
 """
@@ -30,10 +31,17 @@ RIDGE = 0.02
 
 def direction(shown: OnPixels, path: str, ways: Sequence[Way], pixels: Tensor, h: Tensor) -> Tensor:
     """(F,) the sum of the mean changes that the ways make to the classifier's input, each of length 1."""
-    total = torch.zeros_like(h[0])
-    for way in ways:
-        change = (classifier_inputs(shown, path, pixels, way) - h).mean(0)
-        total += change / change.norm().clamp_min(1e-12)
+    return _summed(_changes(shown, path, ways, pixels, h))
+
+
+def _changes(shown: OnPixels, path: str, ways: Sequence[Way], pixels: Tensor, h: Tensor) -> Tensor:
+    """(ways, F) the mean changes."""
+    changes = [(classifier_inputs(shown, path, pixels, way) - h).mean(0) for way in ways]
+    return torch.stack(changes) if changes else h[:0]
+
+
+def _summed(changes: Tensor) -> Tensor:
+    total: Tensor = (changes / changes.norm(dim=1, keepdim=True).clamp_min(1e-12)).sum(0)
     return total
 
 
@@ -74,8 +82,10 @@ def along(shown: OnPixels, path: str, ways: Sequence[Way], others: Tensor, image
         MethodError: as `classifier_inputs` and `across`.
     """
     h = classifier_inputs(shown, path, others)
-    u = across(h, h[:0], direction(shown, path, ways, others, h))
-    return (classifier_inputs(shown, path, images) - h.mean(0)) @ u
+    changes = _changes(shown, path, ways, others, h)
+    u = across(h, h[:0], _summed(changes))
+    far: Tensor = (classifier_inputs(shown, path, images) - h.mean(0)) @ u
+    return far / (changes @ u).abs().mean()
 
 
 def _by_features(h: Tensor, own: Tensor, d: Tensor, ridge: float) -> Tensor:

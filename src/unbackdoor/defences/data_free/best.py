@@ -156,6 +156,17 @@ class Best(Looking):
             return [f"No easy way into class {label} was found, so nothing was changed for it."]
         more = f", and {len(ways) - 1} more" if len(ways) > 1 else ""
         story = [f"Class {label} is reached too easily: {ways[0]}{more}."]
+        trials = self._trials(scene, search, story)
+        chosen = self._chosen(trials, label, story)
+        if chosen is None:
+            return [*story, NO_REPAIR]
+        put_back(scene.shown.model, Tensors(chosen.shown.model))
+        cheapest = "it closes the class at the smallest cost, the class itself included"
+        verdict = cheapest if self.is_closed(chosen.standing) else "it leaves least, though not little"
+        return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
+
+    def _trials(self, scene: Scene, search: WaysIn, story: list[str]) -> list[Trial]:
+        """The repairs that were tried; a sentence on each is added to the story."""
         trials: list[Trial] = []
         network = dataclasses.replace(scene.shown, exact=True)
         count, made = meter.count_for(meter.effort(network)), scene.seen.made.images
@@ -167,7 +178,7 @@ class Best(Looking):
         try:
             erased = tried(Erase())
             if not (erased and self._is_enough(erased)):
-                if any(isinstance(way, Channel) for way in ways):
+                if any(isinstance(way, Channel) for way in search.first.ways):
                     tried(Pushing())
                 forgotten = tried(Forget())
                 closing = [trial for trial in trials if not self._too_dear(trial) and self.is_closed(trial.standing)]
@@ -177,11 +188,15 @@ class Best(Looking):
             if not trials:
                 raise
             story.append(f"The time limit of {self.time_limit:g} s ran out, so no more was tried.")
+        return trials
+
+    def _chosen(self, trials: Sequence[Trial], label: int, story: list[str]) -> Trial | None:
+        """The repair to take; None where all are too dear. Why others are not taken is added to the story."""
         dear = {trial.name: why for trial in trials if (why := self._too_dear(trial))}
         story += [f"{name} is not taken: {why}." for name, why in dear.items()]
         cheap = [trial for trial in trials if trial.name not in dear]
         if not cheap:
-            return [*story, NO_REPAIR]
+            return None
         sound = [trial for trial in cheap if trial.kept >= self.kept]
         if sound:
             story += [
@@ -194,12 +209,7 @@ class Best(Looking):
                 f"After each repair, class {label} is another than before. Either it was answered for its trigger "
                 "alone, or it may hardly be answered any more."
             )
-            sound = cheap
-        chosen = min(self.nearest(sound), key=lambda trial: trial.cost)
-        put_back(scene.shown.model, Tensors(chosen.shown.model))
-        cheapest = "it closes the class at the smallest cost, the class itself included"
-        verdict = cheapest if self.is_closed(chosen.standing) else "it leaves least, though not little"
-        return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
+        return min(self.nearest(sound or cheap), key=lambda trial: trial.cost)
 
     def nearest(self, trials: Sequence[Trial]) -> list[Trial]:
         """The repairs that close the class; where none does, those that leave least, give or take `closed`."""

@@ -8,7 +8,7 @@ Symbols:
     d          the direction: the mean change of h on each easy way into t (`defender.ways_in`), each of length 1,
                summed
     l          a small share of the mean of S's diagonal, added to it: `ridge`
-    a          how far along d is gone back: `overshoot`
+    a          how far along d is gone back, see below
     x_t        images of t that do not need the ways in, see below
 
 A backdoor moves h by about d, whatever the image. We look for the affine map h -> h - a d u^T (h - mu), with u^T d = 1,
@@ -19,7 +19,10 @@ Lagrange gives u = S^-1 d / (d^T S^-1 d). Put into the classifier:
 
 It is an oblique projection: it takes out what lies along d, measured where images seldom are. The orthogonal one
 (u = d / d^T d) takes away what honest classes have along d. With a = 1 a stamped image has the logits of an average
-image, which may still be t; a > 1 takes it past that.
+image, which may still be t; a > 1 takes it past that, and real images of t with it, as far as they lie along u. So a
+begins at 1 + `STEP`, and rises by `STEP` up to `overshoot`. The first is taken with which stronger triggers of the ways
+that were found (`defender.ways_in.success`) move at most `moved` of the images, or `NEAR` more of them than with the
+last: some images lie near t, and are moved whatever is erased.
 
 The class itself must not lie along u. Impressions answered with t may carry the trigger, so they are left out of mu
 and S. Crops of photographs that are answered with t mostly show something like t: they are x_t, and
@@ -34,6 +37,7 @@ erasure is undone, and the one with all x_t is made. It works on a network with 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -43,18 +47,20 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Step
-from unbackdoor.defences.data_free.scene import Scene, WaysIn
-from unbackdoor.defender.case import Progress
+from unbackdoor.defences.data_free.scene import TOLD, Scene, WaysIn
+from unbackdoor.defender.case import Progress, part
 from unbackdoor.defender.directions import RIDGE, across, classifier_inputs, direction
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.surrogates import impressions_of
-from unbackdoor.defender.ways_in import Way
+from unbackdoor.defender.ways_in import Way, success
 from unbackdoor.errors import MethodError
 from unbackdoor.prune import shared
 from unbackdoor.settings import setting
 
 #: Surrogates below this number give no covariance.
 FEWEST = 30
+#: By which a rises, and what counts as no more than with the last.
+STEP, NEAR = 1 / 8, 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +72,17 @@ class Erase(InRounds):
     passes: ClassVar[str] = "about 130,000 passes of one generated image, for ten classes"
 
     rounds: int = setting(2, "searches for easy ways, each followed by an edit", least=1, own=True)
-    overshoot: float = setting(1.25, "how far along the direction is gone back; 1 is to the mean", above=0, own=True)
+    moved: float = setting(
+        0.03,
+        "the smallest step back along the direction is taken with which stronger triggers move at most this share of "
+        "the images, or hardly more than with the largest step",
+        least=0,
+        most=1,
+        own=True,
+    )
+    overshoot: float = setting(
+        1.5, "the largest step; steps begin at 1.125, and 1 is to the mean", above=0, most=10, own=True
+    )
     protected: int = setting(
         40, "impressions of the class among x_t, which are answered as before; 0: crops alone", least=0, own=True
     )
@@ -84,27 +100,44 @@ class Erase(InRounds):
                 f"got {len(others)}; make more with --surrogates (surrogates=...)"
             )
         own: Tensor | None = None
+        told_by = others[torch.randperm(len(others), generator=scene.generator)[:TOLD]]
 
         @torch.no_grad()
-        def take_out(found: Sequence[Way], own: Tensor) -> None:
+        def take_out(found: Sequence[Way], own: Tensor, progress: Progress) -> float:
             h = classifier_inputs(scene.shown, path, others)
             d = direction(scene.shown, path, found, others, h)
-            kept = classifier_inputs(scene.shown, path, own) if len(own) else h[:0]
+            u = across(h, classifier_inputs(scene.shown, path, own) if len(own) else h[:0], d, self.ridge)
             weight, bias = head.weight.double().cpu(), head.bias.double().cpu()
-            weight, bias = erased(weight, bias, h, d, kept, overshoot=self.overshoot, ridge=self.ridge)
-            head.weight.copy_(weight)
-            head.bias.copy_(bias)
+
+            def go_back(a: float) -> None:
+                less, shift = erased(weight, bias, h.mean(0), d, u, a)
+                head.weight.copy_(less)
+                head.bias.copy_(shift)
+
+            def left(a: float) -> float:
+                progress(1, 1, f"going back {a:g} times")
+                go_back(a)
+                return success(scene.shown, found, told_by, search.label)
+
+            *smaller, last = _distances(self.overshoot)
+            enough = max(self.moved, left(last) + NEAR) if smaller else 0.0
+            a = next((a for a in smaller if left(a) <= enough), last)
+            go_back(a)
+            return a
 
         def step(found: Sequence[Way], progress: Progress) -> str:
             nonlocal own
             if own is None:
                 own = search.examples
                 if self.protected:
-                    with dataclasses.replace(self, protected=0).for_once(scene, search, found) as shown:
-                        made = impressions_of(shown, search.label, self.protected, scene.generator, progress)
+                    with dataclasses.replace(self, protected=0).for_once(
+                        scene, search, found, part(progress, 0, 0)
+                    ) as shown:
+                        count = shown.fewer(self.protected)
+                        made = impressions_of(shown, search.label, count, scene.generator, progress)
                     own = torch.cat([made[shown.logits(made).argmax(1) == search.label], own])
-            take_out(found, own)
-            return f"Their common direction was taken out of {path}."
+            a = take_out(found, own, progress)
+            return f"Their common direction was taken out of {path}, {a:g} times."
 
         return step
 
@@ -123,24 +156,22 @@ class Erase(InRounds):
         return path, head
 
 
-def erased(
-    weight: Tensor, bias: Tensor, h: Tensor, d: Tensor, own: Tensor, *, overshoot: float, ridge: float
-) -> tuple[Tensor, Tensor]:
+def _distances(overshoot: float) -> list[float]:
+    """What a may be, the smallest first."""
+    steps = math.floor((overshoot - 1) / STEP)
+    return [1 + STEP * step for step in range(1, steps + 1)] or [overshoot]
+
+
+def erased(weight: Tensor, bias: Tensor, mu: Tensor, d: Tensor, u: Tensor, a: float) -> tuple[Tensor, Tensor]:
     """W' and b'.
 
     Args:
         weight, bias: (classes, F) and (classes,) float64.
-        h: (N, F) float64.
-        d: (F,) float64.
-        own: (M, F) float64, of x_t; M may be 0.
-        overshoot, ridge: a, and l in units of the mean of S's diagonal.
-
-    Raises:
-        MethodError: there is no such direction.
+        mu, d, u: (F,) float64.
+        a: see the top of this file.
     """
-    u = across(h, own, d, ridge)
-    pushed = overshoot * (weight @ d)
-    return weight - torch.outer(pushed, u), bias + pushed * (u @ h.mean(0))
+    pushed = a * (weight @ d)
+    return weight - torch.outer(pushed, u), bias + pushed * (u @ mu)
 
 
 DEFENCES.add(Erase.name, Erase)

@@ -31,14 +31,15 @@ from unbackdoor.settings import setting
 class Looking(Defence):
     """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
 
-    version: ClassVar[int] = 9
+    version: ClassVar[int] = 10
     needs_gradients: ClassVar[bool] = True
     paper: ClassVar[None] = None
 
     label: int = setting(-1, "the class to close; -1 asks the witnesses", least=-1, own=True)
     surrogates: int = setting(
         200,
-        "class impressions; a repair has half as many again, and twice as many crops of photographs",
+        "class impressions, half as many where one image takes 2e8 operations or more; a repair has half as many "
+        "again, and twice as many crops of photographs",
         least=2,
         own=True,
     )
@@ -182,8 +183,8 @@ class InRounds(Looking):
     ) -> Iterator[OnPixels]:
         """Within, the ways were closed by one round; then the network is as it was. Raises as `begin`."""
         kept = held(scene.shown.model)
-        self.begin(scene, search)(ways, progress)
         try:
+            self.begin(scene, search)(ways, progress)
             yield scene.shown
         finally:
             put_back(scene.shown.model, kept)

@@ -39,9 +39,10 @@ from unbackdoor.findings.layers import LayerGraph
 WATCHED = 60
 #: Crops of photographs for each class impression of the look.
 CROPS = 2
-#: Crops of photographs among which examples of the class are looked for. Fewer than `FEWEST` say little of it. Of more
-#: than `FAIR` times its share of them, some carry the trigger, or something like it.
-AMONG, FEWEST, FAIR = 3000, 8, 1.5
+#: Crops of photographs among which examples of the class are looked for. Fewer than `FEWEST` say little of it. Those
+#: that lie farther than `FAR` along the ways into it (`directions.along`) carry something like the trigger, and so do
+#: some of more than `FAIR` times its share of the crops.
+AMONG, FEWEST, FAR, FAIR = 3000, 8, 0.8, 1.5
 #: Images on which it is told how many are still moved; there are up to `WATCHED` ways, and each is tried on all.
 TOLD = 200
 
@@ -139,7 +140,7 @@ class WaysIn:
         judged_on: (K, C, H, W) in [0, 1], the images on which they tell it.
         firings: the channels that pushed hardest to the class before any edit.
         examples: (K, C, H, W) crops of photographs that are answered with the class before any edit, for a repair to
-            keep; K may be 0. Where these are too many, those are left out that lie farthest along the ways.
+            keep; K may be 0. Those that lie on the ways themselves are left out, and of too many the farthest along.
         held_out: as many others, to tell how many it kept; where crops are few, impressions of the class are among
             them, though they may carry the trigger.
     """
@@ -168,10 +169,11 @@ class WaysIn:
         left = success(shown, self.second, self.judged_on, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
         found = answered_with(shown, label, AMONG if ways else 0, scene.generator)
-        if len(found) > (most := round(FAIR * AMONG / shown.classes)):
-            with contextlib.suppress(MethodError):  # without one classifier it cannot be told
-                _, _, path = classifier(scene.graph, shown.model)
-                found = found[along(shown, path, ways, images, found).argsort()[:most]]
+        with contextlib.suppress(MethodError):  # without one classifier it cannot be told
+            _, _, path = classifier(scene.graph, shown.model)
+            far = along(shown, path, ways, images, found) if len(found) else torch.empty(0)
+            nearest = far.argsort()[: round(FAIR * AMONG / shown.classes)]
+            found = found[nearest[far[nearest] <= FAR]]
         self.examples, self.held_out = found[::2], found[1::2]
         if len(self.held_out) < FEWEST:
             self.held_out = torch.cat([self.held_out, self._pixels[answers == label]])
@@ -215,7 +217,7 @@ class WaysIn:
 def pool_of(shown: OnPixels, seen: Look, generator: torch.Generator, progress: Progress = silent) -> Pool:
     """Surrogates for a repair: those of a look, half as many again that took longer, crops, and averages."""
     count = len(seen.made.images)
-    more = class_images(shown, count // 2, generator, steps=LONG, progress=progress)
+    more = class_images(shown, max(1, count // 2), generator, steps=LONG, progress=progress)
     made = torch.cat([seen.made.images, more.images])
     crops = photographs(CROPS * count, shown.spec, generator)
     mixed = (made + photographs(len(made), shown.spec, generator)) / 2
