@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Step
 from unbackdoor.defences.data_free.scene import TOLD, Scene, WaysIn
-from unbackdoor.defender.case import Progress, part
+from unbackdoor.defender.case import Progress
 from unbackdoor.defender.directions import RIDGE, across, classifier_inputs, direction
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.surrogates import impressions_of
@@ -107,10 +107,10 @@ class Erase(InRounds):
             h = classifier_inputs(scene.shown, path, others)
             d = direction(scene.shown, path, found, others, h)
             u = across(h, classifier_inputs(scene.shown, path, own) if len(own) else h[:0], d, self.ridge)
-            weight, bias = head.weight.double().cpu(), head.bias.double().cpu()
+            weight, bias, mu = head.weight.double().cpu(), head.bias.double().cpu(), h.mean(0)
 
             def go_back(a: float) -> None:
-                less, shift = erased(weight, bias, h.mean(0), d, u, a)
+                less, shift = erased(weight, bias, mu, d, u, a)
                 head.weight.copy_(less)
                 head.bias.copy_(shift)
 
@@ -130,9 +130,7 @@ class Erase(InRounds):
             if own is None:
                 own = search.examples
                 if self.protected:
-                    with dataclasses.replace(self, protected=0).for_once(
-                        scene, search, found, part(progress, 0, 0)
-                    ) as shown:
+                    with dataclasses.replace(self, protected=0).for_once(scene, search, found, progress) as shown:
                         count = shown.fewer(self.protected)
                         made = impressions_of(shown, search.label, count, scene.generator, progress)
                     own = torch.cat([made[shown.logits(made).argmax(1) == search.label], own])

@@ -129,7 +129,7 @@ class Forget(InRounds):
         shown, rng, images = scene.shown, scene.generator, search.examples
         try:
             roughly = cast("type[Any]", DEFENCES["erase"])(protected=0)
-            with roughly.for_once(scene, search, found, part(progress, 0, 0)):
+            with roughly.for_once(scene, search, found, progress):
                 if len(images) < FEWEST and self.protected:
                     others, count = scene.pool.others(search.label), shown.fewer(self.protected)
                     mixed = others[torch.randint(len(others), (count,), generator=rng)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free.scene import OutOfTime, Scene, Standing, WaysIn, pool_of
-from unbackdoor.defender.case import Case, Progress, part, silent
+from unbackdoor.defender.case import Case, Progress, part
 from unbackdoor.defender.look import Look, look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.ways_in import FEWEST, STRONGER, Way
@@ -178,13 +178,14 @@ class InRounds(Looking):
         return [said for said, _ in self.each_round(scene, search, search.first)]
 
     @contextlib.contextmanager
-    def for_once(
-        self, scene: Scene, search: WaysIn, ways: Sequence[Way], progress: Progress = silent
-    ) -> Iterator[OnPixels]:
-        """Within, the ways were closed by one round; then the network is as it was. Raises as `begin`."""
+    def for_once(self, scene: Scene, search: WaysIn, ways: Sequence[Way], progress: Progress) -> Iterator[OnPixels]:
+        """Within, the ways were closed by one round; then the network is as it was. Raises as `begin`.
+
+        The progress stays where it is: this is a small part of the work around it.
+        """
         kept = held(scene.shown.model)
         try:
-            self.begin(scene, search)(ways, progress)
+            self.begin(scene, search)(ways, part(progress, 0, 0))
             yield scene.shown
         finally:
             put_back(scene.shown.model, kept)

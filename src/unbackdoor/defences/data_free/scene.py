@@ -169,11 +169,12 @@ class WaysIn:
         left = success(shown, self.second, self.judged_on, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
         found = answered_with(shown, label, AMONG if ways else 0, scene.generator)
-        with contextlib.suppress(MethodError):  # without one classifier it cannot be told
-            _, _, path = classifier(scene.graph, shown.model)
-            far = along(shown, path, ways, images, found) if len(found) else torch.empty(0)
-            nearest = far.argsort()[: round(FAIR * AMONG / shown.classes)]
-            found = found[nearest[far[nearest] <= FAR]]
+        if len(found):
+            with contextlib.suppress(MethodError):  # without one classifier it cannot be told
+                _, _, path = classifier(scene.graph, shown.model)
+                far = along(shown, path, ways, images, found)
+                nearest = far.argsort()[: round(FAIR * AMONG / shown.classes)]
+                found = found[nearest[far[nearest] <= FAR]]
         self.examples, self.held_out = found[::2], found[1::2]
         if len(self.held_out) < FEWEST:
             self.held_out = torch.cat([self.held_out, self._pixels[answers == label]])
