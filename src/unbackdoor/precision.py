@@ -1,9 +1,12 @@
-"""In which precision a network is computed fastest."""
+"""In which precision, and in which layout of its images, a network is computed fastest."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn as nn
+
+#: Input channels from which on a strided 1x1 convolution is safe in channels_last.
+_CHANNELS = 8
 
 
 def training_dtype(device: torch.device, model: nn.Module) -> torch.dtype | None:
@@ -19,6 +22,22 @@ def _slow_backward(module: nn.Module) -> bool:
     grouped = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups > 1
     attends = "attention" in type(module).__name__.lower()  # torch's, timm's and our own
     return grouped or attends or isinstance(module, nn.GroupNorm)
+
+
+def layout(model: nn.Module) -> torch.memory_format:
+    """channels_last, in which convolutions are fastest, or contiguous for a network that is not safe in it.
+
+    torch 2.14.1 writes outside its memory in the backward pass of a channels_last 1x1 convolution with a stride and
+    fewer than 8 input channels (by group), on CPUs without AVX512.
+    """
+    return torch.contiguous_format if any(map(_unsafe, model.modules())) else torch.channels_last
+
+
+def _unsafe(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d):
+        return False
+    strided = max(module.kernel_size) == 1 and max(module.stride) > 1
+    return strided and module.in_channels // module.groups < _CHANNELS
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -17,6 +17,7 @@ from unbackdoor.defender.case import Case, Needs
 from unbackdoor.errors import ArchitectureError, MethodError, SettingError, first_line
 from unbackdoor.findings import DataReport
 from unbackdoor.graph.activations import watched
+from unbackdoor.precision import layout
 from unbackdoor.train.fit import batch_sizes, vary
 
 Batch = tuple[Tensor, Tensor]
@@ -34,12 +35,14 @@ class DefenderData:
         labels: (N,) int64.
         spec: normalisation, and whether mirror images are allowed.
         dtype: of what the network takes.
+        layout: of images that it takes (`precision.layout`).
     """
 
     images: Tensor
     labels: Tensor
     spec: DatasetSpec | None
     dtype: torch.dtype = torch.float32
+    layout: torch.memory_format = torch.channels_last
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,9 +89,9 @@ class DefenderData:
         return self._shown(augment(images, padding=how.padding, flip=False, generator=generator))
 
     def _shown(self, x: Tensor) -> Tensor:
-        """In the network's dtype, and in the layout in which convolutions are fastest."""
+        """In the network's dtype and layout."""
         x = x.to(self.dtype)
-        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+        return x.contiguous(memory_format=self.layout) if x.ndim == 4 else x
 
     def epoch(
         self, batch_size: int, generator: torch.Generator, how: Augmentation = PLAIN, *, most: int | None = None
@@ -182,7 +185,7 @@ def defender_data(images: object, labels: object, spec: object, model: nn.Module
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     # Copies, so that neither gradients nor an inference mode of the caller's reach in here.
     copies = (x.detach().to(weight.device).clone(memory_format=torch.contiguous_format) for x in (images, labels))
-    data = DefenderData(next(copies), next(copies), spec, weight.dtype)
+    data = DefenderData(next(copies), next(copies), spec, weight.dtype, layout(model))
     try:
         with torch.no_grad():
             logits = outputs.logits_of(model(data.inputs(data.images[:2])))

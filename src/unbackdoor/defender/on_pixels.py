@@ -22,7 +22,7 @@ from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.resumed import resumed, same
 from unbackdoor.inputs import InputSpec
 from unbackdoor.outputs import logits_of
-from unbackdoor.precision import training_dtype
+from unbackdoor.precision import layout, training_dtype
 from unbackdoor.prune import copy_model
 
 #: Images in a forward pass without gradients.
@@ -65,10 +65,14 @@ class OnPixels:
         own = self.exact or self._weight.dtype != torch.float32
         return None if own else training_dtype(self.device, self.model)
 
+    @cached_property
+    def _layout(self) -> torch.memory_format:
+        return layout(self.model)
+
     def inputs(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> what the network takes, in the layout in which convolutions are fastest."""
         x = self.spec.normalise(pixels.to(self.device)).to(self._weight.dtype)
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=self._layout)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) in [0, 1] -> (N, classes).

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unbackdoor.errors import MethodError, SettingError
+from unbackdoor.precision import layout
 from unbackdoor.prune import copy_model
 
 
@@ -45,7 +46,7 @@ def working_copy(model: nn.Module, name: str) -> nn.Module:
                 if not type(hook).__module__.startswith("torch.nn.utils."):
                     del hooks[key]
     flat = all(p.ndim != 5 for p in work.parameters())  # three-dimensional filters have a format of their own
-    return work.to(memory_format=torch.channels_last) if flat else work
+    return work.to(memory_format=layout(work)) if flat else work
 
 
 @contextlib.contextmanager

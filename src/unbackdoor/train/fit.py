@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from unbackdoor.data import DatasetSpec, normalise
 from unbackdoor.data.augment import Augmentation, augment, rotate
 from unbackdoor.errors import SettingError
-from unbackdoor.precision import training_dtype
+from unbackdoor.precision import layout, training_dtype
 from unbackdoor.train.control import Session
 from unbackdoor.train.recipe import Recipe
 from unbackdoor.train.resume import keep, restore
@@ -100,7 +100,8 @@ def fit(
     """
     device = next(model.parameters()).device
     dtype = training_dtype(device, model)
-    model.to(memory_format=torch.channels_last)
+    shape = layout(model)
+    model.to(memory_format=shape)
     optimiser = optimiser_of(recipe, model)
     parts = {"model": model, "optimiser": optimiser, **({} if session is None else {"session": session})}
     log = [] if log is None else log
@@ -153,7 +154,7 @@ def fit(
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     if session is not None:
                         x, y, extra = session.after(x, y, generator)
-                    logits = forward(x.contiguous(memory_format=torch.channels_last))
+                    logits = forward(x.contiguous(memory_format=shape))
                     loss = F.cross_entropy(logits, y)
                 whole = loss if extra is None else loss + extra
                 if penalty is not None:
