@@ -111,13 +111,46 @@ def test_the_fewest_surrogates_are_enough_for_a_heavy_network(monkeypatch: pytes
     assert "was given" in outcome.report.story[0]
 
 
+def doubt(monkeypatch: pytest.MonkeyPatch, p: float) -> None:
+    """No class is suspected, but the attacker's stands out most, with such a p."""
+    looked = looking.look
+
+    def look(shown: OnPixels, *words: Any, **more: Any) -> Any:
+        found = looked(shown, *words, **more)
+        standard = {"head": tuple(float(label == TARGET) for label in range(shown.classes))}
+        verdict = dataclasses.replace(found.verdict, suspects=(), p=p, standard=standard)
+        return dataclasses.replace(found, verdict=verdict)
+
+    monkeypatch.setattr(looking, "look", look)
+
+
 @pytest.mark.parametrize("name", LOOKING)
 def test_nothing_suspected_is_nothing_changed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    suspect(monkeypatch, lambda _found, _shown: ())
+    doubt(monkeypatch, 0.26 if name == "best" else 0.06)
     outcome = repaired(LOOKING[name](surrogates=12, search_steps=2), trained())
     assert state(outcome.model) == state(trained())
     assert "nothing was changed" in outcome.report.story[0]
     assert outcome.report.complete
+
+
+@pytest.mark.parametrize("allowed", [8.0, -1.0])
+def test_best_closes_a_class_that_is_not_suspected_only_at_little_cost(
+    allowed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubt(monkeypatch, 0.25)
+    monkeypatch.setattr(sys.modules[Best.__module__], "SMALL", allowed)
+    model = trained()
+    outcome = repaired(Best(**CRUDE), model)
+    first, *_, last = outcome.report.story
+    assert "No class is suspected (p = 0.25" in first
+    assert f"Class {TARGET} stands out most" in first
+    assert not any("forget" in told for told in outcome.report.story)
+    if allowed > 0:
+        assert attack_success(outcome.model) < 0.2
+        assert last.startswith("Chosen: ")
+    else:
+        assert state(outcome.model) == state(model)
+        assert last == f"Class {TARGET} is not suspected, and no repair closes it at little cost: nothing was changed."
 
 
 @pytest.mark.parametrize("name", LOOKING)

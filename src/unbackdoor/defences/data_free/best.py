@@ -21,6 +21,10 @@ that keeps too few images of the class is taken only where all do: where the cla
 (SIG, which poisons all its images), nothing of it is left. Among the others that close the class, the one is taken that
 costs least. Where none closes it, it is taken from those that leave least, give or take `closed`: so few images tell no
 smaller difference.
+
+Where no class is suspected, and the one that stands out most has a p of at most `doubt`, it is closed, too, if that
+costs little (`SMALL`). What leads to a class of an honest network is what the class looks like: closing it takes the
+class away, and `kept` is small. Only erasing and pruning are tried there.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ from unbackdoor.defences.data_free.pushing import Pushing
 from unbackdoor.defences.data_free.scene import OutOfTime, Pool, Scene, Standing, WaysIn
 from unbackdoor.defender import meter
 from unbackdoor.defender.case import Case, Progress, part
+from unbackdoor.defender.clean_networks import Verdict, foremost
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.ways_in import Channel
 from unbackdoor.errors import MethodError
@@ -60,6 +65,8 @@ SURE = 0.7
 ENOUGH, KEPT = (0.05, 0.01, 0.5), 0.8
 #: Points of accuracy that the class itself is worth, as one of ten; where there are more, it matters no less.
 CLASS = 10.0
+#: The most that it may cost to close a class that is not suspected, in points.
+SMALL = 3.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,6 +136,14 @@ class Best(Looking):
         own=True,
     )
 
+    doubt: float = setting(
+        0.25,
+        "where none is suspected and p is at most this, the class that stands out most is closed if that costs little",
+        least=0,
+        most=1,
+        own=True,
+    )
+
     time_limit: float = setting(
         0.0,
         "seconds after which no more is tried; 0 is none, and the same seed then gives the same result",
@@ -149,15 +164,26 @@ class Best(Looking):
                 "changed; give more"
             ) from error
 
+    def doubtful(self, verdict: Verdict) -> tuple[int, ...]:
+        """The class that stands out most, if honest networks seldom have one that does so as much."""
+        first = foremost(verdict.standard)
+        return () if first is None or verdict.p is None or verdict.p > self.doubt else (first,)
+
     def close(self, scene: Scene, search: WaysIn) -> list[str]:
         """Try, judge, choose."""
         label, ways = search.label, search.first.ways
+        weak = self.label < 0 and label not in scene.seen.verdict.suspects
         if not ways:
             return [f"No easy way into class {label} was found, so nothing was changed for it."]
         more = f", and {len(ways) - 1} more" if len(ways) > 1 else ""
         story = [f"Class {label} is reached too easily: {ways[0]}{more}."]
-        trials = self._trials(scene, search, story)
+        trials = self._trials(scene, search, story, weak=weak)
         chosen = self._chosen(trials, label, story)
+        if weak and not (chosen and self.is_closed(chosen.standing) and chosen.cost <= SMALL):
+            return [
+                *story,
+                f"Class {label} is not suspected, and no repair closes it at little cost: nothing was changed.",
+            ]
         if chosen is None:
             return [*story, NO_REPAIR]
         put_back(scene.shown.model, Tensors(chosen.shown.model))
@@ -165,8 +191,8 @@ class Best(Looking):
         verdict = cheapest if self.is_closed(chosen.standing) else "it leaves least, though not little"
         return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
 
-    def _trials(self, scene: Scene, search: WaysIn, story: list[str]) -> list[Trial]:
-        """The repairs that were tried; a sentence on each is added to the story."""
+    def _trials(self, scene: Scene, search: WaysIn, story: list[str], *, weak: bool) -> list[Trial]:
+        """The repairs that were tried, without forgetting for a weak suspicion; each adds a sentence to the story."""
         trials: list[Trial] = []
         network = dataclasses.replace(scene.shown, exact=True)
         count, made = meter.count_for(meter.effort(network)), scene.seen.made.images
@@ -180,6 +206,8 @@ class Best(Looking):
             if not (erased and self._is_enough(erased)):
                 if any(isinstance(way, Channel) for way in search.first.ways):
                     tried(Pushing())
+                if weak:
+                    return trials
                 forgotten = tried(Forget())
                 closing = [trial for trial in trials if not self._too_dear(trial) and self.is_closed(trial.standing)]
                 if forgotten and not any(trial.kept >= self.kept for trial in closing):

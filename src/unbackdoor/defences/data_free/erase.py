@@ -81,7 +81,7 @@ class Erase(InRounds):
         own=True,
     )
     overshoot: float = setting(
-        1.5, "the largest step; steps begin at 1.125, and 1 is to the mean", above=0, most=10, own=True
+        1.25, "the largest step; steps begin at 1.125, and 1 is to the mean", above=0, most=10, own=True
     )
     protected: int = setting(
         40, "impressions of the class among x_t, which are answered as before; 0: crops alone", least=0, own=True

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free.scene import OutOfTime, Scene, Standing, WaysIn, pool_of
 from unbackdoor.defender.case import Case, Progress, part
+from unbackdoor.defender.clean_networks import Verdict
 from unbackdoor.defender.look import Look, look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.ways_in import FEWEST, STRONGER, Way
@@ -31,7 +32,7 @@ from unbackdoor.settings import setting
 class Looking(Defence):
     """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
 
-    version: ClassVar[int] = 10
+    version: ClassVar[int] = 11
     needs_gradients: ClassVar[bool] = True
     paper: ClassVar[None] = None
 
@@ -59,6 +60,11 @@ class Looking(Defence):
         most=1,
         own=True,
     )
+
+    def doubtful(self, verdict: Verdict) -> tuple[int, ...]:
+        """What is closed if it costs next to nothing, where no class is suspected and none was given."""
+        del verdict
+        return ()
 
     def is_closed(self, standing: Standing) -> bool:
         """Whether a class is closed."""
@@ -98,8 +104,8 @@ class Looking(Defence):
                 raise SettingError(f"label: expected a class below {shown.classes}, got {self.label}")
             seen = self._look(shown, graph, case.rng, part(case.progress, 0, 0.45))
             witness = witnessed(shown, seen, note, case.rng.initial_seed())
-            suspects = seen.verdict.suspects if self.label < 0 else (self.label,)
-            story = [_suspicion(witness, given=self.label)]
+            suspects = (self.label,) if self.label >= 0 else seen.verdict.suspects or self.doubtful(seen.verdict)
+            story = [_suspicion(witness, given=self.label, doubtful=suspects)]
             if suspects:
                 scene = Scene(
                     shown=shown,
@@ -221,7 +227,7 @@ class InRounds(Looking):
                 return
 
 
-def _suspicion(witness: Witness, *, given: int) -> str:
+def _suspicion(witness: Witness, *, given: int, doubtful: Sequence[int]) -> str:
     """What is to be closed, and why."""
     if given >= 0:
         alone = "" if witness.p is not None else " The witnesses by themselves cannot tell."
@@ -231,10 +237,10 @@ def _suspicion(witness: Witness, *, given: int) -> str:
         return f"The witnesses suspect class {named} (p = {witness.p:.3g}, {witness.honest} honest networks)."
     if witness.p is None:
         return "The witnesses cannot tell whether a class is too easy to reach, so nothing was changed."
-    return (
-        f"No class is suspected (p = {witness.p:.3g}, {witness.honest} honest networks), so nothing was changed. This "
-        "does not prove that the network has no backdoor."
-    )
+    none = f"No class is suspected (p = {witness.p:.3g}, {witness.honest} honest networks)"
+    if doubtful:
+        return f"{none}. Class {doubtful[0]} stands out most. It is closed only if that costs next to nothing."
+    return f"{none}, so nothing was changed. This does not prove that the network has no backdoor."
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:
