@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import time
 from pathlib import Path
@@ -109,6 +110,7 @@ def stored(grid: Grid, store: Store) -> tuple[list[Row], str]:
                 **{when: {name: rate["value"] for name, rate in rates.items() if rate} for when, rates in own.items()},
                 "changed": result.get("changed", False),
                 "suspects": result.get("suspects"),
+                "story": result.get("story") or [],
                 "refused": None if failure is None else failure["reason"],
                 "seconds": result.get("method_seconds", 0.0),
             }
@@ -163,8 +165,14 @@ def shared(kept: list[Row]) -> list[Row]:
 
 
 def suspected(row: Row) -> str:
-    """The classes that a method suspected; empty where it does not look for one."""
-    return "" if row.get("suspects") is None else ", ".join(map(str, row["suspects"])) or "none"
+    """The classes that a method suspected; in brackets one that it closed on a weak suspicion; empty where it does not
+    look for one."""
+    if row.get("suspects") is None:
+        return ""
+    story = row.get("story") or [""]
+    weak = re.search(r"Class (\d+) stands out most", story[0])
+    closed = f"({weak[1]})" if weak and story[-1].startswith("Chosen") else "none"
+    return ", ".join(map(str, row["suspects"])) or closed
 
 
 def attack_of(row: Row) -> str:

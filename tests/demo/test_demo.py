@@ -38,7 +38,10 @@ from witness_samples import a_witness
 FILES = Path(str(resources.files("unbackdoor.demo")))
 
 
-STORY = ("Class 0 is reached too easily.", "Chosen: erase, since it closes the class at the smallest cost.")
+STORY = (
+    "Class 0 is reached more easily than others.",
+    "Chosen: erase, since it closes the class at the smallest cost.",
+)
 
 
 @pytest.fixture(scope="module")

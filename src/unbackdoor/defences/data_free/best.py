@@ -176,7 +176,7 @@ class Best(Looking):
         if not ways:
             return [f"No easy way into class {label} was found, so nothing was changed for it."]
         more = f", and {len(ways) - 1} more" if len(ways) > 1 else ""
-        story = [f"Class {label} is reached too easily: {ways[0]}{more}."]
+        story = [f"Class {label} is reached more easily than others: {ways[0]}{more}."]
         trials = self._trials(scene, search, story, weak=weak)
         chosen = self._chosen(trials, label, story)
         if weak and not (chosen and self.is_closed(chosen.standing) and chosen.cost <= SMALL):
