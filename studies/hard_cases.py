@@ -232,6 +232,7 @@ def measure(name: str, train: LabelledImages, test: LabelledImages, folder: Path
             outcome = parse_method(method)(model, example=example, spec=test.spec, generator=rng)
             repaired, witness = outcome.model, outcome.report.witness
             row |= {"suspects": witness and list(witness.suspects), "story": list(outcome.report.story)}
+            row["doubtful"] = outcome.report.doubtful
         row |= {"rates": rates(repaired, test, attacks)}
         row |= {"again": rates(again(repaired, train, attacks), test, attacks)}
         print(row, flush=True)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import time
 from pathlib import Path
@@ -71,10 +70,18 @@ def measure(folder: Path, text: str) -> Row:
         "before": before,
         "after": rates(outcome.model, test, folder),
         "suspects": None if witness is None else list(witness.suspects),
+        "doubtful": outcome.report.doubtful,
+        "changed": differ(case.module, outcome.model),
         "p": None if witness is None else witness.p,
         "story": list(outcome.report.story),
         "seconds": round(seconds, 1),
     }
+
+
+def differ(one: nn.Module, other: nn.Module) -> bool:
+    """Whether any tensor of two networks does."""
+    tensors = other.state_dict()
+    return any(not torch.equal(tensor, tensors[name]) for name, tensor in one.state_dict().items())
 
 
 def stored(grid: Grid, store: Store) -> tuple[list[Row], str]:
@@ -110,7 +117,7 @@ def stored(grid: Grid, store: Store) -> tuple[list[Row], str]:
                 **{when: {name: rate["value"] for name, rate in rates.items() if rate} for when, rates in own.items()},
                 "changed": result.get("changed", False),
                 "suspects": result.get("suspects"),
-                "story": result.get("story") or [],
+                "doubtful": result.get("doubtful"),
                 "refused": None if failure is None else failure["reason"],
                 "seconds": result.get("method_seconds", 0.0),
             }
@@ -169,9 +176,7 @@ def suspected(row: Row) -> str:
     look for one."""
     if row.get("suspects") is None:
         return ""
-    story = row.get("story") or [""]
-    weak = re.search(r"Class (\d+) stands out most", story[0])
-    closed = f"({weak[1]})" if weak and story[-1].startswith("Chosen") else "none"
+    closed = "none" if row.get("doubtful") is None else f"({row['doubtful']})"
     return ", ".join(map(str, row["suspects"])) or closed
 
 

@@ -1,6 +1,7 @@
 """Data-free defences that look first: they close a learnt way into class 4 of a small trained network."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from unbackdoor.defences.base import Defence, Outcome
 from unbackdoor.defences.data_free import Best, Erase, Forget, Pushing, looking
 from unbackdoor.defences.data_free.best import Trial
 from unbackdoor.defences.data_free.erase import erased
-from unbackdoor.defences.data_free.scene import Standing, WaysIn
+from unbackdoor.defences.data_free.scene import OutOfTime, Standing, WaysIn
 from unbackdoor.defences.table import DEFENCES
 from unbackdoor.defender import directions, ways_in
 from unbackdoor.defender import on_pixels as on_pixels_module
@@ -133,24 +134,50 @@ def test_nothing_suspected_is_nothing_changed(name: str, monkeypatch: pytest.Mon
     assert outcome.report.complete
 
 
-@pytest.mark.parametrize("allowed", [8.0, -1.0])
-def test_best_closes_a_class_that_is_not_suspected_only_at_little_cost(
-    allowed: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_best_closes_a_class_that_is_not_suspected_if_that_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
     doubt(monkeypatch, 0.25)
-    monkeypatch.setattr(sys.modules[Best.__module__], "SMALL", allowed)
-    model = trained()
-    outcome = repaired(Best(**CRUDE), model)
-    first, *_, last = outcome.report.story
+    monkeypatch.setattr(Best, "_is_enough", lambda *_: False)  # so that all are tried that may be
+    outcome = repaired(Best(**QUICK), trained())
+    first, *tried, last = outcome.report.story
     assert "No class is suspected (p = 0.25" in first
     assert f"Class {TARGET} stands out most" in first
-    assert not any("forget" in told for told in outcome.report.story)
-    if allowed > 0:
-        assert attack_success(outcome.model) < 0.2
-        assert last.startswith("Chosen: ")
-    else:
-        assert state(outcome.model) == state(model)
-        assert last == f"Class {TARGET} is not suspected, and no repair closes it at little cost: nothing was changed."
+    assert any(told.startswith("Tried: pushing") for told in tried)
+    assert not any("forget" in told for told in tried)
+    assert last.startswith("Chosen: ")
+    assert f"for class {TARGET}, since" in last
+    assert attack_success(outcome.model) < 0.2
+    assert outcome.report.doubtful == TARGET
+    assert json.loads(outcome.report.to_json())["doubtful"] == TARGET
+
+
+@pytest.mark.parametrize("setting", [{"damage": 0.1}, {"doubt": 0.0}])
+def test_what_is_not_suspected_and_not_cheap_is_left(setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    doubt(monkeypatch, 0.1)
+    outcome = repaired(Best(**QUICK, **setting), trained())
+    assert state(outcome.model) == state(trained())
+    assert "nothing was changed" in outcome.report.story[-1]
+    assert outcome.report.doubtful is None
+
+
+def stops(*_words: Any, **_more: Any) -> Any:
+    raise MethodError("no images")
+
+
+def late(*_words: Any, **_more: Any) -> Any:
+    raise OutOfTime
+
+
+@pytest.mark.parametrize(
+    ("fails", "why"), [(stops, "it cannot be closed here (no images)"), (late, "the time ran out")]
+)
+def test_a_weak_suspicion_is_never_an_error(
+    fails: Callable[..., Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubt(monkeypatch, 0.1)
+    monkeypatch.setattr(looking, "pool_of", fails)
+    outcome = repaired(Best(**QUICK), trained())
+    assert outcome.report.story[-1] == f"Class {TARGET} is not suspected, and {why}: nothing was changed."
+    assert state(outcome.model) == state(trained())
 
 
 @pytest.mark.parametrize("name", LOOKING)

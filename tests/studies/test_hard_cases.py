@@ -104,10 +104,6 @@ def test_a_row(study: ModuleType) -> None:
     row = {"case": "two", "method": "best", "suspects": [3, 6], "rates": rates, "again": {**rates, "asr": [0.9, 1.0]}}
     last = study.table([row]).splitlines()[-1]
     assert last == "| two | best | 3, 6 | 80.0 | 1.0 and 50.0 | 70.0 and 60.0 | 80.0, 90.0 and 100.0 |"
-    weak = [
-        "No class is suspected (p = 0.2, 34 honest networks). Class 5 stands out most. It ...",
-        "Chosen: erase, ...",
-    ]
     assert "| none |" in study.table([{**row, "suspects": []}])
-    assert "| none |" in study.table([{**row, "suspects": [], "story": [weak[0], "Class 5 is not suspected, ..."]}])
-    assert "| (5) |" in study.table([{**row, "suspects": [], "story": weak}])
+    assert "| none |" in study.table([{**row, "suspects": [], "doubtful": None}])
+    assert "| (0) |" in study.table([{**row, "suspects": [], "doubtful": 0}])

@@ -148,6 +148,11 @@ def findings(demo: Demo) -> str:
         if one.report.suspects:
             named = ", ".join(map(str, one.report.suspects))
             lines.append(f"{one.name} suspected class {named} (the attacker's is {target}), and this is what it did:")
+        if one.report.doubtful is not None:
+            lines.append(
+                f"{one.name} suspected no class, and closed class {one.report.doubtful}, which stood out most (the "
+                f"attacker's is {target}):"
+            )
         for told in one.report.story:
             lines += textwrap.wrap(told, 100, initial_indent="  - ", subsequent_indent="    ", break_on_hyphens=False)
     return "\n".join(lines)
@@ -281,6 +286,9 @@ def _words(one: Contender, demo: Demo) -> str:
     classes = demo.images.spec.classes
     if report.story:
         named = " and ".join(f"class {label} (“{classes[label]}”)" for label in report.suspects) or "no class"
+        if report.doubtful is not None:
+            closed = f"class {report.doubtful} (“{classes[report.doubtful]}”)"
+            named += f", but closed {closed}, which stood out most, since that cost little"
         text = (
             f"{one.name} made images from the network itself and looked for a class that is reached too easily. It "
             "tried repairs on copies of the network and judged them by easy ways into that class which another search "

@@ -185,6 +185,7 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
         "pruned": outcome.report.pruned,
         "scaled": outcome.report.scaled,
         "suspects": None if outcome.report.witness is None else list(outcome.report.suspects),
+        "doubtful": outcome.report.doubtful,
         "story": list(outcome.report.story),
         "guessed_class": None if outcome.report.classifier is None else outcome.report.classifier.guessed_class,
         "images": None if report["data"] is None else report["data"]["images"],

@@ -157,6 +157,7 @@ class Report:
         unpaired_norms: norms that belong to no single layer.
         stages: how training went, for methods that train.
         data: the images that the method was given, or None.
+        doubtful: the class that was closed though no class is suspected, if any.
         story: what a method that chooses by itself tried, what came of it and what it chose, in sentences.
         witness: what the witnesses say, where they were asked, or `no_witness` why they could not look.
         damage: the loss of accuracy that a repair is predicted to cost; None where that was not asked, or is not known,
@@ -176,6 +177,7 @@ class Report:
     unpaired_norms: tuple[str, ...] = ()
     stages: tuple[Stage, ...] = ()
     data: DataReport | None = None
+    doubtful: int | None = None
     story: tuple[str, ...] = ()
     witness: Witness | None = None
     no_witness: str = ""

@@ -40,6 +40,7 @@ class Plan:
         stages: how training went, of a method that trains.
         data: the images that the method was given, if any.
         witness: what the witnesses said before anything was planned, of a method that asks them.
+        doubtful: the class that was closed though no class is suspected, if any.
         story: what such a method tried, what came of it and what it chose, in sentences.
     """
 
@@ -56,6 +57,7 @@ class Plan:
     stages: tuple[Stage, ...] = ()
     data: DataReport | None = None
     witness: Witness | None = None
+    doubtful: int | None = None
     story: tuple[str, ...] = ()
 
     @property
@@ -115,6 +117,7 @@ class Plan:
             stages=self.stages,
             data=self.data,
             witness=self.witness,
+            doubtful=self.doubtful,
             story=self.story,
             not_covered=self.not_covered,
             left_alone=self.left_alone,

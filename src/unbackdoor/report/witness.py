@@ -35,7 +35,7 @@ def headline(found: Witness) -> str:
     if found.p is None:
         return f"The witnesses cannot tell: {'; '.join(found.notes[:1])}."
     if found.suspect is None:
-        return f"No class stands out more than the classes of {networks} do (p = {found.p:.3g}). {NO_PROOF}"
+        return f"No class is suspected (p = {found.p:.3g} beside {networks}). {NO_PROOF}"
     more = f"; after it {', '.join(map(str, found.suspects[1:]))}" if found.suspects[1:] else ""
     least = ", the smallest possible" if found.p <= found.least else ""
     return (

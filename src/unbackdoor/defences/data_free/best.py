@@ -138,7 +138,7 @@ class Best(Looking):
 
     doubt: float = setting(
         0.25,
-        "where none is suspected and p is at most this, the class that stands out most is closed if that costs little",
+        "where none is suspected and p is at most this, the class that stands out most is closed at little cost; 0: no",
         least=0,
         most=1,
         own=True,
@@ -164,32 +164,35 @@ class Best(Looking):
                 "changed; give more"
             ) from error
 
-    def doubtful(self, verdict: Verdict) -> tuple[int, ...]:
-        """The class that stands out most, if honest networks seldom have one that does so as much."""
-        first = foremost(verdict.standard)
-        return () if first is None or verdict.p is None or verdict.p > self.doubt else (first,)
+    def doubtful(self, verdict: Verdict) -> int | None:
+        """The class that stands out most, if few honest networks have one that does so as much."""
+        return None if verdict.p is None or verdict.p > self.doubt else foremost(verdict.standard)
 
     def close(self, scene: Scene, search: WaysIn) -> list[str]:
         """Try, judge, choose."""
         label, ways = search.label, search.first.ways
         weak = self.label < 0 and label not in scene.seen.verdict.suspects
+        limit = min(SMALL, self.damage)
+        if not ways and weak:
+            return [f"Class {label} is not suspected, and no easy way into it was found: nothing was changed."]
         if not ways:
             return [f"No easy way into class {label} was found, so nothing was changed for it."]
         more = f", and {len(ways) - 1} more" if len(ways) > 1 else ""
         story = [f"Class {label} is reached more easily than others: {ways[0]}{more}."]
         trials = self._trials(scene, search, story, weak=weak)
         chosen = self._chosen(trials, label, story)
-        if weak and not (chosen and self.is_closed(chosen.standing) and chosen.cost <= SMALL):
+        if weak and not (chosen and self.is_closed(chosen.standing) and chosen.cost <= limit):
             return [
                 *story,
-                f"Class {label} is not suspected, and no repair closes it at little cost: nothing was changed.",
+                f"Class {label} is not suspected, and no repair closes it for {limit:g} points or less, the class "
+                "itself included: nothing was changed.",
             ]
         if chosen is None:
             return [*story, NO_REPAIR]
         put_back(scene.shown.model, Tensors(chosen.shown.model))
         cheapest = "it closes the class at the smallest cost, the class itself included"
         verdict = cheapest if self.is_closed(chosen.standing) else "it leaves least, though not little"
-        return [*story, *chosen.told, f"Chosen: {chosen.name}, since {verdict}."]
+        return [*story, *chosen.told, f"Chosen: {chosen.name} for class {label}, since {verdict}."]
 
     def _trials(self, scene: Scene, search: WaysIn, story: list[str], *, weak: bool) -> list[Trial]:
         """The repairs that were tried, without forgetting for a weak suspicion; each adds a sentence to the story."""

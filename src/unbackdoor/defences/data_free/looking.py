@@ -30,7 +30,8 @@ from unbackdoor.settings import setting
 
 @dataclass(frozen=True, kw_only=True)
 class Looking(Defence):
-    """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed."""
+    """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed, unless the
+    method closes a doubtful class."""
 
     version: ClassVar[int] = 11
     needs_gradients: ClassVar[bool] = True
@@ -61,10 +62,10 @@ class Looking(Defence):
         own=True,
     )
 
-    def doubtful(self, verdict: Verdict) -> tuple[int, ...]:
-        """What is closed if it costs next to nothing, where no class is suspected and none was given."""
+    def doubtful(self, verdict: Verdict) -> int | None:
+        """The class that is closed if that costs little, where none is suspected and none was given; None: no class."""
         del verdict
-        return ()
+        return None
 
     def is_closed(self, standing: Standing) -> bool:
         """Whether a class is closed."""
@@ -104,44 +105,20 @@ class Looking(Defence):
                 raise SettingError(f"label: expected a class below {shown.classes}, got {self.label}")
             seen = self._look(shown, graph, case.rng, part(case.progress, 0, 0.45))
             witness = witnessed(shown, seen, note, case.rng.initial_seed())
-            suspects = (self.label,) if self.label >= 0 else seen.verdict.suspects or self.doubtful(seen.verdict)
-            story = [_suspicion(witness, given=self.label, doubtful=suspects)]
-            if suspects:
-                scene = Scene(
-                    shown=shown,
-                    graph=graph,
-                    seen=seen,
-                    pool=pool_of(shown, seen, case.rng, part(case.progress, 0.45, 0.5)),
-                    generator=case.rng,
-                    progress=case.progress,
-                )
-                before: dict[str, Tensor] = {}
-                for number, label in enumerate(suspects):
-                    ends = [0.5 + 0.5 * (number + more) / len(suspects) for more in (0, 1)]
-                    told = part(case.progress, *ends)
-                    last, before = before, held(model)
-                    try:
-                        if number and any(not torch.equal(tensor, last[name]) for name, tensor in before.items()):
-                            seen = self._look(shown, graph, case.rng, part(told, 0, 0.3))
-                            scene = dataclasses.replace(scene, seen=seen, pool=scene.pool.answered_by(shown))
-                            told = part(told, 0.3, 1)
-                        if number and label not in seen.verdict.suspects:
-                            story.append(f"Class {label} is no longer suspected, so nothing was changed for it.")
-                            continue
-                        here = dataclasses.replace(scene, progress=told)
-                        search = WaysIn(here, label, self.search_steps)
-                        story += self.close(dataclasses.replace(here, progress=part(here.progress, 0.2, 1)), search)
-                    except OutOfTime:
-                        if not number:
-                            raise
-                        story.append(f"The time ran out, so nothing was changed for class {label}.")
-                        break
-                    except MethodError as error:
-                        if not number:
-                            raise
-                        put_back(model, before)
-                        story.append(f"Nothing was changed for class {label}: {error}")
-            edits = rewritten(original, model, method=self.name) if suspects else ()
+            sure = (self.label,) if self.label >= 0 else seen.verdict.suspects
+            doubtful = None if sure else self.doubtful(seen.verdict)
+            story = [_suspicion(witness, given=self.label, doubtful=doubtful)]
+            if sure:
+                self._close_each(shown, graph, seen, sure, case, story)
+            elif doubtful is not None:
+                before = held(model)
+                try:
+                    self._close_each(shown, graph, seen, (doubtful,), case, story)
+                except (MethodError, OutOfTime) as error:
+                    put_back(model, before)
+                    why = "the time ran out" if isinstance(error, OutOfTime) else f"it cannot be closed here ({error})"
+                    story.append(f"Class {doubtful} is not suspected, and {why}: nothing was changed.")
+            edits = rewritten(original, model, method=self.name) if sure or doubtful is not None else ()
         needless = self.label >= 0 and witness.p is None  # where a class is given, no witness has to tell
         return Plan(
             method=self.name,
@@ -151,10 +128,59 @@ class Looking(Defence):
             classifier=None,
             edits=edits,
             witness=None if needless else witness,
+            doubtful=doubtful if edits else None,
             story=tuple(story),
         )
 
+    def _close_each(
+        self,
+        shown: OnPixels,
+        graph: LayerGraph,
+        seen: Look,
+        labels: Sequence[int],
+        case: Case,
+        story: list[str],
+    ) -> None:
+        """Close one class after the other in the network that is shown, and tell the story. Raises as `close`."""
+        model = shown.model
+        scene = Scene(
+            shown=shown,
+            graph=graph,
+            seen=seen,
+            pool=pool_of(shown, seen, case.rng, part(case.progress, 0.45, 0.5)),
+            generator=case.rng,
+            progress=case.progress,
+        )
+        before: dict[str, Tensor] = {}
+        for number, label in enumerate(labels):
+            ends = [0.5 + 0.5 * (number + more) / len(labels) for more in (0, 1)]
+            told = part(case.progress, *ends)
+            last, before = before, held(model)
+            try:
+                if number and any(not torch.equal(tensor, last[name]) for name, tensor in before.items()):
+                    seen = self._look(shown, graph, case.rng, part(told, 0, 0.3))
+                    scene = dataclasses.replace(scene, seen=seen, pool=scene.pool.answered_by(shown))
+                    told = part(told, 0.3, 1)
+                if number and label not in seen.verdict.suspects:
+                    story.append(f"Class {label} is no longer suspected, so nothing was changed for it.")
+                    continue
+                here = dataclasses.replace(scene, progress=told)
+                search = WaysIn(here, label, self.search_steps)
+                story += self.close(dataclasses.replace(here, progress=part(here.progress, 0.2, 1)), search)
+            except OutOfTime:
+                if not number:
+                    raise
+                story.append(f"The time ran out, so nothing was changed for class {label}.")
+                break
+            except MethodError as error:
+                if not number:
+                    raise
+                put_back(model, before)
+                story.append(f"Nothing was changed for class {label}: {error}")
 
+
+#: What must be said where nothing is suspected.
+NO_PROOF = "This does not prove that the network has no backdoor."
 #: What a round does to the network against some ways; it tells how far it is, and says what it did.
 Step = Callable[[Sequence[Way], Progress], str]
 
@@ -227,7 +253,7 @@ class InRounds(Looking):
                 return
 
 
-def _suspicion(witness: Witness, *, given: int, doubtful: Sequence[int]) -> str:
+def _suspicion(witness: Witness, *, given: int, doubtful: int | None) -> str:
     """What is to be closed, and why."""
     if given >= 0:
         alone = "" if witness.p is not None else " The witnesses by themselves cannot tell."
@@ -238,9 +264,9 @@ def _suspicion(witness: Witness, *, given: int, doubtful: Sequence[int]) -> str:
     if witness.p is None:
         return "The witnesses cannot tell whether a class is too easy to reach, so nothing was changed."
     none = f"No class is suspected (p = {witness.p:.3g}, {witness.honest} honest networks)"
-    if doubtful:
-        return f"{none}. Class {doubtful[0]} stands out most. It is closed only if that costs next to nothing."
-    return f"{none}, so nothing was changed. This does not prove that the network has no backdoor."
+    if doubtful is not None:
+        return f"{none}. Class {doubtful} stands out most, and is closed only if that costs little. {NO_PROOF}"
+    return f"{none}, so nothing was changed. {NO_PROOF}"
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:
