@@ -123,7 +123,7 @@ OWN = {
     "fp": set(),
     "ft": set(),
     "ibau": {"radius"},
-    "best": {*LOOKING, "most", "kept", "damage", "time_limit"},
+    "best": {*LOOKING, "most", "kept", "damage", "doubt", "time_limit"},
     "erase": {*LOOKING, "rounds", "moved", "overshoot", "protected", "ridge"},
     "pushing": {*LOOKING, "rounds", "channels", "alone", "outlier", "deviations"},
     "forget": {*LOOKING, "rounds", "steps", "lr", "momentum", "beyond", "clip", "batch_size", "keep", "protected"},
