@@ -240,7 +240,11 @@ def all_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("forgets", "erases", "chosen"),
-    [(None, -50.0, "erase, since it closes"), (-50.0, None, "forget, since it closes"), (0.1, 0.0, "leaves least")],
+    [
+        (None, -50.0, "erase for class 4, since it closes"),
+        (-50.0, None, "forget for class 4, since it closes"),
+        (0.1, 0.0, "leaves least"),
+    ],
 )
 @pytest.mark.usefixtures("all_tried")
 def test_the_repair_that_closes_the_class_is_taken(

@@ -110,21 +110,16 @@ RECORDED: dict[str, dict[str, list[int]]] = {
         "layer4.1.bn1": [9, 15, 27, 31],
         "layer4.1.bn2": [7, 13, 21, 22, 27, 29, 31],
     },
-    "ep:u=1": {
-        "layer1.0.bn1": [3],
-        "layer1.1.bn1": [2],
-        "layer2.0.bn1": [1],
-        "layer2.0.bn2": [3, 6],
+    "ep:u=1.375": {
         "layer2.1.bn1": [4],
         "layer2.1.bn2": [3],
-        "layer3.0.bn1": [0],
         "layer3.0.bn2": [14, 15],
         "layer3.1.bn1": [1, 15],
-        "layer3.1.bn2": [11, 12, 15],
+        "layer3.1.bn2": [12, 15],
         "layer4.0.bn1": [11, 15],
-        "layer4.0.bn2": [9, 17, 22, 25, 28, 30],
-        "layer4.1.bn1": [3, 14, 15, 17, 26],
-        "layer4.1.bn2": [0, 8, 14, 25, 29],
+        "layer4.0.bn2": [22, 30],
+        "layer4.1.bn1": [3, 17, 26],
+        "layer4.1.bn2": [0, 14, 29],
     },
     "clp:u=1.5": {
         "layer2.0.shortcut.0": [2],
@@ -161,7 +156,8 @@ RECORDED: dict[str, dict[str, list[int]]] = {
 
 @pytest.mark.parametrize("text", RECORDED)
 def test_the_channels_are_those_that_were_recorded(text: str) -> None:
-    """Recorded when each method had a rule and an edit of its own."""
+    """Recorded when each method had a rule and an edit of its own; EP's later, at a threshold that no score is near:
+    its histograms of few images make scores jump with the rounding."""
     x, y = images(120)
     case = Case(network=network(), images=x, labels=y, spec=SPEC, generator=torch.Generator().manual_seed(3))
     found = parse_method(text).run(case).report
