@@ -19,7 +19,7 @@ def command(*, output: Path, force: bool, quiet: bool) -> None:
     """Repair a real backdoored network that comes with the package, and write a report page.
 
     Shows the rates on real images before and after LPP, CLP and best. No method is given data. The whole takes
-    about four minutes on two CPU cores, nearly all of it for best.
+    two to six minutes on two CPU cores, nearly all of it for best.
     """
     from unbackdoor import demo
     from unbackdoor.atomic import check_target
