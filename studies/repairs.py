@@ -34,6 +34,7 @@ from unbackdoor.defences.table import parse_method
 from unbackdoor.errors import UnbackdoorError
 from unbackdoor.experiments import Cell, Grid, Repair, Store, Training
 from unbackdoor.findings import defence_effectiveness
+from unbackdoor.prune import differ
 from witnesses import TOOK, allowed, is_further, name_of, networks, pair_of, truth
 
 ROWS = Path(__file__).with_suffix(".jsonl")
@@ -76,12 +77,6 @@ def measure(folder: Path, text: str) -> Row:
         "story": list(outcome.report.story),
         "seconds": round(seconds, 1),
     }
-
-
-def differ(one: nn.Module, other: nn.Module) -> bool:
-    """Whether any tensor of two networks does."""
-    tensors = other.state_dict()
-    return any(not torch.equal(tensor, tensors[name]) for name, tensor in one.state_dict().items())
 
 
 def stored(grid: Grid, store: Store) -> tuple[list[Row], str]:

@@ -34,6 +34,7 @@ from unbackdoor.graph import layer_graph
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.inputs import InputSpec, Normalisation
 from unbackdoor.prune import Editor
+from witness_samples import a_witness, cannot_tell
 
 LOOKING = {name: DEFENCES[name] for name in ("best", "erase", "forget", "pushing")}
 QUICK: dict[str, Any] = {"surrogates": 48, "search_steps": 20}
@@ -63,15 +64,30 @@ def test_a_backdoor_is_closed(name: str, left: float, kept: float) -> None:
     assert "was given" in outcome.report.story[0]
 
 
-def suspect(monkeypatch: pytest.MonkeyPatch, rule: Callable[[Any, OnPixels], tuple[int, ...]]) -> None:
-    """The witnesses suspect what a rule makes of a look, and of the network that was looked at."""
+def change_verdicts(monkeypatch: pytest.MonkeyPatch, rule: Callable[[Any, OnPixels], dict[str, Any]]) -> None:
+    """The verdict of each look is changed by what a rule makes of it, and of the network that was looked at."""
     looked = looking.look
 
     def look(shown: OnPixels, *words: Any, **more: Any) -> Any:
         found = looked(shown, *words, **more)
-        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, suspects=rule(found, shown)))
+        return dataclasses.replace(found, verdict=dataclasses.replace(found.verdict, **rule(found, shown)))
 
     monkeypatch.setattr(looking, "look", look)
+
+
+def suspect(monkeypatch: pytest.MonkeyPatch, rule: Callable[[Any, OnPixels], tuple[int, ...]]) -> None:
+    """The witnesses suspect what a rule makes of a look, and of the network that was looked at."""
+    change_verdicts(monkeypatch, lambda found, shown: {"suspects": rule(found, shown)})
+
+
+def doubt(monkeypatch: pytest.MonkeyPatch, p: float) -> None:
+    """No class is suspected, but the attacker's stands out most, with such a p."""
+
+    def weakly(_found: Any, shown: OnPixels) -> dict[str, Any]:
+        standard = {"head": tuple(float(label == TARGET) for label in range(shown.classes))}
+        return {"suspects": (), "p": p, "standard": standard}
+
+    change_verdicts(monkeypatch, weakly)
 
 
 def classes_moved(one: Any, other: Any) -> list[int]:
@@ -112,19 +128,6 @@ def test_the_fewest_surrogates_are_enough_for_a_heavy_network(monkeypatch: pytes
     assert "was given" in outcome.report.story[0]
 
 
-def doubt(monkeypatch: pytest.MonkeyPatch, p: float) -> None:
-    """No class is suspected, but the attacker's stands out most, with such a p."""
-    looked = looking.look
-
-    def look(shown: OnPixels, *words: Any, **more: Any) -> Any:
-        found = looked(shown, *words, **more)
-        standard = {"head": tuple(float(label == TARGET) for label in range(shown.classes))}
-        verdict = dataclasses.replace(found.verdict, suspects=(), p=p, standard=standard)
-        return dataclasses.replace(found, verdict=verdict)
-
-    monkeypatch.setattr(looking, "look", look)
-
-
 @pytest.mark.parametrize("name", LOOKING)
 def test_nothing_suspected_is_nothing_changed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     doubt(monkeypatch, 0.26 if name == "best" else 0.06)
@@ -148,6 +151,13 @@ def test_best_closes_a_class_that_is_not_suspected_if_that_costs_little(monkeypa
     assert attack_success(outcome.model) < 0.2
     assert outcome.report.doubtful == TARGET
     assert json.loads(outcome.report.to_json())["doubtful"] == TARGET
+
+
+def test_the_doubtful_class_is_the_one_that_stands_out_most() -> None:
+    assert Best().doubtful(a_witness(suspects=(), p=0.25)) == a_witness().suspects[0]
+    assert Best().doubtful(a_witness(suspects=(), p=0.26)) is None
+    assert Best().doubtful(cannot_tell()) is None
+    assert Erase().doubtful(a_witness(suspects=(), p=0.06)) is None
 
 
 @pytest.mark.parametrize("setting", [{"damage": 0.1}, {"doubt": 0.0}])

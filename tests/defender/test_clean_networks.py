@@ -5,15 +5,7 @@ import random
 
 import pytest
 
-from unbackdoor.defender.clean_networks import (
-    ALPHA,
-    CleanNetwork,
-    CleanNetworks,
-    Verdict,
-    clean_networks,
-    foremost,
-    judge,
-)
+from unbackdoor.defender.clean_networks import ALPHA, CleanNetwork, CleanNetworks, Verdict, clean_networks, judge
 from unbackdoor.defender.look import WITNESSES
 
 
@@ -32,12 +24,6 @@ def of_one(values: list[float]) -> CleanNetworks:
 
 def judged(scores: dict[str, list[float | None]], clean: CleanNetworks, running: bool = True) -> Verdict:
     return judge(scores, running_statistics=running, known=clean)
-
-
-def test_the_foremost_class_has_the_largest_z() -> None:
-    assert foremost({"head": (None, 1.0, 2.0), "channels": (1.5, 3.0, None)}) == 1
-    assert foremost({"head": (2.0, 2.0)}) == 0
-    assert foremost({"head": (None, None)}) is None
 
 
 def test_z_and_p_by_hand() -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 from report_samples import HOSTILE, Structure, a_report
 
-from unbackdoor.findings import PushingChannel, StampedSurrogate, Witness
+from unbackdoor.findings import ClassWitness, PushingChannel, StampedSurrogate, Witness
 from witness_samples import PIXEL, a_witness, cannot_tell, without_a_suspect
 
 SAMPLES = {"suspect": a_witness(), "none": without_a_suspect(), "cannot tell": cannot_tell(), "many": a_witness(100)}
@@ -48,6 +48,22 @@ def test_a_suspect_is_named_in_words() -> None:
     assert a_witness().suspect == 3
     assert a_witness().ranked[0].label == 3
     assert a_witness().ranked[0].witness == "stimulation"
+
+
+@pytest.mark.parametrize(
+    ("standard", "first"),
+    [
+        ({"head": (None, 1.0, 2.0), "channels": (1.5, 3.0, None)}, 1),
+        ({"head": (2.0, 2.0)}, 0),
+    ],
+)
+def test_the_first_class_has_the_largest_z(standard: dict[str, tuple[float | None, ...]], first: int) -> None:
+    columns = enumerate(zip(*standard.values(), strict=True))
+    classes = tuple(
+        ClassWitness(label=label, scores={}, standard=dict(zip(standard, column, strict=True)), values={})
+        for label, column in columns
+    )
+    assert dataclasses.replace(a_witness(), classes=classes).ranked[0].label == first
 
 
 def test_no_suspect_proves_nothing() -> None:

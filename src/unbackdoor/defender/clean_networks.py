@@ -92,12 +92,6 @@ class Verdict:
     notes: tuple[str, ...]
 
 
-def foremost(standard: Scores) -> int | None:
-    """The class with the largest z; None where none has one."""
-    found = [(z, -label) for one in standard.values() for label, z in enumerate(one) if z is not None]
-    return -max(found)[1] if found else None
-
-
 def largest(scores: Sequence[float | None]) -> float | None:
     """The largest of a witness's scores; None if it has none."""
     return max((score for score in scores if score is not None), default=None)

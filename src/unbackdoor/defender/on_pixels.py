@@ -70,7 +70,7 @@ class OnPixels:
         return layout(self.model)
 
     def inputs(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) in [0, 1] -> what the network takes, in the layout in which convolutions are fastest."""
+        """(N, C, H, W) in [0, 1] -> what the network takes, in its layout."""
         x = self.spec.normalise(pixels.to(self.device)).to(self._weight.dtype)
         return x.contiguous(memory_format=self._layout)
 

@@ -35,6 +35,7 @@ from unbackdoor.metrics import measure, target_of
 from unbackdoor.metrics.activation_change import correlations
 from unbackdoor.models import parse_arch
 from unbackdoor.provenance import circumstances, commit, device_name, version
+from unbackdoor.prune import differ
 
 SCHEMA_VERSION = 1
 MODEL, ATTACK, TRIGGER, LOG, RUN = "model.safetensors", "attack.json", "attack.safetensors", "log.jsonl", "run.json"
@@ -172,16 +173,12 @@ def _repair(cell: Repair, work: Work, progress: Progress) -> dict[str, Any]:
     outcome, seconds = timed(lambda: method.run(case))
     after = measure(outcome.model, test, attack)
     before = _before(work, model, test, attack)
-    changed = any(
-        not torch.equal(a, b)
-        for a, b in zip(model.state_dict().values(), outcome.model.state_dict().values(), strict=True)
-    )
     report = outcome.report.to_dict()
     return {
         "rates": after.to_dict(),
         "before": before,
         "der": effectiveness(read_evaluation(before), after),
-        "changed": changed,
+        "changed": differ(model, outcome.model),
         "pruned": outcome.report.pruned,
         "scaled": outcome.report.scaled,
         "suspects": None if outcome.report.witness is None else list(outcome.report.suspects),

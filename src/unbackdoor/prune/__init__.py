@@ -3,7 +3,7 @@
 from unbackdoor.prune.edit import Edit, Editor, rewritten, shared
 from unbackdoor.prune.layers import eligible
 from unbackdoor.prune.outliers import Population, Selection, either
-from unbackdoor.prune.plan import Plan, copy_model
+from unbackdoor.prune.plan import Plan, copy_model, differ
 
 __all__ = [
     "Edit",
@@ -12,6 +12,7 @@ __all__ = [
     "Population",
     "Selection",
     "copy_model",
+    "differ",
     "either",
     "eligible",
     "rewritten",

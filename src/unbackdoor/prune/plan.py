@@ -163,6 +163,12 @@ class Plan:
         return found
 
 
+def differ(one: nn.Module, other: nn.Module) -> bool:
+    """Whether any tensor of a network is another in a copy of it."""
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return any(not torch.equal(a, b) for a, b in pairs)
+
+
 def copy_model(model: nn.Module) -> nn.Module:
     """A deep copy; tensors that a forward pass left behind (features, weights of older weight_norm) are copied too."""
     held = [value for module in model.modules() for value in vars(module).values()]

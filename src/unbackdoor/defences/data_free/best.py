@@ -40,15 +40,15 @@ from torch import Tensor
 from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.erase import Erase
 from unbackdoor.defences.data_free.forget import Forget
-from unbackdoor.defences.data_free.looking import InRounds, Looking, put_back
+from unbackdoor.defences.data_free.looking import InRounds, Looking, put_back, unchanged
 from unbackdoor.defences.data_free.pushing import Pushing
 from unbackdoor.defences.data_free.scene import OutOfTime, Pool, Scene, Standing, WaysIn
 from unbackdoor.defender import meter
 from unbackdoor.defender.case import Case, Progress, part
-from unbackdoor.defender.clean_networks import Verdict, foremost
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.ways_in import Channel
 from unbackdoor.errors import MethodError
+from unbackdoor.findings import Witness
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune import Plan, copy_model
 from unbackdoor.settings import setting
@@ -164,29 +164,26 @@ class Best(Looking):
                 "changed; give more"
             ) from error
 
-    def doubtful(self, verdict: Verdict) -> int | None:
+    def doubtful(self, witness: Witness) -> int | None:
         """The class that stands out most, if few honest networks have one that does so as much."""
-        return None if verdict.p is None or verdict.p > self.doubt else foremost(verdict.standard)
+        return None if witness.p is None or witness.p > self.doubt else witness.ranked[0].label
 
     def close(self, scene: Scene, search: WaysIn) -> list[str]:
         """Try, judge, choose."""
         label, ways = search.label, search.first.ways
         weak = self.label < 0 and label not in scene.seen.verdict.suspects
-        limit = min(SMALL, self.damage)
         if not ways and weak:
-            return [f"Class {label} is not suspected, and no easy way into it was found: nothing was changed."]
+            return [unchanged(label, "no easy way into it was found")]
         if not ways:
             return [f"No easy way into class {label} was found, so nothing was changed for it."]
         more = f", and {len(ways) - 1} more" if len(ways) > 1 else ""
         story = [f"Class {label} is reached more easily than others: {ways[0]}{more}."]
         trials = self._trials(scene, search, story, weak=weak)
         chosen = self._chosen(trials, label, story)
+        limit = min(SMALL, self.damage)
         if weak and not (chosen and self.is_closed(chosen.standing) and chosen.cost <= limit):
-            return [
-                *story,
-                f"Class {label} is not suspected, and no repair closes it for {limit:g} points or less, the class "
-                "itself included: nothing was changed.",
-            ]
+            why = f"no repair closes it for {limit:g} points or less, the class itself included"
+            return [*story, unchanged(label, why)]
         if chosen is None:
             return [*story, NO_REPAIR]
         put_back(scene.shown.model, Tensors(chosen.shown.model))

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from unbackdoor.defences.base import Defence
 from unbackdoor.defences.data_free.scene import OutOfTime, Scene, Standing, WaysIn, pool_of
 from unbackdoor.defender.case import Case, Progress, part
-from unbackdoor.defender.clean_networks import Verdict
 from unbackdoor.defender.look import Look, look
 from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.ways_in import FEWEST, STRONGER, Way
@@ -62,9 +61,9 @@ class Looking(Defence):
         own=True,
     )
 
-    def doubtful(self, verdict: Verdict) -> int | None:
+    def doubtful(self, witness: Witness) -> int | None:
         """The class that is closed if that costs little, where none is suspected and none was given; None: no class."""
-        del verdict
+        del witness
         return None
 
     def is_closed(self, standing: Standing) -> bool:
@@ -106,19 +105,18 @@ class Looking(Defence):
             seen = self._look(shown, graph, case.rng, part(case.progress, 0, 0.45))
             witness = witnessed(shown, seen, note, case.rng.initial_seed())
             sure = (self.label,) if self.label >= 0 else seen.verdict.suspects
-            doubtful = None if sure else self.doubtful(seen.verdict)
+            doubtful = None if sure else self.doubtful(witness)
             story = [_suspicion(witness, given=self.label, doubtful=doubtful)]
-            if sure:
-                self._close_each(shown, graph, seen, sure, case, story)
-            elif doubtful is not None:
-                before = held(model)
+            labels = sure if doubtful is None else (doubtful,)
+            if labels:
                 try:
-                    self._close_each(shown, graph, seen, (doubtful,), case, story)
+                    self._close_each(shown, graph, seen, labels, case, story)
                 except (MethodError, OutOfTime) as error:
-                    put_back(model, before)
+                    if doubtful is None:
+                        raise
                     why = "the time ran out" if isinstance(error, OutOfTime) else f"it cannot be closed here ({error})"
-                    story.append(f"Class {doubtful} is not suspected, and {why}: nothing was changed.")
-            edits = rewritten(original, model, method=self.name) if sure or doubtful is not None else ()
+                    story.append(unchanged(doubtful, why))
+            edits = rewritten(original, model, method=self.name) if labels else ()
         needless = self.label >= 0 and witness.p is None  # where a class is given, no witness has to tell
         return Plan(
             method=self.name,
@@ -141,7 +139,10 @@ class Looking(Defence):
         case: Case,
         story: list[str],
     ) -> None:
-        """Close one class after the other in the network that is shown, and tell the story. Raises as `close`."""
+        """Close one class after the other in the network that is shown, and tell the story.
+
+        Raises as `close`, for the first class; nothing was edited then.
+        """
         model = shown.model
         scene = Scene(
             shown=shown,
@@ -173,9 +174,9 @@ class Looking(Defence):
                 story.append(f"The time ran out, so nothing was changed for class {label}.")
                 break
             except MethodError as error:
+                put_back(model, before)
                 if not number:
                     raise
-                put_back(model, before)
                 story.append(f"Nothing was changed for class {label}: {error}")
 
 
@@ -267,6 +268,11 @@ def _suspicion(witness: Witness, *, given: int, doubtful: int | None) -> str:
     if doubtful is not None:
         return f"{none}. Class {doubtful} stands out most, and is closed only if that costs little. {NO_PROOF}"
     return f"{none}, so nothing was changed. {NO_PROOF}"
+
+
+def unchanged(label: int, why: str) -> str:
+    """What the story says where a weak suspicion comes to nothing."""
+    return f"Class {label} is not suspected, and {why}: nothing was changed."
 
 
 def held(model: nn.Module) -> dict[str, Tensor]:
