@@ -15,9 +15,12 @@ from layer_zoo import calibrate
 from unbackdoor import checkpoint
 from unbackdoor.api import ARCH_KEY
 from unbackdoor.defences.data_free.auto import THRESHOLDS
+from unbackdoor.defences.data_free.best import Best
 from unbackdoor.defender import meter
-from unbackdoor.errors import DamageError, SettingError
+from unbackdoor.defender.case import Case
+from unbackdoor.errors import DamageError, MethodError, SettingError
 from unbackdoor.models import parse_arch
+from unbackdoor.prune import Plan
 
 ARCH = "resnet18:width=4,num_classes=4"
 INPUT = ("--input", "3x8x8")
@@ -72,6 +75,27 @@ def test_too_large_a_loss_is_refused(source: Path, tmp_path: Path, command: tupl
         dry = run("repair", source, *hard, "--dry-run", *INPUT)
         assert dry.code == 2
         assert "at most 3 are allowed" in dry.err
+
+
+@pytest.mark.parametrize("command", [("repair", "--method", "best"), ("defend", "--method", "best")])
+@pytest.mark.parametrize(("words", "damage"), [(("--max-damage", "1"), 1), (("--max-damage", "none"), 3), ((), 3)])
+def test_a_method_that_chooses_by_the_loss_knows_the_limit(
+    source: Path,
+    tmp_path: Path,
+    command: tuple[str, ...],
+    words: tuple[str, ...],
+    damage: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float] = []
+
+    def plan_for(self: Best, _case: Case) -> Plan:
+        asked.append(self.damage)
+        raise MethodError("no more is needed here")
+
+    monkeypatch.setattr(Best, "plan_for", plan_for)
+    done = run(command[0], source, *command[1:], "-o", tmp_path / "out.safetensors", *INPUT, *words)
+    assert (done.code, asked) == (2, [damage])
 
 
 @pytest.mark.usefixtures("meter_unasked")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -167,6 +168,13 @@ def test_what_is_not_suspected_and_not_cheap_is_left(setting: dict[str, Any], mo
     assert state(outcome.model) == state(trained())
     assert "nothing was changed" in outcome.report.story[-1]
     assert outcome.report.doubtful is None
+
+
+def test_best_takes_no_repair_beyond_the_loss_that_is_allowed() -> None:
+    assert Best().within(1).damage == 1
+    assert Best(damage=0.5).within(1).damage == 0.5
+    assert Best().within(math.inf) == Best()
+    assert Erase().within(0) == Erase()
 
 
 def stops(*_words: Any, **_more: Any) -> Any:

@@ -103,6 +103,15 @@ def test_sarif_has_a_result_a_suspect() -> None:
     assert run["invocations"][0]["executionSuccessful"] is True
 
 
+def test_sarif_has_a_note_on_a_class_that_was_closed_on_a_weak_suspicion() -> None:
+    (run,) = json.loads(a_report(witness=a_witness(suspects=()), doubtful=3).to_sarif())["runs"]
+    (result,) = [one for one in run["results"] if "class" in one["ruleId"]]
+    assert (result["ruleId"], result["level"], result["properties"]["class"]) == ("closed-class", "note", 3)
+    assert result["message"]["text"].startswith("Class 3 is not suspected. It stands out most (z ")
+    (run,) = json.loads(a_report(witness=a_witness(suspects=())).to_sarif())["runs"]
+    assert not any("class" in one["ruleId"] for one in run["results"])
+
+
 @pytest.mark.parametrize("changes", [{"witness": cannot_tell()}, {"no_witness": "the network fails"}])
 def test_a_scan_that_cannot_tell_is_incomplete(changes: dict) -> None:
     report = a_report(**changes)

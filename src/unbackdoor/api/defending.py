@@ -91,6 +91,8 @@ def defend(
         checkpoint.check_output(output, overwrite=overwrite, inputs=[source])
     check_limit(max_damage)
     method, attack = as_method(method), as_attack(attack)
+    if output is not None and max_damage is not None:
+        method = method.within(max_damage)
     wants = method.needs != "nothing"
     if data is None and (wants or measured):
         asks = f"{method.name} needs {method.needs}" if wants else "measuring needs test images"

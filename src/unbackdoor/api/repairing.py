@@ -82,6 +82,8 @@ def repair(
         raise SettingError("repair: expected an output, or dry_run=True")
     file = open_model(source, arch=arch, key=key, example=example)
     method = LPP() if method is None else as_method(method)
+    if max_damage is not None:
+        method = method.within(max_damage)
     case = case_of(file, method, seed=seed, example=example, normalisation=given, progress=progress)
     plan = method.plan_for(on_data(case, data))
     report = with_source(plan.report(action="repair"), file)

@@ -68,6 +68,13 @@ RULES: tuple[tuple[str, str, str, str], ...] = (
         "Witnesses that need no data looked at the network, and this class stands out more than classes of honest "
         "networks do. It may be an attacker's target. This is a reason to look, not a proof.",
     ),
+    (
+        "closed-class",
+        "note",
+        "A class was closed though it is not suspected.",
+        "No class stands out more than classes of honest networks do. Closing the one that stands out most cost "
+        "little, so a repair closed it. Honest networks have such classes, too.",
+    ),
 )
 NOTIFICATIONS: tuple[tuple[str, str], ...] = (
     ("not-read", "The file could not be read, so it was not scanned."),
@@ -212,6 +219,8 @@ def _findings(report: Report) -> Iterator[Finding]:
     if report.witness is not None:
         for label in report.suspects:
             yield _suspect(report.witness, label)
+        if report.doubtful is not None:
+            yield _doubtful(report.witness, report.doubtful)
     for layer in report.layers:
         factors = dict(zip(layer.scaled, layer.factors, strict=False))
         for channel in layer.not_finite:
@@ -253,8 +262,21 @@ def _suspect(found: Witness, label: int) -> Finding:
         f"Class {label} is suspected: it stands out more than classes of honest networks do (z "
         f"{summary.signed(one.z)}, by {one.witness}). This is a reason to look, not a proof."
     )
-    more = {"class": label, "z": one.z, "witness": one.witness, "p": found.p, "networks": found.honest}
-    return "suspected-class", f"class {label}", "class", message, more
+    return "suspected-class", f"class {label}", "class", message, _witnessed(found, label)
+
+
+def _doubtful(found: Witness, label: int) -> Finding:
+    one = found.classes[label]
+    message = (
+        f"Class {label} is not suspected. It stands out most (z {summary.signed(one.z)}, by {one.witness}), and was "
+        "closed, since that cost little."
+    )
+    return "closed-class", f"class {label}", "class", message, _witnessed(found, label)
+
+
+def _witnessed(found: Witness, label: int) -> dict[str, Any]:
+    one = found.classes[label]
+    return {"class": label, "z": one.z, "witness": one.witness, "p": found.p, "networks": found.honest}
 
 
 def _uncovered(remark: Remark) -> Finding:

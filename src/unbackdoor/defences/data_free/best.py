@@ -33,7 +33,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -151,6 +151,10 @@ class Best(Looking):
         most=1e7,
         own=True,
     )
+
+    def within(self, points: float) -> Self:
+        """With `damage` as low as that."""
+        return dataclasses.replace(self, damage=min(self.damage, points))
 
     def plan_for(self, case: Case) -> Plan:
         """As any that looks, within the time."""
