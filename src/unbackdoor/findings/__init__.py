@@ -20,10 +20,11 @@ from unbackdoor.findings.report import (
     Report,
     Stage,
 )
-from unbackdoor.findings.values import finite
+from unbackdoor.findings.values import NO_PROOF, finite
 from unbackdoor.findings.witness import ClassWitness, FoundTrigger, PushingChannel, StampedSurrogate, Witness
 
 __all__ = [
+    "NO_PROOF",
     "RATES",
     "SCHEMA_VERSION",
     "ClassFinding",

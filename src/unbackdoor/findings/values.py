@@ -8,6 +8,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+#: What must be said wherever nothing was found.
+NO_PROOF = "This does not prove that the model has no backdoor."
+
 
 def finite(value: float | None) -> float | None:
     """A number as JSON can hold it; None if it is not finite."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unbackdoor.findings import Detection, Difference, Evaluation
+from unbackdoor.findings import NO_PROOF, Detection, Difference, Evaluation
 from unbackdoor.report.escape import short, visible
 from unbackdoor.report.summary import count
 
@@ -51,7 +51,7 @@ def render(found: Detection) -> str:
     if found.suspicious:
         verdict = f"Suspicious: class {', '.join(map(str, found.suspicious))}. This is a reason to look, not a proof."
     else:
-        verdict = "No class is suspicious. This does not prove that the model has no backdoor."
+        verdict = f"No class is suspicious. {NO_PROOF}"
     settings = " ".join(f"{key}={value}" for key, value in found.settings.items())
     head = [f"unbackdoor detect: {found.source or 'a model in memory'}", f"  {found.detector}  {settings}"]
     head.append(f"  {found.images:,} images, SHA-256 {found.digest}" if found.images else "  no images")

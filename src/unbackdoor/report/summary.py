@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unbackdoor.findings import DataReport, LayerReport, Remark, Report, Stage
+from unbackdoor.findings import NO_PROOF, DataReport, LayerReport, Remark, Report, Stage
 
-NOTHING_FOUND = "No outlier channel was found. This does not prove that the model has no backdoor."
+NOTHING_FOUND = f"No outlier channel was found. {NO_PROOF}"
 ONLY_CLASSIFIER = "Only the classifier can be repaired: no scored layer is known to hold hidden channels."
 A_GUESS = "a guess, not a verdict"
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import textwrap
 
-from unbackdoor.findings import Witness
+from unbackdoor.findings import NO_PROOF, Witness
 from unbackdoor.report import summary
 from unbackdoor.report.escape import short, visible
 
 COLUMNS = 100
 #: Classes in the table.
 LISTED = 10
-NO_PROOF = "This does not prove that the model has no backdoor."
 #: A witness -> what it asks.
 MEANINGS = {
     "head": "how far the classifier's input must move",

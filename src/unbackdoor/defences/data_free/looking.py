@@ -20,7 +20,7 @@ from unbackdoor.defender.on_pixels import OnPixels, on_pixels
 from unbackdoor.defender.ways_in import FEWEST, STRONGER, Way
 from unbackdoor.defender.witnessed import witnessed
 from unbackdoor.errors import MethodError, SettingError
-from unbackdoor.findings import Witness
+from unbackdoor.findings import NO_PROOF, Witness
 from unbackdoor.findings.layers import LayerGraph
 from unbackdoor.graph.tensors import Tensors
 from unbackdoor.prune import Plan, rewritten
@@ -180,8 +180,6 @@ class Looking(Defence):
                 story.append(f"Nothing was changed for class {label}: {error}")
 
 
-#: What must be said where nothing is suspected.
-NO_PROOF = "This does not prove that the network has no backdoor."
 #: What a round does to the network against some ways; it tells how far it is, and says what it did.
 Step = Callable[[Sequence[Way], Progress], str]
 
