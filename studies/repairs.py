@@ -55,11 +55,11 @@ def rates(model: nn.Module, test: LabelledImages, folder: Path) -> Row:
     return found
 
 
-def measure(folder: Path, text: str) -> Row:
-    """The row of one network and method."""
+def measure(folder: Path, text: str, *, seed: int = 0) -> Row:
+    """The row of one network and method; the seed is of what the method draws."""
     config, _ = trained.read(folder)
     test = load_dataset(trained.source(config["data"]), "test")
-    case = trained.case(folder, test.spec)
+    case = trained.case(folder, test.spec, seed=seed)
     before = rates(case.module, test, folder)
     started = time.process_time()
     outcome = parse_method(text).run(case)

@@ -37,13 +37,13 @@ def source(name: str) -> str:
     return SLICE if name == "tiny20" else name
 
 
-def case(folder: Path, spec: DatasetSpec) -> Case:
-    """A network as a method sees it that is told nothing but the size and normalisation of its images; seed 0."""
+def case(folder: Path, spec: DatasetSpec, *, seed: int = 0) -> Case:
+    """A network as a method sees it that is told nothing but the size and normalisation of its images."""
     arch = read(folder)[0]["arch"]
     opened = case_with_network(
         open_model(folder / "model.safetensors", arch=arch if arch.startswith(OURS) else None),
         device="cpu",
-        seed=0,
+        seed=seed,
         example=torch.zeros(2, spec.channels, spec.size, spec.size),
         output=None,
         progress=lambda _done, _total, _note: None,
