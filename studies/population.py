@@ -145,6 +145,14 @@ FURTHER = (
     Network(Pair("resnet18:width=16,stride=2", "fast:lr=0.2", "tiny_imagenet", 8), 9090, "blended", 0.05, 77),
 )
 
+_FLAT = Pair("grids/population/networks.py:flat_cnn", _SLOWLY, "cifar10", 5)
+#: Networks with a wide classifier, of no half, on which erasing was developed (docs/repairs.md).
+FLAT = (
+    Network(_FLAT, 7000, "lf", 0.05, 6),
+    Network(_FLAT, 7010, "badnet", 0.05, 2),
+    Network(_FLAT, 7020, "blended", 0.05, 8),
+)
+
 _GENTLY = "fast:optimiser=adam,lr=0.001,weight_decay=0.0005"
 #: Clean networks beside the population, of pairs that no half has: more honest ones to compare a network with.
 HONEST = tuple(
@@ -246,6 +254,7 @@ def grids() -> dict[str, str]:
     return {
         **{half: grid(half, f"The population, {half} half", networks(pairs)) for half, pairs in halves().items()},
         "further": grid("further", "Ten further networks", FURTHER),
+        "flat": grid("flat", "Networks with a wide classifier", FLAT),
         "honest": grid("honest", "More honest networks", HONEST),
         "repairs": repairs(),
         "thresholds": thresholds(),

@@ -19,7 +19,7 @@ from trained_toys import SIDE, TARGET, accuracy, attack_success, trained
 from unbackdoor.defences.base import Defence, Outcome
 from unbackdoor.defences.data_free import Best, Erase, Forget, Pushing, looking
 from unbackdoor.defences.data_free.best import Trial
-from unbackdoor.defences.data_free.erase import erased
+from unbackdoor.defences.data_free.erase import erased, too_few
 from unbackdoor.defences.data_free.scene import OutOfTime, Standing, WaysIn
 from unbackdoor.defences.table import DEFENCES
 from unbackdoor.defender import directions, ways_in
@@ -726,12 +726,11 @@ def test_what_has_no_direction_is_not_erased(d: tuple[float, ...], ridge: float)
 
 
 @pytest.mark.parametrize("own", [0, 4])
-def test_a_wide_classifier_is_erased_by_the_system_of_its_images(own: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wide_classifier_is_erased_by_the_system_of_its_images(own: int) -> None:
     numbers = torch.Generator().manual_seed(0)
     h, d, x = (torch.randn(size, generator=numbers, dtype=torch.float64) for size in ((31, 90), (90,), (own, 90)))
-    dense = across(h, x, d, 0.02)
-    monkeypatch.setattr(directions, "WIDE", 89)
-    assert torch.allclose(dense, across(h, x, d, 0.02), rtol=1e-9, atol=1e-12)
+    dense = directions._by_features(h, x, d, 0.02)
+    assert torch.allclose(dense, directions._by_images(h, x, d, 0.02), rtol=1e-9, atol=1e-12)
 
 
 def test_ways_are_walked_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -775,12 +774,28 @@ def test_no_more_is_erased_than_the_triggers_ask_for(
 
     monkeypatch.setattr(sys.modules[Erase.__module__], "success", lambda *_: next(left))
     monkeypatch.setattr(sys.modules[Erase.__module__], "erased", noted)
-    erase = Erase(label=TARGET, rounds=1, protected=0, overshoot=overshoot, **QUICK)
+    erase = Erase(label=TARGET, rounds=1, protected=0, overshoot=overshoot, farthest=0.1, **QUICK)
     outcome = repaired(erase, trained())
     assert f", {times} times." in outcome.report.story[1]
     assert not list(left)
     assert done[-1][0] == float(times)
     assert torch.equal(outcome.model[-1].weight, done[-1][1].float())
+
+
+@pytest.mark.parametrize(("spare", "farthest", "times"), [(2.0, 1.6, "1.5"), (2.0, 2.0, "2"), (0.0, 4.0, None)])
+def test_more_is_erased_of_many_features_where_it_costs_little(
+    monkeypatch: pytest.MonkeyPatch, spare: float, farthest: float, times: str | None
+) -> None:
+    """Where it may cost all, as far as is allowed; where it may cost nothing more, not so far."""
+    monkeypatch.setattr(sys.modules[Erase.__module__], "too_few", lambda _h: True)
+    erase = Erase(label=TARGET, rounds=1, protected=0, overshoot=1.2, spare=spare, farthest=farthest, **QUICK)
+    told = repaired(erase, trained()).report.story[1]
+    assert (f", {times} times." in told) if times else (", 4 times." not in told)
+
+
+def test_few_surrogates_of_many_features_cannot_tell_what_is_enough() -> None:
+    assert too_few(torch.zeros(4, 5))
+    assert not too_few(torch.zeros(5, 5))
 
 
 def test_what_is_erased_by_hand() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defender.directions import along, classifier_inputs, direction
+from unbackdoor.defender.directions import RIDGES, across, along, best_ridge, classifier_inputs, direction
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.inputs import InputSpec
 
@@ -56,3 +56,26 @@ def test_how_far_images_are_on_the_ways() -> None:
         before, after = (along(shown, "fc", ways, others, some) for some in (others[:20], images))
         assert torch.allclose(after - before, torch.full((20,), 2.0, dtype=torch.float64), atol=1e-4)
         assert float(along(shown, "fc", ways, others, others).mean()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("features", "images", "least"), [(8, 400, 0.0), (400, 100, 0.05)])
+def test_the_ridge_is_chosen_on_images_that_are_left_out(features: int, images: int, least: float) -> None:
+    """New images vary along u as little as with any other, give or take a fifth. Few images of many features would be
+    fitted too closely by a small one."""
+    numbers = torch.Generator().manual_seed(0)
+    scale = torch.linspace(1, 3, features, dtype=torch.float64)
+    h, new = (torch.randn(count, features, generator=numbers, dtype=torch.float64) * scale for count in (images, 2000))
+    d = torch.randn(features, generator=numbers, dtype=torch.float64)
+    none = h[:0]
+
+    def varies(ridge: float | None) -> float:
+        return float((new @ across(h, none, d, ridge)).square().mean())
+
+    assert best_ridge(h, none, d) > least
+    assert varies(None) <= 1.2 * min(varies(ridge) for ridge in RIDGES)
+    assert varies(None) == varies(best_ridge(h, none, d))
+
+
+def test_too_few_images_choose_no_ridge() -> None:
+    h = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert best_ridge(h, h[:0], torch.ones(3, dtype=torch.float64)) == RIDGES[0]

@@ -31,7 +31,7 @@ def test_the_halves_share_no_pair(population: ModuleType) -> None:
 
 def test_the_grids_are_those_that_the_study_writes(population: ModuleType) -> None:
     assert {path.stem: path.read_text() for path in GRIDS.glob("*.toml")} == population.grids()
-    assert set(population.grids()) == {*population.halves(), "further", "honest", "repairs", "thresholds"}
+    assert set(population.grids()) == {*population.halves(), "further", "flat", "honest", "repairs", "thresholds"}
 
 
 def test_what_it_holds(population: ModuleType) -> None:

@@ -7,7 +7,7 @@ Symbols:
     h          its input on a surrogate that is not answered with t; mu and S their mean and covariance
     d          the direction: the mean change of h on each easy way into t (`defender.ways_in`), each of length 1,
                summed
-    l          a small share of the mean of S's diagonal, added to it: `ridge`
+    l          added to S's diagonal, chosen by cross-validation (`defender.directions`)
     a          how far along d is gone back, see below
     x_t        images of t that do not need the ways in, see below
 
@@ -22,7 +22,10 @@ It is an oblique projection: it takes out what lies along d, measured where imag
 image, which may still be t; a > 1 takes it past that, and real images of t with it, as far as they lie along u. So a
 begins at 1 + `STEP`, and rises by `STEP` up to `overshoot`. The first is taken with which stronger triggers of the ways
 that were found (`defender.ways_in.success`) move at most `moved` of the images, or `NEAR` more of them than with the
-last: some images lie near t, and are moved whatever is erased.
+last: some images lie near t, and are moved whatever is erased. Where there are more features than surrogates, these
+cannot tell what is enough: the attacker's trigger may move h farther. There a goes on to `farthest`, as long as little
+is lost: the share of the answers that change, and of x_t that are no longer answered with t, may be `spare` larger
+together. Both are told on images that are left out in turn of mu, S and x_t.
 
 The class itself must not lie along u. Impressions answered with t may carry the trigger, so they are left out of mu
 and S. Crops of photographs that are answered with t mostly show something like t: they are x_t, and
@@ -49,7 +52,7 @@ from unbackdoor.defences.base import DEFENCES
 from unbackdoor.defences.data_free.looking import InRounds, Step
 from unbackdoor.defences.data_free.scene import TOLD, Scene, WaysIn
 from unbackdoor.defender.case import Progress
-from unbackdoor.defender.directions import RIDGE, across, classifier_inputs, direction
+from unbackdoor.defender.directions import across, best_ridge, classifier_inputs, direction, left_out
 from unbackdoor.defender.head import classifier
 from unbackdoor.defender.surrogates import impressions_of
 from unbackdoor.defender.ways_in import Way, success
@@ -81,13 +84,19 @@ class Erase(InRounds):
         own=True,
     )
     overshoot: float = setting(
-        1.25, "the largest step; steps begin at 1.125, and 1 is to the mean", above=0, most=10, own=True
+        1.25, "the largest of these steps; they begin at 1.125, and 1 is to the mean", above=0, most=10, own=True
     )
+    spare: float = setting(
+        0.05,
+        "where there are more features than surrogates, steps go on; what more of the answers may change and of the "
+        "images of the class be lost, as shares together",
+        least=0,
+        most=2,
+        own=True,
+    )
+    farthest: float = setting(2.0, "the largest of those steps", above=0, most=10, own=True)
     protected: int = setting(
         40, "impressions of the class among x_t, which are answered as before; 0: crops alone", least=0, own=True
-    )
-    ridge: float = setting(
-        RIDGE, "added to the covariance's diagonal, in units of its mean", above=0, most=1e6, own=True
     )
 
     def begin(self, scene: Scene, search: WaysIn) -> Step:
@@ -106,8 +115,11 @@ class Erase(InRounds):
         def take_out(found: Sequence[Way], own: Tensor, progress: Progress) -> float:
             h = classifier_inputs(scene.shown, path, others)
             d = direction(scene.shown, path, found, others, h)
-            u = across(h, classifier_inputs(scene.shown, path, own) if len(own) else h[:0], d, self.ridge)
+            x_t = classifier_inputs(scene.shown, path, own) if len(own) else h[:0]
+            ridge = best_ridge(h, x_t, d)
+            u = across(h, x_t, d, ridge)
             weight, bias, mu = head.weight.double().cpu(), head.bias.double().cpu(), h.mean(0)
+            folds = list(left_out(h, x_t, d, ridge))
 
             def go_back(a: float) -> None:
                 less, shift = erased(weight, bias, mu, d, u, a)
@@ -119,9 +131,22 @@ class Erase(InRounds):
                 go_back(a)
                 return success(scene.shown, found, told_by, search.label)
 
+            def lost(a: float) -> float:
+                changed, gone = 0, 0
+                for fold in folds:
+                    less, shift = erased(weight, bias, fold.mu, d, fold.u, a)
+                    before, after = ((fold.h @ w.T + b).argmax(1) for w, b in ((weight, bias), (less, shift)))
+                    changed += int((after != before).sum())
+                    gone += int(((fold.own @ less.T + shift).argmax(1) != search.label).sum())
+                return changed / len(h) + gone / max(1, len(x_t))
+
             *smaller, last = _distances(self.overshoot)
             enough = max(self.moved, left(last) + NEAR) if smaller else 0.0
             a = next((a for a in smaller if left(a) <= enough), last)
+            if too_few(h):
+                limit = lost(a) + self.spare
+                while a + STEP <= self.farthest and lost(a + STEP) <= limit:
+                    a += STEP
             go_back(a)
             return a
 
@@ -152,6 +177,11 @@ class Erase(InRounds):
                 f"{self.name}: the weight or bias of the classifier {path} is {why}, so it cannot be edited alone"
             )
         return path, head
+
+
+def too_few(h: Tensor) -> bool:
+    """Whether these (N, F) surrogates have more features than they are, and so cannot tell what is enough."""
+    return h.shape[1] > len(h)
 
 
 def _distances(overshoot: float) -> list[float]:
