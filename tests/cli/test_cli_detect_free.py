@@ -30,7 +30,7 @@ def test_what_says_the_images(alone: Path) -> None:
     pixels = found(alone, "--input", "3x32x32", "--mean", "0", "--std", "1")
     assert [one["label"] for one in pixels["classes"]] == list(range(10))
     assert pixels["classes"] != said["classes"]
-    for method in (FEW, "margin", "stimulation", "channels", "reconstruction"):
+    for method in (FEW, "margin", "stimulation", "channels", "leaves", "reconstruction"):
         assert "--input 3x32x32" in refuse("detect", alone, "--method", method, "--quiet")
     assert "unknown data set 'cifar'" in refuse("detect", alone, "--method", FEW, "--data", "cifar", "--quiet")
 
@@ -49,6 +49,7 @@ def test_they_are_listed_with_their_needs() -> None:
         "margin (MM-BD, maximum margin",
         "stimulation (Channel stimulation",
         "channels (Channel triggers",
+        "leaves (Dead leaves",
         "reconstruction (Trigger reconstruction",
     ):
         assert f"{method}, wants nothing)" in listed

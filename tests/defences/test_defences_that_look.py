@@ -17,15 +17,15 @@ from layer_zoo import bits
 from planted_networks import EXAMPLE, PLAIN, Deaf, Stripes, Toy
 from trained_toys import SIDE, TARGET, accuracy, attack_success, trained
 from unbackdoor.defences.base import Defence, Outcome
-from unbackdoor.defences.data_free import Best, Erase, Forget, Pushing, looking
+from unbackdoor.defences.data_free import Best, Erase, Forget, Pushing, directions, looking
 from unbackdoor.defences.data_free.best import Trial
-from unbackdoor.defences.data_free.erase import erased, too_few
+from unbackdoor.defences.data_free.directions import across, classifier_inputs
+from unbackdoor.defences.data_free.erase import both, erased, moved_to, too_few
 from unbackdoor.defences.data_free.scene import OutOfTime, Standing, WaysIn
 from unbackdoor.defences.table import DEFENCES
-from unbackdoor.defender import directions, ways_in
 from unbackdoor.defender import on_pixels as on_pixels_module
+from unbackdoor.defender import ways_in
 from unbackdoor.defender.case import silent
-from unbackdoor.defender.directions import across, classifier_inputs
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.defender.stimulation import Firing, Place
 from unbackdoor.defender.triggers import Mask
@@ -757,29 +757,76 @@ def test_ways_are_walked_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch)
         (1.5, [0.0, 0.5, 0.04, 0.03], "1.375"),  # of the last distance, then from the first on
         (1.5, [0.04, 0.06, 0.05], "1.25"),  # no more than 1 % above the last
         (1.3, [0.1, 0.9], "1.25"),
-        (1.2, [], "1.125"),
-        (1.0, [], "1"),
-        (0.5, [], "0.5"),
+        (1.2, [0.0], "1.125"),
+        (1.0, [0.0], "1"),
+        (0.5, [0.0], "0.5"),
     ],
 )
 def test_no_more_is_erased_than_the_triggers_ask_for(
     monkeypatch: pytest.MonkeyPatch, overshoot: float, shares: list[float], times: str
 ) -> None:
     """In steps of an eighth, until they move at most 3 % of the images, or hardly more than at the last."""
-    left, done = iter(shares), []
+    left, done = iter([*shares, 0.0, 1.0]), []  # one more for the distance that is taken, and one for a gift refused
 
     def noted(*words: Any) -> tuple[torch.Tensor, torch.Tensor]:
         done.append((words[-1], *erased(*words)))
         return done[-1][1:]
 
-    monkeypatch.setattr(sys.modules[Erase.__module__], "success", lambda *_: next(left))
+    monkeypatch.setattr(sys.modules[Erase.__module__], "moved_to", lambda *_: next(left))
     monkeypatch.setattr(sys.modules[Erase.__module__], "erased", noted)
-    erase = Erase(label=TARGET, rounds=1, protected=0, overshoot=overshoot, farthest=0.1, **QUICK)
+    erase = Erase(label=TARGET, rounds=1, protected=0, overshoot=overshoot, farthest=0.1, given_back=1, **QUICK)
     outcome = repaired(erase, trained())
     assert f", {times} times." in outcome.report.story[1]
     assert not list(left)
     assert done[-1][0] == float(times)
     assert torch.equal(outcome.model[-1].weight, done[-1][1].float())
+
+
+@pytest.mark.parametrize(
+    ("given_back", "moved", "f"),
+    [
+        (1.0, 0.0, 0.2),  # everything may change: as far as it goes
+        (0.0, 0.0, 0.0),  # nothing more may
+        (1.0, 1.0, 0.0),  # the triggers would move more
+    ],
+)
+def test_the_class_is_given_back_what_lies_a_little_along_the_direction(
+    monkeypatch: pytest.MonkeyPatch, given_back: float, moved: float, f: float
+) -> None:
+    """mu + f d stays where it is, and d is moved as far as before."""
+    done: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]] = []
+    first = torch.zeros(0)
+
+    def noted(*words: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        done.append((words[2], words[3], words[4], words[5]))
+        return erased(*words)
+
+    def moves(_label: int, _walked: Any, weight: torch.Tensor, _bias: torch.Tensor) -> float:
+        nonlocal first
+        first = first if len(first) else weight
+        return 0.0 if torch.equal(weight, first) else moved
+
+    monkeypatch.setattr(sys.modules[Erase.__module__], "erased", noted)
+    monkeypatch.setattr(sys.modules[Erase.__module__], "moved_to", moves)
+    if not given_back:
+        monkeypatch.setattr(sys.modules[Erase.__module__], "BACK", (0.2,))
+    settings = {"overshoot": 1.1, "farthest": 0.1, "given_back": given_back}
+    repaired(Erase(label=TARGET, rounds=1, protected=0, **settings, **QUICK), trained())
+    (mu, d, u, a), (stays, _, _, slope) = done[0], done[-1]
+    assert a == 1.1
+    assert torch.allclose(stays, mu + f * d)
+    assert slope * (1 - f) == pytest.approx(a)
+    weight, bias = torch.randn(3, len(d), dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    (plain, shift), (given, more) = erased(weight, bias, mu, d, u, a), erased(weight, bias, stays, d, u, slope)
+    assert torch.allclose((mu + d) @ plain.T + shift, (mu + d) @ given.T + more)
+    assert torch.allclose(stays @ given.T + more, stays @ weight.T)
+
+
+def test_the_median_of_the_ways_tells_how_many_a_classifier_answers_with_a_class() -> None:
+    weight, bias = torch.eye(2), torch.tensor([0.0, 0.5])
+    walked = [torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.4, 0.0]]), torch.eye(2)[:1]]
+    assert moved_to(1, walked, weight, bias) == 0.5
+    assert moved_to(1, [], weight, bias) == 0
 
 
 @pytest.mark.parametrize(("spare", "farthest", "times"), [(2.0, 1.6, "1.5"), (2.0, 2.0, "2"), (0.0, 4.0, None)])
@@ -796,6 +843,37 @@ def test_more_is_erased_of_many_features_where_it_costs_little(
 def test_few_surrogates_of_many_features_cannot_tell_what_is_enough() -> None:
     assert too_few(torch.zeros(4, 5))
     assert not too_few(torch.zeros(5, 5))
+
+
+def test_images_that_show_nothing_and_are_answered_with_the_class_tell_the_direction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only where features are many, and where the class is ahead on them."""
+    lengths: list[tuple[float, float]] = []
+
+    def noted(d: torch.Tensor, more: torch.Tensor) -> torch.Tensor:
+        added = both(d, more) - d
+        lengths.append((float(d.norm()), float(added.norm())))
+        assert torch.nn.functional.cosine_similarity(added, more, 0) == pytest.approx(1)
+        return d + added
+
+    monkeypatch.setattr(sys.modules[Erase.__module__], "both", noted)
+    erase = Erase(label=TARGET, rounds=1, protected=0, **QUICK)
+
+    def closed(*, wide: bool, ahead: float) -> nn.Module:
+        monkeypatch.setattr(sys.modules[WaysIn.__module__], "AHEAD", ahead)
+        monkeypatch.setattr(sys.modules[Erase.__module__], "too_few", lambda _h: wide)
+        return repaired(erase, trained()).model
+
+    monkeypatch.setattr(sys.modules[Erase.__module__], "FEWEST", 1)
+    closed(wide=False, ahead=-math.inf)
+    without = closed(wide=True, ahead=math.inf)
+    assert not lengths
+    told = closed(wide=True, ahead=-math.inf)
+    assert len(lengths) == 1
+    assert lengths[0][0] == pytest.approx(lengths[0][1])
+    assert not torch.equal(without[-1].weight, told[-1].weight)
+    assert attack_success(told) < 0.4
 
 
 def test_what_is_erased_by_hand() -> None:

@@ -18,8 +18,8 @@ PYPROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 #: A file of each folder of algorithms that all of them may import.
 #: `best` chooses among the others, so it knows them.
 SHARED = {
-    "__init__", "auto", "base", "best", "looking", "norm_channels", "poisoning", "scene", "text", "training_control",
-    "tuning",
+    "__init__", "auto", "base", "best", "directions", "looking", "norm_channels", "poisoning", "scene", "text",
+    "training_control", "tuning",
 }  # fmt: skip
 
 

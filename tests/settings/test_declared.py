@@ -124,7 +124,7 @@ OWN = {
     "ft": set(),
     "ibau": {"radius"},
     "best": {*LOOKING, "most", "kept", "damage", "doubt", "time_limit"},
-    "erase": {*LOOKING, "rounds", "moved", "overshoot", "spare", "farthest", "protected"},
+    "erase": {*LOOKING, "rounds", "moved", "overshoot", "spare", "farthest", "given_back", "protected"},
     "pushing": {*LOOKING, "rounds", "channels", "alone", "outlier", "deviations"},
     "forget": {*LOOKING, "rounds", "steps", "lr", "momentum", "beyond", "clip", "batch_size", "keep", "protected"},
     "lpp": {"lower", "upper", "fc_weights", "norm_factor", "scale", "shrink_to", "upscale", "layers", "budget"},

@@ -264,12 +264,19 @@ def easy_channels(firings: Iterable[tuple[Firing, float]], most: int = CHANNELS)
     return sorted(strong, key=lambda way: -way.moved)[:most]
 
 
-@torch.no_grad()
-def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int, *, strength: float = STRONGER) -> float:
-    """The share of images that some ways still move to a class, by the median of the ways; 0 where there is none.
+def telling(ways: Sequence[Way]) -> Sequence[Way]:
+    """Those that tell what is left.
 
     Where there are `FEWEST` triggers or more, channels are not asked: there may be many, and they would outvote the
     triggers. One or two triggers may be no part of a backdoor; channels do outvote them.
+    """
+    triggers = [way for way in ways if isinstance(way, Stamp)]
+    return triggers if len(triggers) >= FEWEST else ways
+
+
+@torch.no_grad()
+def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int, *, strength: float = STRONGER) -> float:
+    """The share of images that some ways still move to a class, by the median of those that tell; 0 without any.
 
     Args:
         shown: the network, edited or not.
@@ -280,9 +287,8 @@ def success(shown: OnPixels, ways: Sequence[Way], pixels: Tensor, label: int, *,
     """
     if not ways or not len(pixels):
         return 0.0
-    triggers = [way for way in ways if isinstance(way, Stamp)]
     parts, rates = torch.split(pixels, CHUNK), []
-    for way in triggers if len(triggers) >= FEWEST else ways:
+    for way in telling(ways):
         answers = [way.logits(shown, part[:0], part, torch.full((len(part),), strength)).argmax(1) for part in parts]
         rates.append(float((torch.cat(answers) == label).double().mean()))
     return statistics.median(rates)

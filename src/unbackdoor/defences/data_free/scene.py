@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unbackdoor.defences.data_free.directions import along
 from unbackdoor.defender.case import Progress, part, silent
 from unbackdoor.defender.channel_triggers import channel_triggers
-from unbackdoor.defender.directions import along
 from unbackdoor.defender.head import classifier
+from unbackdoor.defender.leaves import leaves
 from unbackdoor.defender.look import Look
 from unbackdoor.defender.on_pixels import OnPixels, folded
 from unbackdoor.defender.photographs import answered_with, photographs
@@ -43,6 +44,8 @@ CROPS = 2
 #: that lie farther than `FAR` along the ways into it (`directions.along`) carry something like the trigger, and so do
 #: some of more than `FAIR` times its share of the crops.
 AMONG, FEWEST, FAR, FAIR = 3000, 8, 0.8, 1.5
+#: Dead leaves are on a way into a class that is ahead by this much on them (`leaves.Leaves.leads`).
+AHEAD = 1.0
 #: Images on which it is told how many are still moved; there are up to `WATCHED` ways, and each is tried on all.
 TOLD = 200
 
@@ -143,6 +146,8 @@ class WaysIn:
             keep; K may be 0. Those that lie on the ways themselves are left out, and of too many the farthest along.
         held_out: as many others, to tell how many it kept; where crops are few, impressions of the class are among
             them, though they may carry the trigger.
+        leaves: (K, C, H, W) images that show nothing and are answered with the class before any edit; none where the
+            class is not ahead on them.
     """
 
     def __init__(self, scene: Scene, label: int, steps: int) -> None:
@@ -168,6 +173,8 @@ class WaysIn:
         self.judged_on = images[torch.randperm(len(images), generator=scene.generator)[:TOLD]]
         left = success(shown, self.second, self.judged_on, label)
         self.first = Standing(triggers=triggers, ways=ways, left=left, regained=0.0)
+        drawn = leaves(shown, scene.generator)
+        self.leaves = drawn.of(label)[: None if drawn.leads[label] >= AHEAD else 0]
         found = answered_with(shown, label, AMONG if ways else 0, scene.generator)
         if len(found):
             with contextlib.suppress(MethodError):  # without one classifier it cannot be told
@@ -178,6 +185,10 @@ class WaysIn:
         self.examples, self.held_out = found[::2], found[1::2]
         if len(self.held_out) < FEWEST:
             self.held_out = torch.cat([self.held_out, self._pixels[answers == label]])
+
+    def leaves_in(self, shown: OnPixels) -> Tensor:
+        """(K, C, H, W) those of the leaves that are still answered with the class, in the network as it is now."""
+        return self.leaves[shown.logits(self.leaves).argmax(1) == self.label] if len(self.leaves) else self.leaves
 
     def look(self, shown: OnPixels, progress: Progress = silent) -> Standing:
         """How easily the class is reached.

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.defender.directions import RIDGES, across, along, best_ridge, classifier_inputs, direction
+from unbackdoor.defences.data_free.directions import RIDGES, across, along, best_ridge, classifier_inputs, direction
 from unbackdoor.defender.on_pixels import OnPixels
 from unbackdoor.inputs import InputSpec
 

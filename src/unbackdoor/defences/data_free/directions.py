@@ -152,8 +152,10 @@ def _by_images(h: Tensor, own: Tensor, d: Tensor, ridge: float) -> Tensor:
 
 
 @torch.no_grad()
-def classifier_inputs(shown: OnPixels, path: str, pixels: Tensor, way: Way | None = None) -> Tensor:
-    """(N, F) float64: what a layer takes, on the images as they are or on a way.
+def classifier_inputs(
+    shown: OnPixels, path: str, pixels: Tensor, way: Way | None = None, strength: float = 1.0
+) -> Tensor:
+    """(N, F) float64: what a layer takes, on the images as they are or on a way, its trigger so strong.
 
     Raises:
         MethodError: it does not take one vector an image.
@@ -166,7 +168,8 @@ def classifier_inputs(shown: OnPixels, path: str, pixels: Tensor, way: Way | Non
 
     with watched(shown.model, (path,), see, side="input"):
         for part in torch.split(pixels, CHUNK):
-            _ = shown(part) if way is None else way.logits(shown, part[:0], part)
+            as_strong = None if strength == 1 else torch.full((len(part),), strength)
+            _ = shown(part) if way is None else way.logits(shown, part[:0], part, as_strong)
     if any(given.ndim != 2 for given in seen) or sum(map(len, seen)) != len(pixels):
         shapes = ", ".join(str(tuple(given.shape)) for given in seen[:2]) or "nothing"
         raise MethodError(
