@@ -170,6 +170,22 @@ def test_what_is_not_suspected_and_not_cheap_is_left(setting: dict[str, Any], mo
     assert outcome.report.doubtful is None
 
 
+def test_one_or_two_easy_ways_are_too_few_for_a_weak_suspicion(monkeypatch: pytest.MonkeyPatch) -> None:
+    doubt(monkeypatch, 0.1)
+    search = WaysIn._search
+
+    def finds_two(*words: Any, **more: Any) -> Any:
+        triggers, ways = search(*words, **more)
+        assert len(ways) >= 3
+        return triggers, ways[:2]
+
+    monkeypatch.setattr(WaysIn, "_search", finds_two)
+    outcome = repaired(Best(**QUICK), trained())
+    assert state(outcome.model) == state(trained())
+    why = "fewer than 3 easy ways into it were found: nothing was changed."
+    assert outcome.report.story[-1] == f"Class {TARGET} is not suspected, and {why}"
+
+
 def test_best_takes_no_repair_beyond_the_loss_that_is_allowed() -> None:
     assert Best().within(1).damage == 1
     assert Best(damage=0.5).within(1).damage == 0.5

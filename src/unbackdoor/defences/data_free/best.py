@@ -23,8 +23,9 @@ costs least. Where none closes it, it is taken from those that leave least, give
 smaller difference.
 
 Where no class is suspected, and the one that stands out most has a p of at most `doubt`, it is closed, too, if that
-costs little (`SMALL`). What leads to a class of an honest network is what the class looks like: closing it takes the
-class away, and `kept` is small. Only erasing and pruning are tried there.
+costs little (`SMALL`), and several easy ways lead to it (`SEVERAL`): one alone is found into classes of honest networks,
+too. What leads to a class of an honest network is what the class looks like: closing it takes the class away, and
+`kept` is small. Only erasing and pruning are tried there.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ SURE = 0.7
 ENOUGH, KEPT = (0.05, 0.01, 0.5), 0.8
 #: Points of accuracy that the class itself is worth, as one of ten; where there are more, it matters no less.
 CLASS = 10.0
-#: The most that it may cost to close a class that is not suspected, in points.
-SMALL = 3.0
+#: The most that it may cost to close a class that is not suspected, in points; and the fewest easy ways into it.
+SMALL, SEVERAL = 3.0, 3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -176,8 +177,8 @@ class Best(Looking):
         """Try, judge, choose."""
         label, ways = search.label, search.first.ways
         weak = self.label < 0 and label not in scene.seen.verdict.suspects
-        if not ways and weak:
-            return [unchanged(label, "no easy way into it was found")]
+        if weak and len(ways) < SEVERAL:
+            return [unchanged(label, f"fewer than {SEVERAL} easy ways into it were found")]
         if not ways:
             return [f"No easy way into class {label} was found, so nothing was changed for it."]
         more = f", and {len(ways) - 1} more" if len(ways) > 1 else ""

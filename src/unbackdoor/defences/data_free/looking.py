@@ -32,7 +32,7 @@ class Looking(Defence):
     """A defence that asks the witnesses which class to close. Where they suspect none, nothing is changed, unless the
     method closes a doubtful class."""
 
-    version: ClassVar[int] = 14
+    version: ClassVar[int] = 15
     needs_gradients: ClassVar[bool] = True
     paper: ClassVar[None] = None
 
