@@ -23,9 +23,9 @@ costs least. Where none closes it, it is taken from those that leave least, give
 smaller difference.
 
 Where no class is suspected, and the one that stands out most has a p of at most `doubt`, it is closed, too, if that
-costs little (`SMALL`), and several easy ways lead to it (`SEVERAL`): one alone is found into classes of honest networks,
-too. What leads to a class of an honest network is what the class looks like: closing it takes the class away, and
-`kept` is small. Only erasing and pruning are tried there.
+costs little (`SMALL`), and several easy ways lead to it (`SEVERAL`): one or two are found into classes of honest
+networks, too. What leads to a class of an honest network is what the class looks like: closing it takes the class away,
+and `kept` is small. Only erasing and pruning are tried there.
 """
 
 from __future__ import annotations
